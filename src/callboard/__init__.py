@@ -1,0 +1,1 @@
+"""Callboard: a durable actor runtime for AI agents on NATS JetStream."""

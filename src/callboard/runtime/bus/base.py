@@ -1,0 +1,449 @@
+"""The bus port: what the runtime asks of a broker. Two adapters implement it, ``jetstream`` and ``memory``.
+
+Contract in short. Sinks are plain functions called on the event loop; they must not block and must not raise. Every
+method that awaits the broker takes ``timeout_s`` and raises ``BusTimeoutError`` when the answer stays away, in which
+case the outcome is unknown. All methods raise ``BusClosedError`` after ``close``. Foreign errors never leak.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import datetime
+from typing import Literal, Protocol
+
+from msgspec import Struct
+
+from callboard.runtime.bus.header import Headers
+from callboard.runtime.errors import BusError
+
+DEFAULT_TIMEOUT_S = 5.0
+MAX_BATCH = 1000
+
+
+class Message(Struct, frozen=True):
+    """A message from a plain (unstored) subject."""
+
+    subject: str
+    data: bytes
+    headers: Headers | None = None
+    reply: str = ""
+
+
+class Stored(Struct, frozen=True):
+    """A message read back from a stream."""
+
+    subject: str
+    data: bytes
+    seq: int
+    time: datetime
+    headers: Headers | None = None
+
+
+class Delivery(Struct, frozen=True):
+    """A message handed to us by a durable consumer; ours until settled or until ``ack_wait`` passes unextended.
+
+    Attributes:
+        token: What settles it; opaque.
+        seq: Its sequence in the stream.
+        delivered: How often the broker has handed it out, this time included; 1 is the first.
+        pending: Messages the consumer still had waiting behind it.
+        time: When it was stored.
+    """
+
+    subject: str
+    data: bytes
+    headers: Headers | None
+    token: str
+    seq: int
+    delivered: int
+    pending: int
+    time_ns: int
+
+
+class Write(Struct, frozen=True):
+    """One message to be stored. ``headers`` carry the conditions (see ``header.build``)."""
+
+    subject: str
+    data: bytes
+    headers: Headers | None = None
+
+
+class PubAck(Struct, frozen=True):
+    """The broker's word that a write is stored.
+
+    Attributes:
+        seq: Its sequence; of the last message for a batch.
+        is_duplicate: True when the message id had been seen and nothing was stored again.
+        count: Messages in the batch, 1 otherwise.
+    """
+
+    stream: str
+    seq: int
+    is_duplicate: bool = False
+    count: int = 1
+
+
+class Source(Struct, frozen=True):
+    """A stream that another one copies from, limited to ``filters`` (empty: all)."""
+
+    name: str
+    filters: tuple[str, ...] = ()
+
+
+class StreamConfig(Struct, frozen=True, kw_only=True):
+    """Settings of a stream, in our units; the adapter speaks the broker's. -1 and 0 s mean unlimited."""
+
+    name: str
+    subjects: tuple[str, ...] = ()
+    retention: Literal["limits", "workqueue"] = "limits"
+    storage: Literal["file", "memory"] = "file"
+    replicas: int = 1
+    discard: Literal["old", "new"] = "old"
+    discard_new_per_subject: bool = False
+    max_age_s: float = 0.0
+    max_bytes: int = -1
+    max_msgs: int = -1
+    max_msgs_per_subject: int = -1
+    max_msg_bytes: int = -1
+    max_consumers: int = -1
+    duplicate_window_s: float = 120.0
+    allow_atomic: bool = False
+    allow_direct: bool = False
+    allow_rollup: bool = False
+    allow_msg_ttl: bool = False
+    allow_schedules: bool = False
+    deny_delete: bool = False
+    deny_purge: bool = False
+    persist_async: bool = False
+    sources: tuple[Source, ...] = ()
+    subject_transform: tuple[str, str] | None = None
+
+
+class StreamInfo(Struct, frozen=True, kw_only=True):
+    """Settings and state of a stream, as its leader told them.
+
+    Attributes:
+        leader: Name of the leading server, "" for a single server, None when the stream has no leader now.
+    """
+
+    config: StreamConfig
+    messages: int
+    size_bytes: int
+    first_seq: int
+    last_seq: int
+    consumers: int
+    first_time: datetime | None = None
+    leader: str | None = ""
+
+
+class ConsumerConfig(Struct, frozen=True, kw_only=True):
+    """Settings of a durable pull consumer with explicit acks."""
+
+    name: str
+    filter_subject: str
+    ack_wait_s: float = 4.0
+    max_ack_pending: int = 1000
+    max_deliver: int = -1
+
+
+class ConsumerInfo(Struct, frozen=True, kw_only=True):
+    """Settings and state of a consumer: ``pending`` wait, ``ack_pending`` are handed out and unsettled."""
+
+    stream: str
+    config: ConsumerConfig
+    pending: int
+    ack_pending: int
+    redelivered: int
+
+
+class ServerInfo(Struct, frozen=True, kw_only=True):
+    """What the connected server says of itself. ``jetstream`` is False where streams are switched off."""
+
+    name: str
+    version: str
+    cluster: str = ""
+    url: str = ""
+    max_payload_bytes: int = 1 << 20
+    jetstream: bool = True
+
+
+class KvEntry(Struct, frozen=True):
+    """A key of a bucket; ``data`` is None when it was deleted or expired."""
+
+    key: str
+    data: bytes | None
+    revision: int
+    time: datetime
+
+
+class Subscription(Protocol):
+    """Interest in a plain subject."""
+
+    async def close(self) -> None:
+        """End it; nothing reaches the sink afterwards. Closing twice is harmless."""
+        ...
+
+
+class Pull(Protocol):
+    """A standing pull on one durable consumer.
+
+    Credit is the number of messages the broker may still hand out. It survives: after a reconnect, a lost or expired
+    request (statuses 404, 408, 409) or two missed idle heartbeats the pull asks again for what is outstanding, on a
+    new inbox, so that an old request can never deliver beyond the credit.
+    """
+
+    @property
+    def credit(self) -> int:
+        """Messages granted and not yet delivered."""
+        ...
+
+    @property
+    def last_heard(self) -> float:
+        """Monotonic seconds when the broker last answered this pull: a delivery, a status or an idle heartbeat."""
+        ...
+
+    @property
+    def problem(self) -> str | None:
+        """Why the pull cannot work now (consumer missing, no permission, not connected), or None."""
+        ...
+
+    def grant(self, count: int) -> None:
+        """Allow ``count`` more messages; returns at once, the request goes out in this loop turn."""
+        ...
+
+    async def close(self) -> None:
+        """Withdraw the outstanding credit. A message already on its way may still reach the sink: hand it back."""
+        ...
+
+
+class Bus(Protocol):
+    """One connection to the broker. Not shared between threads; a second thread opens its own."""
+
+    # --- state
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the link is up now."""
+        ...
+
+    @property
+    def connected_at(self) -> float:
+        """Monotonic seconds of the last connect or reconnect."""
+        ...
+
+    @property
+    def server(self) -> ServerInfo:
+        """The server we are (or were last) connected to."""
+        ...
+
+    def on_reconnect(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` on the loop after each reconnect."""
+        ...
+
+    async def close(self) -> None:
+        """Flush what can be flushed within a second, then disconnect. Closing twice is harmless."""
+        ...
+
+    # --- plain subjects
+
+    def inbox(self) -> str:
+        """Return a new unique subject below this connection's inbox prefix."""
+        ...
+
+    async def publish(self, subject: str, data: bytes = b"", *, headers: Headers | None = None, reply: str = "") -> None:
+        """Send without confirmation. During a reconnect it is buffered, up to the client's limit.
+
+        Raises:
+            PayloadTooLargeError: If it is over the server's limit.
+            BackpressureError: If the reconnect buffer is full.
+        """
+        ...
+
+    async def subscribe(self, subject: str, sink: Callable[[Message], None], *, queue: str = "") -> Subscription:
+        """Hear ``subject`` (wildcards allowed); with ``queue``, one member of the group hears each message.
+
+        The subscription survives reconnects; messages sent meanwhile are missed.
+        """
+        ...
+
+    async def request(
+        self, subject: str, data: bytes = b"", *, headers: Headers | None = None, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> Message:
+        """Publish and wait for the first answer.
+
+        Raises:
+            NoRespondersError: At once, if nobody listens.
+            BusTimeoutError: If nobody answers in time.
+        """
+        ...
+
+    async def flush(self, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        """Wait until the server has taken everything sent so far (one round trip)."""
+        ...
+
+    # --- stored subjects
+
+    async def store(self, write: Write, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> PubAck:
+        """Store one message and wait for the broker's word. One round trip.
+
+        Raises:
+            ConflictError: If an expected sequence was not the last, or a write-once subject is taken.
+            BackpressureError: If the stream is full.
+            NoRespondersError: If no stream takes the subject.
+            PayloadTooLargeError: If it is over the server's or the stream's limit.
+            InvalidHeaderError: If a header holds CR, LF or NUL.
+            BusTimeoutError: If the outcome is unknown.
+        """
+        ...
+
+    async def store_many(
+        self, writes: Sequence[Write], *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> list[PubAck | BusError]:
+        """Store each message on its own, pipelined; answers stand in the order of ``writes``.
+
+        Refusals are returned, not raised; an answer that stays away is a ``BusTimeoutError`` in its place. One
+        socket write, one round trip, one fsync a message where the server syncs always.
+        """
+        ...
+
+    async def store_batch(self, writes: Sequence[Write], *, timeout_s: float = DEFAULT_TIMEOUT_S) -> PubAck:
+        """Store 1 to 1,000 messages of one stream, all or none. One round trip, four fsyncs whatever the size.
+
+        Raises:
+            ConflictError: If one was refused; none is stored. ``last_seq`` is the standing write's, where named.
+            BackpressureError: If the stream is full or has too many open batches.
+            BusTimeoutError: If the outcome is unknown.
+        """
+        ...
+
+    async def get_last(self, stream: str, subject: str) -> Stored | None:
+        """Return the last message on ``subject`` or None. One direct get; may be answered by a follower."""
+        ...
+
+    async def get_seq(self, stream: str, seq: int) -> Stored | None:
+        """Return the message with this sequence or None."""
+        ...
+
+    async def get_next(self, stream: str, seq: int, subject: str) -> Stored | None:
+        """Return the first message on ``subject`` (wildcards allowed) with a sequence of at least ``seq``, or None."""
+        ...
+
+    async def get_many(self, stream: str, subjects: Sequence[str]) -> list[Stored]:
+        """Return the last message of every subject that matches one of ``subjects`` (wildcards allowed), by sequence.
+
+        One request per 500 subjects.
+        """
+        ...
+
+    def read(
+        self,
+        stream: str,
+        *,
+        subjects: Sequence[str] = (),
+        start_seq: int | None = None,
+        start_time: datetime | None = None,
+        follow: bool = False,
+    ) -> AsyncIterator[Stored]:
+        """Read a stream in order, without gaps across reconnects; ends at the end it had when called, unless ``follow``.
+
+        Raises:
+            NotFoundError: If the stream does not exist.
+        """
+        ...
+
+    # --- work
+
+    async def pull(self, stream: str, consumer: str, sink: Callable[[Delivery], None]) -> Pull:
+        """Open a standing pull with no credit.
+
+        Raises:
+            NotFoundError: If the stream or consumer does not exist.
+        """
+        ...
+
+    async def ack(self, tokens: Sequence[str], *, confirm: bool = False, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        """Remove deliveries from the work queue.
+
+        With ``confirm``, wait until the server has taken each (pipelined). A stale token is accepted by the broker:
+        the caller must know that the work is committed.
+
+        Raises:
+            BusTimeoutError: If a confirmation stays away; abandon the rest and let redelivery repair it.
+        """
+        ...
+
+    async def nak(self, token: str, *, delay_s: float) -> None:
+        """Give a delivery back, to be handed out again after ``delay_s`` (at least 0.001; a bare nak spins)."""
+        ...
+
+    async def extend(self, tokens: Sequence[str]) -> None:
+        """Keep deliveries ours for another ``ack_wait`` each."""
+        ...
+
+    async def term(self, token: str, reason: str) -> None:
+        """Remove a delivery for good with a reason on one line; its dead letter must be stored before."""
+        ...
+
+    # --- administration
+
+    async def stream_info(self, name: str) -> StreamInfo | None:
+        """Return a stream's settings and state, or None when it does not exist."""
+        ...
+
+    async def stream_names(self) -> list[str]:
+        """Return the names of all streams of the account, sorted."""
+        ...
+
+    async def create_stream(self, config: StreamConfig) -> StreamInfo:
+        """Create it; succeeds when it exists with the same settings.
+
+        Raises:
+            TopologyError: If one with other settings exists, or the server refuses a setting.
+        """
+        ...
+
+    async def update_stream(self, config: StreamConfig) -> StreamInfo:
+        """Change settings in place.
+
+        Raises:
+            TopologyError: If the server refuses the change.
+            NotFoundError: If it does not exist.
+        """
+        ...
+
+    async def delete_stream(self, name: str) -> bool:
+        """Delete a stream with all it holds; False when there was none."""
+        ...
+
+    async def subject_counts(self, stream: str, subject: str = ">") -> dict[str, int]:
+        """Return how many messages each matching subject holds."""
+        ...
+
+    async def purge(self, stream: str, *, subject: str | None = None, below_seq: int | None = None) -> int:
+        """Delete messages, all or those on ``subject`` and before ``below_seq``; return how many."""
+        ...
+
+    async def delete_message(self, stream: str, seq: int) -> bool:
+        """Delete one message; False when there was none."""
+        ...
+
+    async def consumer_info(self, stream: str, name: str) -> ConsumerInfo | None:
+        """Return a consumer's settings and state, or None."""
+        ...
+
+    async def consumers(self, stream: str) -> list[ConsumerInfo]:
+        """Return all durable consumers of a stream."""
+        ...
+
+    async def create_consumer(self, stream: str, config: ConsumerConfig) -> ConsumerInfo:
+        """Create or update a durable consumer.
+
+        Raises:
+            TopologyError: If the server refuses it.
+            NotFoundError: If the stream does not exist.
+        """
+        ...
+
+    async def delete_consumer(self, stream: str, name: str) -> bool:
+        """Delete a consumer; False when there was none."""
+        ...

@@ -1,0 +1,78 @@
+"""Names of the headers that the broker and Callboard read, and the builder for the broker's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+MSG_ID = "Nats-Msg-Id"
+EXPECTED_SUBJECT_SEQ = "Nats-Expected-Last-Subject-Sequence"
+TTL = "Nats-TTL"
+ROLLUP = "Nats-Rollup"
+BATCH_ID = "Nats-Batch-Id"
+BATCH_SEQ = "Nats-Batch-Sequence"
+BATCH_COMMIT = "Nats-Batch-Commit"
+SCHEDULE = "Nats-Schedule"
+SCHEDULE_TARGET = "Nats-Schedule-Target"
+SCHEDULE_TZ = "Nats-Schedule-Time-Zone"
+SCHEDULER = "Nats-Scheduler"
+SCHEDULE_NEXT = "Nats-Schedule-Next"
+
+CONTENT_TYPE = "Content-Type"
+TRACEPARENT = "traceparent"
+DEADLINE = "Cb-Deadline"
+REPLY_TO = "Cb-Reply-To"
+ATTEMPT = "Cb-Attempt"
+TASK_ID = "Cb-Task-Id"
+CLAIM_CHECK = "Cb-Claim-Check"
+
+Headers = Mapping[str, str]
+
+
+def build(
+    *,
+    msg_id: str | None = None,
+    expected_seq: int | None = None,
+    ttl_s: float | None = None,
+    rollup: bool = False,
+    extra: Headers | None = None,
+) -> dict[str, str] | None:
+    """Return the headers for a stored write, or None when there are none (a header-less publish is cheaper).
+
+    Args:
+        msg_id: Idempotency key; a second write with it inside the stream's window is acknowledged as a duplicate.
+        expected_seq: Sequence that must be the subject's last; 0 means that nothing may stand there yet.
+        ttl_s: Lifetime in whole seconds, at least 1; the stream must allow it.
+        rollup: Remove every earlier message on the subject in the same write.
+        extra: Further headers.
+    """
+    headers = dict(extra) if extra else {}
+    if msg_id is not None:
+        headers[MSG_ID] = msg_id
+    if expected_seq is not None:
+        headers[EXPECTED_SUBJECT_SEQ] = str(expected_seq)
+    if ttl_s is not None:
+        headers[TTL] = f"{max(1, round(ttl_s))}s"
+    if rollup:
+        headers[ROLLUP] = "sub"
+    return headers or None
+
+
+def at(due: datetime, target: str) -> dict[str, str]:
+    """Return the headers that make a stored write fire once, at ``due``, onto ``target`` in the same stream."""
+    stamp = due.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return {SCHEDULE: f"@at {stamp}", SCHEDULE_TARGET: target}
+
+
+def recurring(rule: str, target: str, *, time_zone: str | None = None) -> dict[str, str]:
+    """Return the headers for a recurring schedule.
+
+    Args:
+        rule: ``@every 90s`` (1 s at least), ``@hourly`` and the like, or a cron line of six fields, seconds first.
+        target: Subject, in the same stream, of each firing.
+        time_zone: IANA name; only for cron lines.
+    """
+    headers = {SCHEDULE: rule, SCHEDULE_TARGET: target}
+    if time_zone is not None:
+        headers[SCHEDULE_TZ] = time_zone
+    return headers

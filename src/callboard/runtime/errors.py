@@ -1,0 +1,300 @@
+"""Every error Callboard raises: one root, a stable code each, and what to do next.
+
+The ``code`` is the same on the wire, in ledger records and in the exit text of the command line. ``retryable`` says
+whether the same call may succeed later without a change of its arguments.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class CallboardError(Exception):
+    """Raised when anything in Callboard fails; catch this to catch all of it."""
+
+    code: ClassVar[str] = "callboard"
+    retryable: ClassVar[bool] = False
+
+
+# --- the bus -----------------------------------------------------------------------------------------------------
+
+
+class BusError(CallboardError):
+    """Raised when the broker refused or could not answer and no narrower error fits."""
+
+    code = "bus"
+
+
+class BusConnectError(BusError):
+    """Raised when no connection to the broker could be made within the start-up deadline."""
+
+    code = "bus_connect"
+    retryable = True
+
+
+class BusAuthError(BusError):
+    """Raised when the broker refused the credentials. Check user, password, token or nkey."""
+
+    code = "bus_auth"
+
+
+class BusClosedError(BusError):
+    """Raised when an operation is tried on a bus that was closed."""
+
+    code = "bus_closed"
+
+
+class BusTimeoutError(BusError):
+    """Raised when the broker did not answer in time; the outcome is unknown, so repeat it under the same id."""
+
+    code = "bus_timeout"
+    retryable = True
+
+
+class NoRespondersError(BusError):
+    """Raised when nobody listens on the subject of a request, or no stream stores a published subject."""
+
+    code = "no_responders"
+    retryable = True
+
+
+class PermissionDeniedError(BusError):
+    """Raised when the broker's permissions refuse a subject.
+
+    Attributes:
+        subject: The subject that was refused, as the server spelled it.
+    """
+
+    code = "permission_denied"
+
+    def __init__(self, message: str, *, subject: str = "") -> None:
+        super().__init__(message)
+        self.subject = subject
+
+
+class ConflictError(BusError):
+    """Raised when a compare-and-set or write-once write lost: another write stands on the subject.
+
+    Attributes:
+        last_seq: Sequence of the write that stands, or 0 where the broker did not say.
+    """
+
+    code = "conflict"
+
+    def __init__(self, message: str, *, last_seq: int = 0) -> None:
+        super().__init__(message)
+        self.last_seq = last_seq
+
+
+class BackpressureError(BusError):
+    """Raised when a stream is full and refused the write. Nothing was stored; slow down and publish again."""
+
+    code = "backpressure"
+    retryable = True
+
+
+class NotFoundError(BusError):
+    """Raised when a stream, consumer, bucket, object or message does not exist."""
+
+    code = "not_found"
+
+
+class TopologyError(BusError):
+    """Raised when the broker lacks a stream or consumer, or has it with settings that break a promise."""
+
+    code = "topology"
+
+
+# --- input -------------------------------------------------------------------------------------------------------
+
+
+class InputError(CallboardError):
+    """Raised when something handed to Callboard is not acceptable as it is."""
+
+    code = "input"
+
+
+class InvalidNameError(InputError):
+    """Raised when a name cannot be used as a subject token.
+
+    Attributes:
+        name: The refused name.
+    """
+
+    code = "invalid_name"
+
+    def __init__(self, message: str, *, name: str = "") -> None:
+        super().__init__(message)
+        self.name = name
+
+
+class InvalidHeaderError(InputError):
+    """Raised when a header's name or value has a character that headers cannot carry (CR, LF, NUL, a colon)."""
+
+    code = "invalid_header"
+
+
+class PayloadTooLargeError(InputError):
+    """Raised when a payload is over the limit.
+
+    Attributes:
+        size_bytes: Size of the payload.
+        limit_bytes: The limit it passed.
+    """
+
+    code = "payload_too_large"
+
+    def __init__(self, message: str, *, size_bytes: int = 0, limit_bytes: int = 0) -> None:
+        super().__init__(message)
+        self.size_bytes = size_bytes
+        self.limit_bytes = limit_bytes
+
+
+class DecodeError(InputError):
+    """Raised when bytes are not valid JSON or msgpack, or do not fit the expected type."""
+
+    code = "decode"
+
+
+class EncodeError(InputError):
+    """Raised when a value cannot be encoded, for example a handler's result of an unknown type."""
+
+    code = "encode"
+
+
+class DeadlineError(InputError):
+    """Raised when a deadline has passed: at submission, before a run, or during one."""
+
+    code = "deadline"
+
+
+class ConfigError(InputError):
+    """Raised when a setting is unknown, malformed or contradicts another; names the file and the key."""
+
+    code = "config"
+
+
+class MissingExtraError(CallboardError):
+    """Raised when a feature needs an optional dependency; the message holds the exact install command."""
+
+    code = "missing_extra"
+
+
+class ModuleLoadError(InputError):
+    """Raised when a module with capabilities cannot be imported, or holds none."""
+
+    code = "module_load"
+
+
+# --- tasks -------------------------------------------------------------------------------------------------------
+
+
+class TaskError(CallboardError):
+    """Raised when a task could not be run or waited for and no narrower error fits."""
+
+    code = "task"
+
+
+class TaskFailedError(TaskError):
+    """Raised when a waited-for task ended without a result.
+
+    Attributes:
+        task_id: The task.
+        cause_code: Code of the error that ended it.
+        status: Its final status: failed, cancelled or expired.
+    """
+
+    code = "task_failed"
+
+    def __init__(self, message: str, *, task_id: str = "", cause_code: str = "", status: str = "failed") -> None:
+        super().__init__(message)
+        self.task_id = task_id
+        self.cause_code = cause_code
+        self.status = status
+
+
+class TaskTimeoutError(TaskError):
+    """Raised when a run took longer than its capability's ``timeout_s``; the run was cancelled."""
+
+    code = "task_timeout"
+    retryable = True
+
+
+class TaskCancelledError(TaskError):
+    """Raised when a task was cancelled by a request."""
+
+    code = "task_cancelled"
+
+
+class TaskNotFoundError(TaskError):
+    """Raised when no task with this id is waiting, running or recorded."""
+
+    code = "task_not_found"
+
+
+class CrashLimitError(TaskError):
+    """Raised when a task's worker died under it as often as the crash limit allows."""
+
+    code = "crash_limit"
+
+
+class HandlerExitError(TaskError):
+    """Raised when a handler tried to end its process (``sys.exit``); the task is not tried again."""
+
+    code = "handler_exit"
+
+
+class RetryableError(TaskError):
+    """Raised by a handler to ask for another attempt.
+
+    Attributes:
+        after_s: Seconds until the next attempt, or None to let the retry policy say.
+    """
+
+    code = "retryable"
+    retryable = True
+
+    def __init__(self, message: str = "", *, after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.after_s = after_s
+
+
+class TerminalError(TaskError):
+    """Raised by a handler to say that no further attempt can help; the task becomes a dead letter at once."""
+
+    code = "terminal"
+
+
+# --- life --------------------------------------------------------------------------------------------------------
+
+
+class ServerBinaryError(CallboardError):
+    """Raised when no usable nats-server binary was found, or the one found is too old."""
+
+    code = "server_binary"
+
+
+class ServerStartError(CallboardError):
+    """Raised when the embedded server did not come up; the message ends with what it said."""
+
+    code = "server_start"
+
+
+class DataFolderInUseError(CallboardError):
+    """Raised when another embedded server already runs on the same data folder."""
+
+    code = "data_folder_in_use"
+
+
+class PortInUseError(CallboardError):
+    """Raised when a port that must be bound is taken.
+
+    Attributes:
+        port: The port.
+    """
+
+    code = "port_in_use"
+
+    def __init__(self, message: str, *, port: int = 0) -> None:
+        super().__init__(message)
+        self.port = port

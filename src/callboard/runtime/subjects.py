@@ -1,0 +1,119 @@
+"""Every subject Callboard uses, built and taken apart in one place.
+
+Names (capabilities, actor types, workers) are single tokens ``[a-z0-9_-]+``. Keys and task ids are any text and are
+escaped into one token: every UTF-8 byte other than ``A-Z a-z 0-9 - _ ~ ! ' ( )`` becomes ``%XX``, which is
+``encodeURIComponent`` with ``.`` and ``*`` escaped as well.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+from urllib.parse import quote, unquote
+
+from callboard.runtime.errors import InvalidNameError
+
+Lane = Literal["high", "normal", "low"]
+LANES: tuple[Lane, ...] = ("high", "normal", "low")
+MAX_NAME_BYTES = 64
+MAX_KEY_BYTES = 256
+
+_NAME = re.compile(r"[a-z0-9_-]+")
+_TOKEN_SAFE = "-_~!'()"
+
+BEAT_ALL = "cb.beat.*"
+CTL_HOLDS = "cb.ctl.holds"
+CTL_CANCEL = "cb.ctl.cancel"
+
+
+def check_name(name: str, *, what: str = "name") -> str:
+    """Return ``name`` if it can be a single subject token.
+
+    Raises:
+        InvalidNameError: If it is empty, over 64 bytes, or has a character outside ``[a-z0-9_-]``.
+    """
+    if not _NAME.fullmatch(name) or len(name) > MAX_NAME_BYTES:
+        message = f"{what} {name[:80]!r} is not usable: take 1 to {MAX_NAME_BYTES} of a-z, 0-9, '_' and '-'"
+        raise InvalidNameError(message, name=name)
+    return name
+
+
+def escape(key: str) -> str:
+    """Return ``key`` as one subject token; ``unescape`` gives it back.
+
+    Raises:
+        InvalidNameError: If it is empty, over 256 bytes in UTF-8, or not encodable.
+    """
+    try:
+        size = len(key.encode())
+    except UnicodeEncodeError as error:
+        message = "the key holds a lone surrogate and cannot be encoded as UTF-8"
+        raise InvalidNameError(message, name=repr(key)) from error
+    if not 0 < size <= MAX_KEY_BYTES:
+        message = f"a key or task id takes 1 to {MAX_KEY_BYTES} bytes of UTF-8, this one has {size}"
+        raise InvalidNameError(message, name=key[:80])
+    return quote(key, safe=_TOKEN_SAFE)
+
+
+def unescape(token: str) -> str:
+    """Return the key that ``escape`` made this token from."""
+    return unquote(token)
+
+
+def task(capability: str, lane: Lane = "normal") -> str:
+    """Return the subject on which a task for ``capability`` is submitted."""
+    return f"cb.task.{capability}" if lane == "normal" else f"cb.task.{capability}.{lane}"
+
+
+def split_task(subject: str) -> tuple[str, Lane]:
+    """Return capability and lane of a task subject."""
+    parts = subject.split(".")
+    lane: Lane = "normal"
+    if len(parts) == 4:  # noqa: PLR2004 - cb.task.<capability>.<lane>
+        lane = "high" if parts[3] == "high" else "low"
+    return parts[2], lane
+
+
+def consumer(capability: str, lane: Lane) -> str:
+    """Return the name of the durable consumer that serves one lane of a capability."""
+    return f"{capability}-{lane}"
+
+
+def later(task_id: str) -> str:
+    """Return the subject that holds a task's server-held schedule."""
+    return f"cb.later.{escape(task_id)}"
+
+
+def result(capability: str, task_id: str) -> str:
+    """Return the subject of a finished task's ledger record."""
+    return f"cb.result.{capability}.{escape(task_id)}"
+
+
+def attempt(capability: str, task_id: str, number: int) -> str:
+    """Return the subject of the ``number``-th attempt record of a task (1-based)."""
+    return f"cb.attempt.{capability}.{escape(task_id)}.{number}"
+
+
+def attempts(capability: str, task_id: str) -> str:
+    """Return the wildcard over all attempt records of a task."""
+    return f"cb.attempt.{capability}.{escape(task_id)}.*"
+
+
+def dead(capability: str, task_id: str) -> str:
+    """Return the subject of a task's dead letter."""
+    return f"cb.dead.task.{capability}.{escape(task_id)}"
+
+
+def task_event(task_id: str) -> str:
+    """Return the subject of a task's progress events."""
+    return f"cb.event.task.{escape(task_id)}"
+
+
+def beat(worker: str) -> str:
+    """Return the subject of a worker's heartbeat."""
+    return f"cb.beat.{worker}"
+
+
+def ctl_worker(worker: str) -> str:
+    """Return the subject on which one worker takes orders."""
+    return f"cb.ctl.worker.{worker}"
