@@ -21,6 +21,10 @@ MAX_KEY_BYTES = 256
 _NAME = re.compile(r"[a-z0-9_-]+")
 _TOKEN_SAFE = "-_~!'()"
 
+WORK = "CB_WORK"
+LATER = "CB_LATER"
+LEDGER = "CB_LEDGER"
+DEAD = "CB_DEAD"
 BEAT_ALL = "cb.beat.*"
 CTL_HOLDS = "cb.ctl.holds"
 CTL_CANCEL = "cb.ctl.cancel"
@@ -65,17 +69,22 @@ def task(capability: str, lane: Lane = "normal") -> str:
     return f"cb.task.{capability}" if lane == "normal" else f"cb.task.{capability}.{lane}"
 
 
+def due(capability: str, lane: Lane = "normal") -> str:
+    """Return the subject onto which a server-held schedule fires a task; it lies in the schedules' own stream."""
+    return f"cb.due.{capability}.{lane}"
+
+
 def split_task(subject: str) -> tuple[str, Lane]:
-    """Return capability and lane of a task subject."""
+    """Return capability and lane of a task subject, submitted (``cb.task``) or fired by a schedule (``cb.due``)."""
     parts = subject.split(".")
     lane: Lane = "normal"
-    if len(parts) == 4:  # noqa: PLR2004 - cb.task.<capability>.<lane>
+    if len(parts) == 4 and parts[3] != "normal":  # noqa: PLR2004 - cb.task.<capability>.<lane>
         lane = "high" if parts[3] == "high" else "low"
     return parts[2], lane
 
 
-def consumer(capability: str, lane: Lane) -> str:
-    """Return the name of the durable consumer that serves one lane of a capability."""
+def consumer(capability: str, lane: Lane | Literal["later"]) -> str:
+    """Return the name of the durable consumer that serves one lane of a capability; ``later`` for fired schedules."""
     return f"{capability}-{lane}"
 
 
