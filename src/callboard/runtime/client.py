@@ -17,6 +17,7 @@ from callboard.runtime.bus.base import DEFAULT_TIMEOUT_S, Bus, Message, PubAck, 
 from callboard.runtime.bus.kv import Bucket
 from callboard.runtime.capability import Capability
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
+from callboard.runtime.control import CONFIG_BUCKET, PAUSE_PREFIX, CancelRequest
 from callboard.runtime.errors import (
     BusError,
     BusTimeoutError,
@@ -29,7 +30,6 @@ from callboard.runtime.errors import (
 )
 from callboard.runtime.record import TaskRecord
 from callboard.runtime.subjects import Lane
-from callboard.runtime.worker import PAUSE_PREFIX, CancelRequest
 
 POLL_FIRST_S = 0.2
 POLL_MAX_S = 2.0
@@ -338,12 +338,12 @@ class Client:
     async def pause(self, capability: str, *, reason: str = "") -> None:
         """Hold a capability back on all workers, now and after restarts, until ``resume``; running tasks go on."""
         subjects.check_name(capability, what="capability")
-        await Bucket(self._bus, "CB_CONFIG").put(PAUSE_PREFIX + capability, reason.encode() or b"paused")
+        await Bucket(self._bus, CONFIG_BUCKET).put(PAUSE_PREFIX + capability, reason.encode() or b"paused")
 
     async def resume(self, capability: str) -> None:
         """Let a paused capability go on."""
         subjects.check_name(capability, what="capability")
-        await Bucket(self._bus, "CB_CONFIG").delete(PAUSE_PREFIX + capability)
+        await Bucket(self._bus, CONFIG_BUCKET).delete(PAUSE_PREFIX + capability)
 
     # --- plans
 

@@ -66,7 +66,7 @@ class Settler:
         *,
         clock: Clock,
         told: Told,
-        spawn: Callable[[Coroutine[Any, Any, None], str], None],
+        spawn: Callable[[Coroutine[Any, Any, None], str], object],
         soon: Callable[[Callable[[], None]], object],
         rules: SettleRules,
     ) -> None:

@@ -21,6 +21,7 @@ from callboard.runtime.capability import DEFAULT_CONCURRENCY, Capability
 from callboard.runtime.claim import Claim
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 from callboard.runtime.commit import Committer
+from callboard.runtime.control import CONFIG_BUCKET, PAUSE_PREFIX, decode_cancel, decode_order
 from callboard.runtime.errors import BusError, CallboardError, DecodeError, ModuleLoadError
 from callboard.runtime.lanes import PULL_LANES
 from callboard.runtime.lease import KeeperThread, LeaseKeeper
@@ -33,7 +34,6 @@ TICK_S = 0.05
 PEER_ALIVE_S = 3.0
 DEAF_AFTER_S = 12.0
 DEAF_EXIT_S = 45.0
-PAUSE_PREFIX = "pause."
 
 
 class WorkerOptions(Struct, frozen=True, kw_only=True):
@@ -57,25 +57,6 @@ class WorkerOptions(Struct, frozen=True, kw_only=True):
     holds_wait_s: float = 0.75
     pool_rules: PoolRules = PoolRules()
     settle_rules: SettleRules = SettleRules()
-
-
-class Order(Struct, frozen=True, kw_only=True):
-    """Body of ``cb.ctl.worker.<worker>``: ``op`` is ``drain`` or ``slots``."""
-
-    op: str
-    capability: str = ""
-    slots: int = 0
-
-
-class CancelRequest(Struct, frozen=True, kw_only=True):
-    """Body of ``cb.ctl.cancel``."""
-
-    task: str
-    reason: str = "cancelled by request"
-
-
-_order = msgspec.json.Decoder(Order)
-_cancel = msgspec.json.Decoder(CancelRequest)
 
 
 class Worker:
@@ -291,7 +272,7 @@ class Worker:
         self._subscriptions.append(await bus.subscribe(subjects.BEAT_ALL, self._on_beat))
         self._subscriptions.append(await bus.subscribe(subjects.CTL_CANCEL, lambda m: self._on_cancel(bus, m)))
         self._subscriptions.append(await bus.subscribe(subjects.ctl_worker(self.id), lambda m: self._on_order(bus, m)))
-        config = Bucket(bus, "CB_CONFIG")
+        config = Bucket(bus, CONFIG_BUCKET)
         for name in self.pools:
             entry = await config.get(PAUSE_PREFIX + name)
             if entry is not None and entry.data is not None:
@@ -322,7 +303,7 @@ class Worker:
 
     def _on_cancel(self, bus: Bus, message: Message) -> None:
         try:
-            request = _cancel.decode(message.data)
+            request = decode_cancel(message.data)
         except msgspec.DecodeError:
             return
         if any([pool.cancel(request.task, request.reason) for pool in self.pools.values()]):
@@ -330,7 +311,7 @@ class Worker:
 
     def _on_order(self, bus: Bus, message: Message) -> None:
         try:
-            order = _order.decode(message.data)
+            order = decode_order(message.data)
         except msgspec.DecodeError as error:
             self._reply(bus, message, {"worker": self.id, "error": f"not an order: {error}"})
             return
