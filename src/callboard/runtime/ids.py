@@ -25,6 +25,6 @@ def task_id_of(seq: int, *, is_fired: bool = False, msg_id: str | None = None, t
     """Return a task's id.
 
     ``Cb-Task-Id`` of a scheduled one, else the client's ``Nats-Msg-Id``, else ``~<seq>`` in the work queue; a firing of
-    a recurring schedule is ``~later-<seq>``, named by its own sequence in the stream of schedules.
+    a recurring schedule is ``~d<seq>``, named by its own sequence in the stream of schedules.
     """
-    return task_id or msg_id or (f"~later-{seq}" if is_fired else f"~{seq}")
+    return task_id or msg_id or (f"~d{seq}" if is_fired else f"~{seq}")

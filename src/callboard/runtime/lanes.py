@@ -7,9 +7,9 @@ from typing import Literal
 
 from callboard.runtime.subjects import Lane
 
-PullLane = Lane | Literal["later"]
-PULL_LANES: tuple[PullLane, ...] = ("high", "normal", "low", "later")
-WEIGHTS: Mapping[PullLane, int] = {"high": 8, "normal": 3, "low": 1, "later": 3}
+PullLane = Lane | Literal["due"]
+PULL_LANES: tuple[PullLane, ...] = ("high", "normal", "low", "due")
+WEIGHTS: Mapping[PullLane, int] = {"high": 8, "normal": 3, "low": 1, "due": 3}
 PARKED_NORMAL = 8
 
 

@@ -190,7 +190,7 @@ class Pool:
     # --- arrival
 
     async def _open_lane(self, lane: PullLane) -> None:
-        stream = subjects.LATER if lane == "later" else subjects.WORK
+        stream = subjects.LATER if lane == "due" else subjects.WORK
         consumer = subjects.consumer(self.capability.name, lane)
         arrived = self._arrived
 

@@ -133,9 +133,7 @@ class Settler:
 
     async def postpone(self, claim: Claim, delay_s: float) -> None:
         """Give back a claim whose next attempt is not due for ``delay_s``."""
-        self._keeper.drop(claim)
-        await self._bus.nak(claim.token, delay_s=delay_s)
-        self._told.settled(claim, "postponed")
+        await self._give_back(claim, delay_s, "postponed")
 
     async def reschedule(self, claim: Claim, failed: AttemptRecord) -> None:
         """Make sure that the scheduled next attempt is held by the server, then ack this one."""
@@ -235,9 +233,9 @@ class Settler:
             await self._schedule(claim, delay_s, attempt=claim.attempt + 1)
             self._acks.append(claim.token)
             self._flush_soon()
+            self._forget(claim, "retried")
         else:
-            await self._bus.nak(claim.token, delay_s=delay_s)
-        self._forget(claim, "retried")
+            await self._give_back(claim, delay_s, "retried")
 
     async def _schedule(self, claim: Claim, delay_s: float, *, attempt: int) -> None:
         due = self._clock.now() + timedelta(seconds=max(0.0, delay_s - SCHEDULE_LEAD_S))
@@ -250,8 +248,12 @@ class Settler:
 
     async def _return(self, claim: Claim, delay_s: float) -> None:
         await self._note(claim, "returned")
+        await self._give_back(claim, delay_s, "returned")
+
+    async def _give_back(self, claim: Claim, delay_s: float, name: str) -> None:
+        # the keeper first: an extension that follows a nak would replace its delay by a whole ack_wait
+        self._forget(claim, name)
         await self._bus.nak(claim.token, delay_s=delay_s)
-        self._forget(claim, "returned")
 
     async def _bury(self, claim: Claim, failure: Failure) -> None:
         if len(claim.delivery.data) > self._rules.claim_check_bytes:

@@ -19,7 +19,7 @@ MAX_NAME_BYTES = 64
 MAX_KEY_BYTES = 256
 
 _NAME = re.compile(r"[a-z0-9_-]+")
-_TOKEN_SAFE = "-_~!'()"
+_TOKEN_SAFE = "-_~!'()"  # urllib leaves the dot alone whatever it is told; escape() sees to it
 
 WORK = "CB_WORK"
 LATER = "CB_LATER"
@@ -56,7 +56,7 @@ def escape(key: str) -> str:
     if not 0 < size <= MAX_KEY_BYTES:
         message = f"a key or task id takes 1 to {MAX_KEY_BYTES} bytes of UTF-8, this one has {size}"
         raise InvalidNameError(message, name=key[:80])
-    return quote(key, safe=_TOKEN_SAFE)
+    return quote(key, safe=_TOKEN_SAFE).replace(".", "%2E")
 
 
 def unescape(token: str) -> str:
@@ -83,8 +83,8 @@ def split_task(subject: str) -> tuple[str, Lane]:
     return parts[2], lane
 
 
-def consumer(capability: str, lane: Lane | Literal["later"]) -> str:
-    """Return the name of the durable consumer that serves one lane of a capability; ``later`` for fired schedules."""
+def consumer(capability: str, lane: Lane | Literal["due"]) -> str:
+    """Return the name of the durable consumer that serves one lane of a capability; ``due`` for fired schedules."""
     return f"{capability}-{lane}"
 
 

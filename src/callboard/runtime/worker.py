@@ -225,7 +225,7 @@ class Worker:
     async def _ensure_consumers(self, bus: Bus) -> None:
         for capability in self._capabilities:
             for lane in PULL_LANES:
-                stream = subjects.LATER if lane == "later" else subjects.WORK
+                stream = subjects.LATER if lane == "due" else subjects.WORK
                 config = consumer_config(
                     capability.name,
                     lane,
@@ -399,7 +399,7 @@ class Worker:
 
 def consumer_config(capability: str, lane: Any, *, ack_wait_s: float, max_ack_pending: int) -> ConsumerConfig:  # noqa: ANN401 - PullLane
     """Return the durable consumer of one lane of a capability."""
-    if lane == "later":
+    if lane == "due":
         subject = f"cb.due.{capability}.*"
     else:
         subject = subjects.task(capability, lane)
