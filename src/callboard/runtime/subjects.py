@@ -88,6 +88,16 @@ def consumer(capability: str, lane: Lane | Literal["due"]) -> str:
     return f"{capability}-{lane}"
 
 
+def due(capability: str) -> str:
+    """Return the subject that a server-held schedule fires a task onto."""
+    return f"cb.due.{capability}"
+
+
+def due_consumer(capability: str) -> str:
+    """Return the name of the durable consumer, on ``CB_LATER``, of scheduled tasks that have fallen due."""
+    return f"{capability}-due"
+
+
 def later(task_id: str) -> str:
     """Return the subject that holds a task's server-held schedule."""
     return f"cb.later.{escape(task_id)}"
