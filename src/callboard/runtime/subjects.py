@@ -19,7 +19,7 @@ MAX_NAME_BYTES = 64
 MAX_KEY_BYTES = 256
 
 _NAME = re.compile(r"[a-z0-9_-]+")
-_TOKEN_SAFE = "-_~!'()"
+_UNESCAPED = "-_~!'()"
 
 BEAT_ALL = "cb.beat.*"
 CTL_HOLDS = "cb.ctl.holds"
@@ -52,7 +52,7 @@ def escape(key: str) -> str:
     if not 0 < size <= MAX_KEY_BYTES:
         message = f"a key or task id takes 1 to {MAX_KEY_BYTES} bytes of UTF-8, this one has {size}"
         raise InvalidNameError(message, name=key[:80])
-    return quote(key, safe=_TOKEN_SAFE)
+    return quote(key, safe=_UNESCAPED)
 
 
 def unescape(token: str) -> str:
