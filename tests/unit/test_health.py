@@ -66,7 +66,7 @@ async def test_a_healthy_process_says_so(state: State) -> None:
 
 
 async def test_a_process_that_lost_the_broker_is_alive_and_not_ready(state: State) -> None:
-    state.ready = Health(False, ("no fetch for 12 s",))  # noqa: FBT003
+    state.ready = Health(False, ("no fetch for 12 s",))
     assert (await state.get("/livez"))[0] == 200
     assert await state.get("/readyz") == (503, b'{"status": "unavailable"}\n')
 
@@ -95,8 +95,11 @@ async def test_reasons_are_told_on_loopback_only(state: State) -> None:
         (("::1", 1, 0, 0), True),
         (("::ffff:127.0.0.1", 1, 0, 0), True),
         (("10.0.0.1", 1), False),
-    ]
-    + [(("fe80::1%eth0", 1, 0, 2), False), (("::ffff:10.0.0.1", 1, 0, 0), False), (None, False), ("", False)],
+        (("fe80::1%eth0", 1, 0, 2), False),
+        (("::ffff:10.0.0.1", 1, 0, 0), False),
+        (None, False),
+        ("", False),
+    ],
 )
 def test_loopback_is_told_from_the_rest(peer: object, is_local: bool) -> None:
     class Writer:
