@@ -19,7 +19,7 @@ MAX_NAME_BYTES = 64
 MAX_KEY_BYTES = 256
 
 _NAME = re.compile(r"[a-z0-9_-]+")
-_TOKEN_SAFE = "-_~!'()"  # urllib leaves the dot alone whatever it is told; escape() sees to it
+_UNESCAPED = "-_~!'()"  # urllib leaves the dot alone whatever it is told; escape() sees to it
 
 WORK = "CB_WORK"
 LATER = "CB_LATER"
@@ -56,7 +56,7 @@ def escape(key: str) -> str:
     if not 0 < size <= MAX_KEY_BYTES:
         message = f"a key or task id takes 1 to {MAX_KEY_BYTES} bytes of UTF-8, this one has {size}"
         raise InvalidNameError(message, name=key[:80])
-    return quote(key, safe=_TOKEN_SAFE).replace(".", "%2E")
+    return quote(key, safe=_UNESCAPED).replace(".", "%2E")
 
 
 def unescape(token: str) -> str:
