@@ -125,7 +125,8 @@ class Client:
         data = await self._payload(value, extra)
         if delay_s is not None:
             due = self._clock.now() + timedelta(seconds=max(1.0, delay_s))
-            extra = {k: v for k, v in extra.items() if k != header.MSG_ID} | header.at(due, subjects.due(name, lane))
+            extra = {k: v for k, v in extra.items() if k != header.MSG_ID} | header.at(due, subjects.due(name))
+            extra[header.LANE] = lane
             extra[header.TASK_ID] = id or ""
             write = Write(subjects.later(id or ""), data, extra)
         else:
@@ -372,8 +373,8 @@ class Client:
         Raises:
             InputError: If the rule is refused.
         """
-        target = subjects.due(_name_of(capability), lane)
-        extra = header.recurring(rule, target, time_zone=time_zone)
+        target = subjects.due(_name_of(capability))
+        extra = header.recurring(rule, target, time_zone=time_zone) | {header.LANE: lane}
         data = await self._payload(value, extra)
         try:
             await self._bus.store(Write(subjects.later(f"plan/{name}"), data, extra))

@@ -190,8 +190,11 @@ class Pool:
     # --- arrival
 
     async def _open_lane(self, lane: PullLane) -> None:
-        stream = subjects.LATER if lane == "due" else subjects.WORK
-        consumer = subjects.consumer(self.capability.name, lane)
+        name = self.capability.name
+        if lane == "due":
+            stream, consumer = subjects.LATER, subjects.due_consumer(name)
+        else:
+            stream, consumer = subjects.WORK, subjects.consumer(name, lane)
         arrived = self._arrived
 
         def sink(delivery: Delivery) -> None:
@@ -224,7 +227,7 @@ class Pool:
             else:
                 self.ready.append(claim)
         if asked:
-            self._spawn(self._screen(asked), "pool-screen")
+            self._fire(self._screen(asked), "pool-screen")
         self._start_slots()
         self._regrant()
 
@@ -297,7 +300,7 @@ class Pool:
                 crash_limit=self._rules.crash_limit,
                 now=now,
             )
-            self._spawn(self._apply(claim, verdict), "pool-verdict")
+            self._fire(self._apply(claim, verdict), "pool-verdict")
 
     async def _apply(self, claim: Claim, verdict: object) -> None:
         try:
@@ -441,13 +444,17 @@ class Pool:
     def _send_progress(self, task_id: str, data: bytes) -> None:
         subject = subjects.task_event(task_id)
         # a handler in a thread calls this too
-        self._loop.call_soon_threadsafe(lambda: self._spawn(self._publish_progress(subject, data), "progress"))
+        self._loop.call_soon_threadsafe(lambda: self._fire(self._publish_progress(subject, data), "progress"))
 
     async def _publish_progress(self, subject: str, data: bytes) -> None:
         try:
             await self._bus.publish(subject, data, headers={header.TTL: "3600s"})
         except BusError:
             return
+
+    def _fire(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
+        # the worker's task group owns it
+        _ = self._spawn(coroutine, name)
 
     # --- credit
 
