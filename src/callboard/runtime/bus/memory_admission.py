@@ -1,4 +1,4 @@
-"""Whether the in-memory broker takes a write: the broker's checks in the broker's order, as decisions without effects."""
+"""Whether the in-memory broker takes a write: the broker's checks in the broker's order, decided without effects."""
 
 from __future__ import annotations
 

@@ -185,7 +185,7 @@ class MemoryStream:
         return PubAck(self.name, self.last_seq, count=len(admitted))
 
     def copy_from(self, origin: MemoryStream) -> None:
-        """Copy what a source has and this stream has not; stops where this one is full and resumes with the next call."""
+        """Copy what a source has and this stream has not; stop where this one is full and go on with the next call."""
         source = next(source for source in self.config.sources if source.name == origin.name)
         record = origin.next_record(self._copied.get(origin.name, 0) + 1, source.filters)
         is_changed = False
