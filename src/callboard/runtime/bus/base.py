@@ -250,7 +250,9 @@ class Bus(Protocol):
         """Return a new unique subject below this connection's inbox prefix."""
         ...
 
-    async def publish(self, subject: str, data: bytes = b"", *, headers: Headers | None = None, reply: str = "") -> None:
+    async def publish(
+        self, subject: str, data: bytes = b"", *, headers: Headers | None = None, reply: str = ""
+    ) -> None:
         """Send without confirmation. During a reconnect it is buffered, up to the client's limit.
 
         Raises:
@@ -344,7 +346,7 @@ class Bus(Protocol):
         start_time: datetime | None = None,
         follow: bool = False,
     ) -> AsyncIterator[Stored]:
-        """Read a stream in order, without gaps across reconnects; ends at the end it had when called, unless ``follow``.
+        """Read a stream in order, without gaps across reconnects, to the end it had when called or on (``follow``).
 
         Raises:
             NotFoundError: If the stream does not exist.

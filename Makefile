@@ -1,0 +1,99 @@
+# On a bare machine with Python 3.11+, pip and make, `make demo` and `make test` set everything up themselves, inside .venv.
+# The locks carry hashes and no addresses. The core lock is what the product needs and half the download; `make demo` stops
+# there, so that the first result comes soon. `make help` lists the targets.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+EDITABLE = $(PIP) install --no-deps --no-build-isolation --editable .
+TREES := src tests $(wildcard bench)
+
+DEMO_PATH ?=
+BENCH ?= all
+PYTEST_ARGS ?=
+
+# A Python will do if it is new enough and can get pip into a venv, by ensurepip or by a pip of its own.
+PROBE := import sys, venv; from importlib.util import find_spec as has; \
+  sys.exit(sys.version_info < (3, 11) or not (has("ensurepip") or has("pip")))
+ifndef PYTHON
+PYTHON = $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
+  command -v $$p >/dev/null 2>&1 && $$p -c '$(PROBE)' 2>/dev/null && echo $$p && break; done)
+endif
+
+define NO_PYTHON
+No usable Python here: Callboard needs 3.11 or later with the venv module and pip.
+Install one (on Debian and Ubuntu: apt-get install python3 python3-venv python3-pip), or name it: make demo PYTHON=/path/to/python3
+endef
+export NO_PYTHON
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: $(VENV)/.core ## run the demonstration (DEMO_PATH=folder runs it on your own files)
+	@$(BIN)/callboard demo $(DEMO_PATH)
+
+.PHONY: test
+test: $(VENV)/.dev ## all tests but the slow ones and those that need root (PYTEST_ARGS=… is handed on)
+	@$(BIN)/python -m pytest -q -m "not slow and not root" $(PYTEST_ARGS)
+
+.PHONY: test-all
+test-all: $(VENV)/.dev ## every test this machine can run
+	@$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+
+.PHONY: check
+check: $(VENV)/.dev ## format, lint, types, import contracts, layout
+	@$(BIN)/ruff format --check --quiet . || { echo "run: $(BIN)/ruff format"; exit 1; }
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy $(TREES)
+	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/python -m pytest -q tests/unit/test_layout.py
+
+.PHONY: bench
+bench: $(VENV)/.dev ## run the benchmarks (BENCH=name for one of them)
+	@$(BIN)/callboard bench $(BENCH)
+
+.PHONY: lock
+lock: $(VENV)/.dev ## resolve the dependencies anew (UPGRADE=--upgrade takes newer versions)
+	@$(PIP) install uv
+	@$(LOCK) --group dev --group build --output-file requirements.lock pyproject.toml >/dev/null
+	@$(LOCK) --group build --constraints requirements.lock --output-file requirements-core.lock pyproject.toml >/dev/null
+LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header $(UPGRADE)
+
+.PHONY: clean
+clean: ## remove .venv and everything the tools left behind
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage .coverage.*
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Where ensurepip is missing (Debian without python3-venv) the Python's own pip can still fill a venv made without one.
+# A .venv that does not run, because the tree or its Python has moved, is made again.
+$(VENV)/.made:
+	@[ -n "$(PYTHON)" ] || { echo "$$NO_PYTHON" >&2; exit 1; }
+	@$(PYTHON) -c '$(PROBE)' || { echo "$$NO_PYTHON" >&2; exit 1; }
+	@echo "Setting up $(VENV) with $$($(PYTHON) --version). This happens once." >&2
+	@$(PYTHON) -m venv --clear $(VENV) >/dev/null 2>&1 || { \
+	  $(PYTHON) -m venv --clear --without-pip $(VENV) && \
+	  $(PYTHON) -m pip --disable-pip-version-check --quiet --python $(BIN)/python install pip; }
+	@$(BIN)/python -m pip --version >/dev/null || { echo "$$NO_PYTHON" >&2; exit 1; }
+	@touch $@
+
+$(VENV)/.core: requirements-core.lock pyproject.toml $(VENV)/.made
+	@$(PIP) install --require-hashes -r requirements-core.lock
+	@$(EDITABLE)
+	@touch $@
+
+$(VENV)/.dev: requirements.lock pyproject.toml $(VENV)/.made
+	@$(PIP) install --require-hashes -r requirements.lock
+	@$(EDITABLE)
+	@touch $(VENV)/.core $@
+
+ifneq ($(wildcard $(VENV)/.made),)
+ifneq ($(shell $(BIN)/python -c 'import sys, pip; print(sys.prefix)' 2>/dev/null),$(CURDIR)/$(VENV))
+.PHONY: $(VENV)/.made
+endif
+endif

@@ -1,0 +1,93 @@
+"""Error codes stand on the wire and in records: each class has one of its own, and it never changes."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+import pytest
+
+import callboard
+from callboard.runtime import errors
+from callboard.runtime.errors import CallboardError
+
+# Adding one is fine. Changing or removing one breaks whoever reads records or matches codes.
+CODES = {
+    "BackpressureError": "backpressure",
+    "BusAuthError": "bus_auth",
+    "BusClosedError": "bus_closed",
+    "BusConnectError": "bus_connect",
+    "BusError": "bus",
+    "BusTimeoutError": "bus_timeout",
+    "CallboardError": "callboard",
+    "ConfigError": "config",
+    "ConflictError": "conflict",
+    "CrashLimitError": "crash_limit",
+    "DataFolderInUseError": "data_folder_in_use",
+    "DeadlineError": "deadline",
+    "DecodeError": "decode",
+    "EncodeError": "encode",
+    "HandlerExitError": "handler_exit",
+    "InputError": "input",
+    "InvalidHeaderError": "invalid_header",
+    "InvalidNameError": "invalid_name",
+    "MissingExtraError": "missing_extra",
+    "ModuleLoadError": "module_load",
+    "NoRespondersError": "no_responders",
+    "NotFoundError": "not_found",
+    "PayloadTooLargeError": "payload_too_large",
+    "PermissionDeniedError": "permission_denied",
+    "PortInUseError": "port_in_use",
+    "RetryableError": "retryable",
+    "ServerBinaryError": "server_binary",
+    "ServerStartError": "server_start",
+    "TaskCancelledError": "task_cancelled",
+    "TaskError": "task",
+    "TaskFailedError": "task_failed",
+    "TaskNotFoundError": "task_not_found",
+    "TaskTimeoutError": "task_timeout",
+    "TerminalError": "terminal",
+    "TopologyError": "topology",
+}
+
+
+def _all() -> list[type[CallboardError]]:
+    """Return the root and every subclass, wherever it is written."""
+    for module in pkgutil.walk_packages(callboard.__path__, "callboard."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    found, queue = [], [CallboardError]
+    while queue:
+        error = queue.pop()
+        queue += error.__subclasses__()
+        if error.__module__.startswith("callboard."):
+            found.append(error)
+    return sorted(found, key=lambda error: error.__name__)
+
+
+ALL = _all()
+
+
+def test_codes_are_pinned() -> None:
+    assert {error.__name__: error.code for error in ALL} == CODES
+
+
+def test_every_class_has_a_code_of_its_own() -> None:
+    assert [error.__name__ for error in ALL if "code" not in vars(error)] == []
+    assert len({error.code for error in ALL}) == len(ALL)
+
+
+def test_every_error_stands_in_one_file() -> None:
+    assert {error.__module__ for error in ALL} == {errors.__name__}
+
+
+@pytest.mark.parametrize("error", ALL)
+def test_the_docstring_says_when_it_is_raised(error: type[CallboardError]) -> None:
+    assert (error.__doc__ or "").startswith(("Raised when", "Raised by"))
+    assert error.code == error.code.lower()
+    assert isinstance(error.retryable, bool)
+
+
+@pytest.mark.parametrize("error", ALL)
+def test_it_can_be_raised_with_a_message_alone(error: type[CallboardError]) -> None:
+    assert str(error("what, which and what to do next")) == "what, which and what to do next"
