@@ -202,9 +202,7 @@ class Worker:
             soon=loop.call_soon,
             rules=options.settle_rules,
         )
-        questions = Questions(
-            bus, keeper, clock=clock, holds_wait_s=options.holds_wait_s, peers=self.peers
-        )
+        questions = Questions(bus, keeper, clock=clock, holds_wait_s=options.holds_wait_s, peers=self.peers)
         for capability in self._capabilities:
             self.pools[capability.name] = Pool(
                 capability,
