@@ -9,11 +9,20 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, NoReturn, Self
 
 from msgspec import Struct
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
-from pydantic import model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from callboard.runtime import config_error, config_source
@@ -85,19 +94,19 @@ class NatsSettings(Section):
         for address in self.url.split(","):
             scheme, _, rest = address.strip().partition("://")
             if scheme not in {"nats", "tls", "ws", "wss"} or not rest:
-                raise _cross("url", "must look like nats://host:4222 (or tls://, ws://, wss://)")
+                _refuse("url", "must look like nats://host:4222 (or tls://, ws://, wss://)")
             if "@" in rest:
                 # A URL is logged and shown everywhere; the secret types are not.
-                raise _cross("url", "must not hold credentials; use user and password, or token")
+                _refuse("url", "must not hold credentials; use user and password, or token")
         if (self.user is None) != (self.password is None):
             missing, given = ("password", "user") if self.password is None else ("user", "password")
-            raise _cross(missing, f"must be set as well, because {given} is")
+            _refuse(missing, f"must be set as well, because {given} is")
         ways = [name for name in ("user", "token", "nkey_seed_file", "creds_file") if getattr(self, name) is not None]
         if len(ways) > 1:
-            raise _cross(ways[1], f"cannot be used together with {ways[0]}; keep one way to log in")
+            _refuse(ways[1], f"cannot be used together with {ways[0]}; keep one way to log in")
         if (self.tls_cert_file is None) != (self.tls_key_file is None):
             missing = "tls_key_file" if self.tls_key_file is None else "tls_cert_file"
-            raise _cross(missing, "must be set as well: a client certificate needs its key")
+            _refuse(missing, "must be set as well: a client certificate needs its key")
         return self
 
 
@@ -129,7 +138,7 @@ class ServerSettings(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.http_port and self.http_port == self.port:
-            raise _cross("http_port", f"must differ from port, both are {self.port}")
+            _refuse("http_port", f"must differ from port, both are {self.port}")
         return self
 
 
@@ -151,7 +160,7 @@ class RetrySettings(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.max_s < self.base_s:
-            raise _cross("max_s", f"must be at least base_s ({self.base_s:g}), is {self.max_s:g}")
+            _refuse("max_s", f"must be at least base_s ({self.base_s:g}), is {self.max_s:g}")
         return self
 
 
@@ -187,10 +196,10 @@ class WorkSettings(Section):
                 f"must be at most a third of ack_wait_s ({limit:g}), is {self.extend_every_s:g}: "
                 "two extensions may be lost before the task is given to another worker"
             )
-            raise _cross("extend_every_s", reason)
+            _refuse("extend_every_s", reason)
         if self.holds_wait_s >= self.ack_wait_s:
             reason = f"must be below ack_wait_s ({self.ack_wait_s:g}), is {self.holds_wait_s:g}"
-            raise _cross("holds_wait_s", f"{reason}: the claim would be lost while asking")
+            _refuse("holds_wait_s", f"{reason}: the claim would be lost while asking")
         return self
 
 
@@ -344,9 +353,10 @@ def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, obje
             yield f"{prefix}{name}", SecretStr if kind == SecretStr | None else kind
 
 
-def _cross(key: str, reason: str) -> PydanticCustomError:
-    """Return the error of a section's own check, told to ``config_error`` with the key it is about."""
-    return PydanticCustomError("cross", "{reason}", {"key": key, "reason": reason})
+def _refuse(key: str, reason: str) -> NoReturn:
+    """Fail a section's own check, telling ``config_error`` which key it is about."""
+    kind = "cross"
+    raise PydanticCustomError(kind, "{reason}", {"key": key, "reason": reason})
 
 
 def _files(file: Path | str | Sequence[Path | str] | None, env: Mapping[str, str]) -> list[Path]:

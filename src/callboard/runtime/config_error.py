@@ -88,7 +88,8 @@ def _unknown(key: str, known: list[str]) -> str:
 def _reason(detail: ErrorDetails, context: Mapping[str, object]) -> str:
     kind = detail["type"]
     if kind in _LIMITS:
-        return _LIMITS[kind].format(**context)
+        shown = {name: f"{limit:g}" if isinstance(limit, float) else limit for name, limit in context.items()}
+        return _LIMITS[kind].format(**shown)
     return _TYPES.get(kind, detail["msg"])
 
 

@@ -229,5 +229,5 @@ def _try_lock(handle: BinaryIO) -> bool:
     except OSError:
         return False
     if os.name == "posix":
-        os.set_inheritable(handle.fileno(), False)  # only the server gets it, by pass_fds
+        os.set_inheritable(handle.fileno(), False)  # noqa: FBT003 - positional only; the server gets it by pass_fds
     return True
