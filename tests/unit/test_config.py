@@ -242,5 +242,6 @@ def test_sections_check_themselves_without_load() -> None:
 
 def test_the_package_and_the_command_line_do_not_import_settings() -> None:
     code = "import sys, callboard, callboard.cli; sys.exit('pydantic' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True)
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, env=env)
     assert (done.returncode, done.stderr) == (0, b"")

@@ -84,7 +84,7 @@ def test_the_store_limit_leaves_a_reserve_on_the_disk() -> None:
     assert store_limit(free_bytes=0, total_bytes=100 * gib, stored_bytes=0) == 0
 
 
-@pytest.mark.parametrize(("profile", "sync"), [("durable", "always"), ("fast", "2m")])
+@pytest.mark.parametrize(("profile", "sync"), [("durable", "always"), ("fast", '"2m"')])
 def test_the_profile_sets_how_writes_are_synced(tmp_path: Path, profile: str, sync: str) -> None:
     settings = ServerSettings.model_validate({"profile": profile})
     folder = DataFolder(tmp_path / 'odd "name" \\ ä')
@@ -95,6 +95,8 @@ def test_the_profile_sets_how_writes_are_synced(tmp_path: Path, profile: str, sy
 
 
 def test_a_note_without_a_lock_is_of_a_dead_server(tmp_path: Path) -> None:
-    (tmp_path / "server.json").write_text('{"url":"nats://127.0.0.1:1","pid":1,"owner_pid":1,"version":"","profile":""}')
+    (tmp_path / "server.json").write_text(
+        '{"url":"nats://127.0.0.1:1","pid":1,"owner_pid":1,"version":"","profile":""}'
+    )
     assert DataFolder(tmp_path).read_state() is not None
     assert running(tmp_path) is None

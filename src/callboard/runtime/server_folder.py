@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -25,7 +26,8 @@ MIN_FILE_BYTES = 64 << 20
 
 _RESERVE_BYTES = 512 << 20
 _RESERVE_SHARE = 10
-_SYNC = {"durable": "always", "fast": "2m"}
+# Quoted: a bare 2m is two million in this format, and seconds here.
+_SYNC = {"durable": "always", "fast": '"2m"'}
 
 
 class RunningServer(Struct, frozen=True, kw_only=True):
@@ -140,14 +142,11 @@ class DataFolder:
 
     def tail(self, lines: int = 8) -> str:
         """Return the last lines that the server logged or wrote to standard error."""
+        said: list[str] = []
         for path in (self.error_file, self.log_file):
-            try:
-                text = path.read_text(encoding="utf-8", errors="replace").strip()
-            except OSError:
-                continue
-            if text:
-                return "\n".join(text.splitlines()[-lines:])
-        return "(it said nothing)"
+            with contextlib.suppress(OSError):
+                said += path.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-lines:]
+        return "\n".join(said) or "(it said nothing)"
 
     def _max_file_bytes(self, settings: ServerSettings) -> int:
         if settings.max_file_bytes:
