@@ -62,9 +62,18 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+async def fetch(url: str) -> bytes:
+    def read() -> bytes:
+        with urllib.request.urlopen(url) as answer:
+            body: bytes = answer.read()
+            return body
+
+    return await asyncio.to_thread(read)
+
+
 async def eventually(condition: Callable[[], bool], *, within_s: float = 10.0) -> None:
     async with asyncio.timeout(within_s):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - the death of a stranger's child has no event
             await asyncio.sleep(0.02)
 
 
@@ -206,16 +215,14 @@ async def test_monitoring_listens_when_asked(tmp_path: Path) -> None:
     port = embedded._free_port()
     async with EmbeddedServer(settings(tmp_path, http_port=port)) as server:
         assert server.state.http_url == f"http://127.0.0.1:{port}"
-        with urllib.request.urlopen(f"{server.state.http_url}/healthz") as answer:
-            assert answer.status == 200
+        assert json.loads(await fetch(f"{server.state.http_url}/healthz")) == {"status": "ok"}
 
 
 @pytest.mark.parametrize("profile", ["durable", "fast"])
 async def test_the_server_understands_how_to_sync(tmp_path: Path, profile: str) -> None:
     port = embedded._free_port()
     async with EmbeddedServer(settings(tmp_path, http_port=port, profile=profile)) as server:
-        with urllib.request.urlopen(f"{server.state.http_url}/jsz?config=true") as answer:
-            config = json.load(answer)["config"]
+        config = json.loads(await fetch(f"{server.state.http_url}/jsz?config=true"))["config"]
     assert config.get("sync_always", False) == (profile == "durable")
     if profile == "fast":
         assert config["sync_interval"] == 120 * 10**9

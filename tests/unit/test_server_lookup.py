@@ -63,7 +63,9 @@ def test_a_file_that_is_not_executable_is_refused(tmp_path: Path) -> None:
 
 
 def test_something_else_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ServerBinaryError, match="is not a nats-server: asked for its version it said 'hello 2.15.0'"):
+    with pytest.raises(
+        ServerBinaryError, match=r"is not a nats-server: asked for its version it said 'hello 2\.15\.0'"
+    ):
         server_binary.find(fake(tmp_path, "hello 2.15.0"))
 
 

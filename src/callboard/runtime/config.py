@@ -20,6 +20,7 @@ from pydantic import (
     Field,
     PrivateAttr,
     SecretStr,
+    TypeAdapter,
     ValidationError,
     model_validator,
 )
@@ -34,6 +35,7 @@ KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
 _NAME = r"^[a-z0-9_-]{1,64}$"
 _EXTENSIONS_PER_LEASE = 3
+_SIZES = TypeAdapter(ByteSize)
 
 
 def _labels(value: object) -> object:
@@ -47,6 +49,17 @@ def _labels(value: object) -> object:
     return {key.strip(): text.strip() for key, _, text in pairs}
 
 
+def _size(value: object) -> object:
+    """Take ``512MiB`` or ``2GB`` as a number of bytes; the field itself stays a plain int."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return int(_SIZES.validate_python(value.strip()))
+    except ValidationError:
+        kind, text = "byte_size", "must be a number of bytes, like 512MiB or 2GB"
+        raise PydanticCustomError(kind, text) from None
+
+
 def _digits(value: object) -> object:
     """Take ``"3"``, as variables give it; a Literal of numbers accepts no text."""
     return int(value) if isinstance(value, str) and value.isdecimal() else value
@@ -56,8 +69,8 @@ Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 SecondsOrZero = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Port = Annotated[int, Field(ge=0, le=65_535)]
-Bytes = Annotated[ByteSize, Field(ge=1)]
-BytesOrZero = Annotated[ByteSize, Field(ge=0)]
+Bytes = Annotated[int, BeforeValidator(_size), Field(ge=1)]
+BytesOrZero = Annotated[int, BeforeValidator(_size), Field(ge=0)]
 Replicas = Annotated[Literal[1, 3, 5], BeforeValidator(_digits)]
 Labels = Annotated[dict[str, str], BeforeValidator(_labels)]
 
@@ -130,8 +143,8 @@ class ServerSettings(Section):
     binary: Path | None = None
     profile: Literal["durable", "fast"] = "durable"
     http_port: Port = 0
-    max_file_bytes: BytesOrZero = ByteSize(0)
-    max_memory_bytes: Bytes = ByteSize(256 * MIB)
+    max_file_bytes: BytesOrZero = 0
+    max_memory_bytes: Bytes = 256 * MIB
     start_deadline_s: Seconds = 30.0
     stop_grace_s: Seconds = 15.0
 
@@ -184,7 +197,7 @@ class WorkSettings(Section):
     crash_limit: Count = 3
     retry: RetrySettings = RetrySettings()
     retry_schedule_above_s: Seconds = 30.0
-    claim_check_bytes: Annotated[ByteSize, Field(ge=1024, le=MIB - 32 * KIB)] = ByteSize(256 * KIB)
+    claim_check_bytes: Annotated[int, BeforeValidator(_size), Field(ge=1024, le=MIB - 32 * KIB)] = 256 * KIB
     holds_wait_s: Seconds = 0.75
     quarantine_s: SecondsOrZero = 4.0
 
@@ -252,11 +265,11 @@ class TopologySettings(Section):
 
     replicas: Replicas = 1
     partitions: Annotated[int, Field(ge=1, le=1024)] = 16
-    queue_max_bytes: Bytes = ByteSize(GIB)
-    ledger_max_bytes: Bytes = ByteSize(2 * GIB)
-    audit_max_bytes: BytesOrZero = ByteSize(GIB)
-    dead_max_bytes: Bytes = ByteSize(256 * MIB)
-    tokens_max_bytes: Bytes = ByteSize(32 * MIB)
+    queue_max_bytes: Bytes = GIB
+    ledger_max_bytes: Bytes = 2 * GIB
+    audit_max_bytes: BytesOrZero = GIB
+    dead_max_bytes: Bytes = 256 * MIB
+    tokens_max_bytes: Bytes = 32 * MIB
     result_ttl_s: Annotated[float, Field(ge=3600)] = 30 * DAY_S
     audit_ttl_s: Annotated[float, Field(ge=3600)] = 30 * DAY_S
     dead_ttl_s: Annotated[float, Field(ge=3600)] = 90 * DAY_S

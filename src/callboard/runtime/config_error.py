@@ -30,8 +30,6 @@ _TYPES = {
     "dict_type": "must be a mapping",
     "model_type": "must be a mapping of settings",
     "model_attributes_type": "must be a mapping of settings",
-    "byte_size": "must be a number of bytes, like 512MiB or 2GB",
-    "byte_size_unit": "must be a number of bytes, like 512MiB or 2GB",
 }
 
 

@@ -150,7 +150,7 @@ class DataFolder:
 
     def _max_file_bytes(self, settings: ServerSettings) -> int:
         if settings.max_file_bytes:
-            return int(settings.max_file_bytes)
+            return settings.max_file_bytes
         disk = shutil.disk_usage(self.path)
         stored = sum(file.stat().st_size for file in self.store_dir.rglob("*") if file.is_file())
         room = store_limit(free_bytes=disk.free, total_bytes=disk.total, stored_bytes=stored)
@@ -202,7 +202,7 @@ def render_config(
         "logfile_max_num: 3",
         "jetstream {",
         f"  store_dir: {_quoted(folder.path)}",
-        f"  max_mem: {int(settings.max_memory_bytes)}",
+        f"  max_mem: {settings.max_memory_bytes}",
         f"  max_file: {max_file_bytes}",
         f"  sync_interval: {_SYNC[settings.profile]}",
         "  limits {",
