@@ -72,6 +72,7 @@ def declared(
     """
     streams = (
         *_task_streams(settings),
+        _dead(settings),
         *_actor_streams(settings),
         _tokens(settings),
         _bucket(REGISTRY, settings, allow_msg_ttl=True),
@@ -203,7 +204,11 @@ def _task_streams(settings: TopologySettings) -> tuple[StreamConfig, ...]:
         deny_delete=True,
         deny_purge=True,
     )
-    dead = StreamConfig(
+    return work, later, ledger
+
+
+def _dead(settings: TopologySettings) -> StreamConfig:
+    return StreamConfig(
         name=DEAD,
         subjects=("cb.dead.>",),
         replicas=settings.replicas,
@@ -212,7 +217,6 @@ def _task_streams(settings: TopologySettings) -> tuple[StreamConfig, ...]:
         max_bytes=settings.dead_max_bytes,
         allow_direct=True,
     )
-    return work, later, ledger, dead
 
 
 def _actor_streams(settings: TopologySettings) -> tuple[StreamConfig, ...]:
