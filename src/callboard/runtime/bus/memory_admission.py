@@ -136,7 +136,7 @@ def _check_schedule(config: StreamConfig, subject: str, headers: Headers) -> Non
     memory_record.rule(headers)
     target = headers.get(header.SCHEDULE_TARGET, "")
     if target in ("", subject) or not any(matches(pattern, target) for pattern in config.subjects):
-        message = f"message schedules target is invalid (10190): {target!r} is {subject} itself or not stored by {config.name}"
+        message = f"message schedules target is invalid (10190): {target!r} is no other subject of {config.name}"
         raise BusError(message)
 
 
