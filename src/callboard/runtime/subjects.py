@@ -19,8 +19,12 @@ MAX_NAME_BYTES = 64
 MAX_KEY_BYTES = 256
 
 _NAME = re.compile(r"[a-z0-9_-]+")
-_UNESCAPED = "-_~!'()"
+_UNESCAPED = "-_~!'()"  # urllib leaves the dot alone whatever it is told; escape() sees to it
 
+WORK = "CB_WORK"
+LATER = "CB_LATER"
+LEDGER = "CB_LEDGER"
+DEAD = "CB_DEAD"
 BEAT_ALL = "cb.beat.*"
 CTL_HOLDS = "cb.ctl.holds"
 CTL_CANCEL = "cb.ctl.cancel"
@@ -52,7 +56,7 @@ def escape(key: str) -> str:
     if not 0 < size <= MAX_KEY_BYTES:
         message = f"a key or task id takes 1 to {MAX_KEY_BYTES} bytes of UTF-8, this one has {size}"
         raise InvalidNameError(message, name=key[:80])
-    return quote(key, safe=_UNESCAPED)
+    return quote(key, safe=_UNESCAPED).replace(".", "%2E")
 
 
 def unescape(token: str) -> str:
@@ -66,7 +70,7 @@ def task(capability: str, lane: Lane = "normal") -> str:
 
 
 def split_task(subject: str) -> tuple[str, Lane]:
-    """Return capability and lane of a task subject."""
+    """Return capability and lane of a task subject, submitted (``cb.task``) or fired by a schedule (``cb.due``)."""
     parts = subject.split(".")
     lane: Lane = "normal"
     if len(parts) == 4:  # noqa: PLR2004 - cb.task.<capability>.<lane>
@@ -77,6 +81,16 @@ def split_task(subject: str) -> tuple[str, Lane]:
 def consumer(capability: str, lane: Lane) -> str:
     """Return the name of the durable consumer that serves one lane of a capability."""
     return f"{capability}-{lane}"
+
+
+def due(capability: str) -> str:
+    """Return the subject that a server-held schedule fires a task onto."""
+    return f"cb.due.{capability}"
+
+
+def due_consumer(capability: str) -> str:
+    """Return the name of the durable consumer, on ``CB_LATER``, of scheduled tasks that have fallen due."""
+    return f"{capability}-due"
 
 
 def later(task_id: str) -> str:

@@ -1,0 +1,50 @@
+"""Plain counters of a pool, read by the metrics endpoint and the heartbeat; no lock, no library, on the hot path."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+
+BUCKETS_S = (0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 30.0, 120.0, 600.0, 3600.0)
+ENDINGS = (
+    "completed",
+    "failed",
+    "retried",
+    "cancelled",
+    "expired",
+    "returned",
+    "duplicate",
+    "dropped",
+    "postponed",
+    "lapsed",
+)
+
+
+class Histogram:
+    """Counts by upper bound in seconds; the last count is of everything above."""
+
+    __slots__ = ("counts", "sum_s")
+
+    def __init__(self) -> None:
+        """Begin empty."""
+        self.counts = [0] * (len(BUCKETS_S) + 1)
+        self.sum_s = 0.0
+
+    def observe(self, seconds: float) -> None:
+        """Count one duration."""
+        self.counts[bisect_left(BUCKETS_S, seconds)] += 1
+        self.sum_s += seconds
+
+
+class PoolStats:
+    """What one capability's pool did since the process started."""
+
+    __slots__ = ("claimed", "endings", "run_time", "started", "stalled", "wait_time")
+
+    def __init__(self) -> None:
+        """Begin at zero."""
+        self.claimed = 0
+        self.started = 0
+        self.stalled = 0
+        self.endings = dict.fromkeys(ENDINGS, 0)
+        self.run_time = Histogram()
+        self.wait_time = Histogram()
