@@ -7,7 +7,7 @@ Every metric of ``METRICS`` is described in ``docs/metrics.md``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
@@ -81,17 +81,17 @@ _ENDING_HELP: Final = {
     "lapsed": "Claims whose lease was lost before they were settled; another worker may have run them",
 }
 
+
+def _ending(name: str) -> Callable[[PoolView], Value]:
+    return lambda pool: pool.stats.endings[name]
+
+
 POOL_METRICS: Final[dict[Spec, Callable[[PoolView], Value]]] = {
     Spec("callboard_tasks_claimed_total", "counter", "Deliveries taken, redeliveries included"): (
         lambda pool: pool.stats.claimed
     ),
     Spec("callboard_tasks_started_total", "counter", "Runs of the handler"): lambda pool: pool.stats.started,
-    **{
-        Spec(f"callboard_tasks_{ending}_total", "counter", _ENDING_HELP[ending]): (
-            lambda pool, ending=ending: pool.stats.endings[ending]
-        )
-        for ending in ENDINGS
-    },
+    **{Spec(f"callboard_tasks_{name}_total", "counter", _ENDING_HELP[name]): _ending(name) for name in ENDINGS},
     Spec("callboard_pool_stalled_total", "counter", "Times it took no work because the loop was stalled"): (
         lambda pool: pool.stats.stalled
     ),
@@ -152,7 +152,7 @@ def render(view: Callable[[], WorkerView]) -> bytes:
     return generate_latest(registry)
 
 
-def _family(spec: Spec, labels: tuple[str, ...], rows: list[tuple[tuple[str, ...], Value]]) -> Metric:
+def _family(spec: Spec, labels: tuple[str, ...], rows: Sequence[tuple[tuple[str, ...], Value]]) -> Metric:
     from prometheus_client.core import (  # noqa: PLC0415 - slow import
         CounterMetricFamily,
         GaugeMetricFamily,
