@@ -21,6 +21,10 @@ def new_worker_id() -> str:
     return f"{host}-{os.getpid()}-{new_token(3)}"
 
 
-def task_id_of(seq: int, *, msg_id: str | None = None, task_id: str | None = None) -> str:
-    """Return a task's id: ``Cb-Task-Id`` of a scheduled retry, else the client's ``Nats-Msg-Id``, else ``~<seq>``."""
-    return task_id or msg_id or f"~{seq}"
+def task_id_of(seq: int, *, is_fired: bool = False, msg_id: str | None = None, task_id: str | None = None) -> str:
+    """Return a task's id.
+
+    ``Cb-Task-Id`` of a scheduled one, else the client's ``Nats-Msg-Id``, else ``~<seq>`` in the work queue; a firing of
+    a recurring schedule is ``~d<seq>``, named by its own sequence in the stream of schedules.
+    """
+    return task_id or msg_id or (f"~d{seq}" if is_fired else f"~{seq}")

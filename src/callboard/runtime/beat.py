@@ -1,0 +1,72 @@
+"""A worker's heartbeat: a page of load, once a second, on ``cb.beat.<worker>``."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from callboard.runtime.errors import DecodeError
+
+WorkerStatus = Literal["starting", "ready", "deaf", "draining", "stopped"]
+
+
+class CapabilityLoad(Struct, frozen=True, kw_only=True):
+    """One capability's slots in a worker.
+
+    Attributes:
+        busy: Slots that run a task now.
+        unsettled: Finished tasks whose record is on its way.
+        backlog: Tasks the broker still had waiting at the last delivery.
+    """
+
+    name: str
+    pool: str
+    slots: int
+    busy: int
+    unsettled: int
+    backlog: int
+    is_paused: bool = False
+
+
+class Beat(Struct, frozen=True, kw_only=True):
+    """What a worker says of itself.
+
+    Attributes:
+        fetched_at: When the broker last answered its pulls; a worker that is connected and deaf stops moving it.
+    """
+
+    v: int
+    worker: str
+    host: str
+    pid: int
+    version: str
+    status: WorkerStatus
+    started_at: datetime
+    at: datetime
+    fetched_at: datetime | None
+    labels: dict[str, str]
+    capabilities: list[CapabilityLoad]
+
+
+_decoder = msgspec.json.Decoder(Beat)
+
+
+def encode_beat(beat: Beat) -> bytes:
+    """Return a beat as JSON."""
+    return msgspec.json.encode(beat)
+
+
+def decode_beat(data: bytes) -> Beat:
+    """Return the beat in ``data``.
+
+    Raises:
+        DecodeError: If it is none.
+    """
+    try:
+        return _decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        message = f"this is not a heartbeat: {error}"
+        raise DecodeError(message) from error

@@ -1,0 +1,121 @@
+"""A claim: a task this worker holds, from its arrival until its answer to the broker."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import Enum
+from typing import Literal
+
+from msgspec import UNSET
+
+from callboard.runtime import ids, record, subjects
+from callboard.runtime.bus import header
+from callboard.runtime.bus.base import Delivery
+from callboard.runtime.record import Submission
+from callboard.runtime.subjects import Lane
+
+StopReason = Literal["cancel", "timeout", "deadline", "drain"]
+
+
+class Stage(Enum):
+    """Where a claim stands."""
+
+    SCREENING = "screening"
+    READY = "ready"
+    RUNNING = "running"
+    SETTLING = "settling"
+
+
+class Claim:
+    """One delivery in this worker's hands. Mutable; owned by its pool, read by the lease keeper's thread.
+
+    Attributes:
+        extended_at: Monotonic seconds when the lease was last known to be ours: arrival or latest extension.
+        number: Next attempt record's number.
+        is_restart: Whether a ``started`` record must precede the run.
+        started_at: Monotonic start of the run, None before.
+        ends_at: Monotonic second at which the sweeper stops the run, None for no limit.
+        stop_reason: Why the run was cancelled, set before the cancellation.
+    """
+
+    __slots__ = (
+        "arrived_at", "attempt", "capability", "claimed_at", "context_deadline", "crashes", "delivery", "ends_at",
+        "extended_at", "is_json", "is_restart", "is_suspect", "lane", "number", "own_id", "payload", "reply_to", "stage",
+        "started_at", "stop_reason", "stop_text", "task_id", "token",
+    )  # fmt: skip
+
+    def __init__(self, delivery: Delivery, *, capability: str, lane: Lane, now_s: float, now: datetime) -> None:
+        """Take a delivery that has just arrived."""
+        headers = delivery.headers
+        self.delivery = delivery
+        self.token = delivery.token
+        self.capability = capability
+        self.lane = lane
+        self.payload = delivery.data
+        self.is_json = True
+        self.arrived_at = self.extended_at = now_s
+        self.claimed_at = now
+        self.stage = Stage.READY
+        self.attempt = 1
+        self.crashes = 0
+        self.number = 1
+        self.is_restart = False
+        self.is_suspect = False
+        self.started_at: float | None = None
+        self.ends_at: float | None = None
+        self.stop_reason: StopReason | None = None
+        self.stop_text = ""
+        self.context_deadline: datetime | None = None
+        self.reply_to: str | None = None
+        if headers is None:
+            self.task_id = self.own_id = f"~{delivery.seq}"
+            return
+        is_fired = delivery.subject.startswith("cb.due.")
+        self.own_id = ids.task_id_of(delivery.seq, is_fired=is_fired)
+        self.task_id = headers.get(header.TASK_ID) or headers.get(header.MSG_ID) or self.own_id
+        self.reply_to = headers.get(header.REPLY_TO) or None
+        if is_fired:
+            # a schedule fires onto one subject whatever the lane; the header keeps it for the record
+            fired_lane = headers.get(header.LANE)
+            self.lane = "high" if fired_lane == "high" else "low" if fired_lane == "low" else lane
+        attempt = headers.get(header.ATTEMPT, "1")
+        self.attempt = int(attempt) if attempt.isdigit() and len(attempt) < 6 else 1  # noqa: PLR2004
+
+    @property
+    def has_client_id(self) -> bool:
+        """Whether the id could have been submitted before: everything but the one its own sequence gives."""
+        return self.task_id is not self.own_id
+
+    @property
+    def content_type(self) -> str | None:
+        """The payload's ``Content-Type``, None when absent."""
+        headers = self.delivery.headers
+        return headers.get(header.CONTENT_TYPE) if headers is not None else None
+
+    @property
+    def result_subject(self) -> str:
+        """Subject of its ledger record."""
+        if not self.has_client_id:
+            return f"cb.result.{self.capability}.{self.task_id}"
+        return subjects.result(self.capability, self.task_id)
+
+    def submission(self) -> Submission:
+        """Return the copy of what was submitted that goes into records."""
+        delivery = self.delivery
+        headers = delivery.headers
+        check = headers.get(header.CLAIM_CHECK) if headers is not None else None
+        payload, payload_b64 = record.as_payload(delivery.data, is_json=self.is_json)
+        kept = {k: v for k, v in headers.items() if k != header.CLAIM_CHECK} if headers is not None else None
+        return Submission(
+            seq=delivery.seq,
+            at=record.stored_at(delivery.time_ns),
+            lane=self.lane,
+            payload=payload,
+            payload_b64=payload_b64,
+            claim_check=check or UNSET,
+            headers=kept or UNSET,
+        )
+
+    def __repr__(self) -> str:
+        """Return what tests and logs want to see; never the payload."""
+        return f"<Claim {self.capability} {self.task_id} {self.stage.value} attempt={self.attempt}>"

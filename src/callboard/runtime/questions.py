@@ -1,0 +1,114 @@
+"""Ask before running: is this task recorded, and is somebody running it? One ledger read and one round of answers a burst."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import msgspec
+from msgspec import Struct
+
+from callboard.runtime import subjects
+from callboard.runtime.bus.base import Bus, Message
+from callboard.runtime.claim import Claim
+from callboard.runtime.clock import Clock
+from callboard.runtime.lease import HoldsAnswer, HoldsQuestion, LeaseKeeper
+from callboard.runtime.record import AttemptRecord
+from callboard.runtime.settle import read_history
+
+_answer = msgspec.json.Decoder(HoldsAnswer)
+
+
+class Answers(Struct, frozen=True):
+    """What the ledger and the other workers said about one claim."""
+
+    is_recorded: bool
+    is_held: bool
+    history: list[AttemptRecord]
+
+
+class Questions:
+    """Asks the ledger and the other workers about claims that may have run before."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        keeper: LeaseKeeper,
+        *,
+        clock: Clock,
+        holds_wait_s: float,
+        peers: Callable[[], frozenset[str]],
+    ) -> None:
+        """Prepare.
+
+        Args:
+            bus: The worker's connection.
+            keeper: Knows what this process holds.
+            clock: Time.
+            holds_wait_s: How long to wait for workers that do not answer.
+            peers: The other workers whose beats were heard lately; once all have answered nobody is waited for.
+        """
+        self._bus = bus
+        self._keeper = keeper
+        self._clock = clock
+        self._holds_wait_s = holds_wait_s
+        self._peers = peers
+
+    async def ask(self, claims: Sequence[Claim]) -> list[Answers]:
+        """Return the answers for each claim, in order. One direct get and one broadcast for all of them.
+
+        Raises:
+            BusError: If the ledger cannot be read; nothing may be run then.
+        """
+        # first who runs it, then what is recorded: a run that ends between the two questions is seen by the second
+        held = await self._held(claims)
+        wanted: list[str] = []
+        for claim in claims:
+            wanted.append(claim.result_subject)
+            wanted.append(subjects.attempts(claim.capability, claim.task_id))
+        found = await self._bus.get_many(subjects.LEDGER, wanted)
+        recorded = {stored.subject for stored in found if stored.subject.startswith("cb.result.")}
+        answers = []
+        for claim in claims:
+            prefix = subjects.attempts(claim.capability, claim.task_id)[:-1]
+            history = read_history([stored for stored in found if stored.subject.startswith(prefix)])
+            is_held = claim.task_id in held or self._keeper.holds(claim.task_id, seq=claim.delivery.seq, asker=claim)
+            answers.append(
+                Answers(is_recorded=claim.result_subject in recorded, is_held=is_held, history=history)
+            )
+        return answers
+
+    async def _held(self, claims: Sequence[Claim]) -> set[str]:
+        waiting_for = set(self._peers())
+        fresh = all(claim.delivery.delivered == 1 for claim in claims)
+        if fresh and not waiting_for:
+            # nobody else is alive that beats; a first delivery cannot be running here under another name
+            return set()
+        held: set[str] = set()
+        done = asyncio.Event()
+
+        def on_answer(message: Message) -> None:
+            try:
+                answer = _answer.decode(message.data)
+            except msgspec.DecodeError:
+                return
+            held.update(answer.held)
+            waiting_for.discard(answer.worker)
+            if not waiting_for and fresh:
+                done.set()
+
+        inbox = self._bus.inbox()
+        subscription = await self._bus.subscribe(inbox, on_answer)
+        try:
+            question = HoldsQuestion([c.task_id for c in claims], [c.delivery.seq for c in claims])
+            await self._bus.publish(subjects.CTL_HOLDS, msgspec.json.encode(question), reply=inbox)
+            timer = asyncio.ensure_future(self._clock.sleep(self._holds_wait_s))
+            waiter = asyncio.ensure_future(done.wait())
+            try:
+                await asyncio.wait((timer, waiter), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                timer.cancel()
+                waiter.cancel()
+        finally:
+            await subscription.close()
+        return held

@@ -1,0 +1,233 @@
+"""The data folder of an embedded server: its lock, its configuration file, and the note of who runs on it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+from msgspec import Struct
+
+from callboard.runtime.config import ServerSettings
+from callboard.runtime.errors import DataFolderInUseError, ServerStartError
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
+MAX_PAYLOAD_BYTES = 1 << 20
+MIN_FILE_BYTES = 64 << 20
+
+_RESERVE_BYTES = 512 << 20
+_RESERVE_SHARE = 10
+_SYNC = {"durable": "always", "fast": "2m"}
+
+
+class RunningServer(Struct, frozen=True, kw_only=True):
+    """What ``server.json`` says while a server runs.
+
+    Attributes:
+        pid: Process of the server.
+        owner_pid: Process that started it and stops it.
+        http_url: Monitoring address, or "".
+    """
+
+    url: str
+    pid: int
+    owner_pid: int
+    version: str
+    profile: str
+    http_url: str = ""
+
+
+class DataFolder:
+    """Paths inside a data folder, and the lock that one server at a time holds."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self.config_file = self.path / "nats.conf"
+        self.log_file = self.path / "server.log"
+        self.error_file = self.path / "server.err"
+        self.state_file = self.path / "server.json"
+        self.lock_file = self.path / "server.lock"
+        self.store_dir = self.path / "jetstream"
+        self._lock: BinaryIO | None = None
+
+    @property
+    def lock_fd(self) -> int:
+        """The lock's file descriptor.
+
+        The server inherits it: the lock then stands until both the owner and the server are gone, so nobody starts a
+        second server on the folder while the first is still writing after its owner's death.
+        """
+        if self._lock is None:
+            message = "the data folder is not locked"
+            raise ServerStartError(message)
+        return self._lock.fileno()
+
+    def lock(self) -> None:
+        """Take the lock, without waiting. A dead process holds none, so nothing stale can stand in the way.
+
+        Raises:
+            DataFolderInUseError: If a server runs on the folder; names its process and URL.
+            ServerStartError: If the folder cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            handle = self.lock_file.open("a+b")
+        except OSError as error:
+            message = (
+                f"the data folder {self.path} cannot be used: {error.strerror}; set server.data_dir to another one"
+            )
+            raise ServerStartError(message) from error
+        if not _try_lock(handle):
+            handle.close()
+            raise DataFolderInUseError(self._in_use())
+        self._lock = handle
+
+    def unlock(self) -> None:
+        """Give the lock back and remove the note. Harmless when it is not held."""
+        if self._lock is None:
+            return
+        self.state_file.unlink(missing_ok=True)
+        self._lock.close()
+        self._lock = None
+
+    def is_locked(self) -> bool:
+        """Whether some process holds the lock now."""
+        if self._lock is not None:
+            return True
+        try:
+            handle = self.lock_file.open("r+b")
+        except OSError:
+            return False
+        with handle:
+            return not _try_lock(handle)
+
+    def write_state(self, state: RunningServer) -> None:
+        """Note who runs here, in one rename, so that a reader never sees half of it."""
+        temporary = self.state_file.with_suffix(".tmp")
+        temporary.write_bytes(msgspec.json.encode(state))
+        temporary.replace(self.state_file)
+
+    def read_state(self) -> RunningServer | None:
+        """Return the note as it stands, of a living or a dead server, or None."""
+        try:
+            return msgspec.json.decode(self.state_file.read_bytes(), type=RunningServer)
+        except (OSError, msgspec.DecodeError):
+            return None
+
+    def write_config(self, settings: ServerSettings, *, port: int, http_port: int, server_name: str) -> None:
+        """Write the server's configuration file anew.
+
+        Raises:
+            ServerStartError: If the disk has no room for streams.
+        """
+        text = render_config(
+            settings,
+            folder=self,
+            port=port,
+            http_port=http_port,
+            server_name=server_name,
+            max_file_bytes=self._max_file_bytes(settings),
+        )
+        self.config_file.write_text(text, encoding="utf-8")
+
+    def tail(self, lines: int = 8) -> str:
+        """Return the last lines that the server logged or wrote to standard error."""
+        for path in (self.error_file, self.log_file):
+            try:
+                text = path.read_text(encoding="utf-8", errors="replace").strip()
+            except OSError:
+                continue
+            if text:
+                return "\n".join(text.splitlines()[-lines:])
+        return "(it said nothing)"
+
+    def _max_file_bytes(self, settings: ServerSettings) -> int:
+        if settings.max_file_bytes:
+            return int(settings.max_file_bytes)
+        disk = shutil.disk_usage(self.path)
+        stored = sum(file.stat().st_size for file in self.store_dir.rglob("*") if file.is_file())
+        room = store_limit(free_bytes=disk.free, total_bytes=disk.total, stored_bytes=stored)
+        if room < MIN_FILE_BYTES:
+            message = (
+                f"the disk of {self.path} has {disk.free >> 20} MiB free, too little for streams; "
+                "free some space or set server.data_dir to another disk"
+            )
+            raise ServerStartError(message)
+        return room
+
+    def _in_use(self) -> str:
+        state = self.read_state()
+        who = f"process {state.owner_pid} at {state.url} (server process {state.pid})" if state else "another process"
+        return (
+            f"the data folder {self.path} is in use by {who}; connect to that one, stop it, or set server.data_dir "
+            "to another folder"
+        )
+
+
+def running(data_dir: Path) -> RunningServer | None:
+    """Return the server that runs on a data folder now, or None. Costs two small file reads."""
+    folder = DataFolder(data_dir)
+    return folder.read_state() if folder.is_locked() else None
+
+
+def store_limit(*, free_bytes: int, total_bytes: int, stored_bytes: int) -> int:
+    """Return how much streams may take in all: what is stored and free, less a reserve of 512 MiB or a tenth.
+
+    A server that meets a full disk before its own limit stops taking writes until it is restarted; at its own limit
+    it refuses writes and recovers.
+    """
+    reserve = min(_RESERVE_BYTES, total_bytes // _RESERVE_SHARE)
+    return max(0, free_bytes + stored_bytes - reserve)
+
+
+def render_config(
+    settings: ServerSettings, *, folder: DataFolder, port: int, http_port: int, server_name: str, max_file_bytes: int
+) -> str:
+    """Return the text of the server's configuration file."""
+    lines = [
+        "# Written by callboard at every start; changes are lost.",
+        f"server_name: {json.dumps(server_name)}",
+        f'listen: "127.0.0.1:{port}"',
+        *([f'http: "127.0.0.1:{http_port}"'] if http_port else []),
+        f"max_payload: {MAX_PAYLOAD_BYTES}",
+        f"log_file: {_quoted(folder.log_file)}",
+        "logfile_size_limit: 10MB",
+        "logfile_max_num: 3",
+        "jetstream {",
+        f"  store_dir: {_quoted(folder.path)}",
+        f"  max_mem: {int(settings.max_memory_bytes)}",
+        f"  max_file: {max_file_bytes}",
+        f"  sync_interval: {_SYNC[settings.profile]}",
+        "  limits {",
+        '    batch { max_inflight_per_stream: 50, max_inflight_total: 1000, max_msgs: 1000, timeout: "10s" }',
+        "  }",
+        "}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _quoted(path: Path) -> str:
+    """Quote a path for the server's format: inside double quotes a backslash escapes, other text stands as it is."""
+    return json.dumps(str(path), ensure_ascii=False)
+
+
+def _try_lock(handle: BinaryIO) -> bool:
+    try:
+        if sys.platform == "win32":
+            handle.seek(0)
+            msvcrt.locking(handle.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    if os.name == "posix":
+        os.set_inheritable(handle.fileno(), False)  # only the server gets it, by pass_fds
+    return True

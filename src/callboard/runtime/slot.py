@@ -1,0 +1,202 @@
+"""A slot: one place in a pool that runs one task at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import traceback
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Executor
+from datetime import datetime
+from typing import Any, Protocol
+
+from callboard.runtime import codec, context
+from callboard.runtime.capability import Capability, fill_context
+from callboard.runtime.claim import Claim, Stage
+from callboard.runtime.clock import Clock
+from callboard.runtime.context import TaskContext
+from callboard.runtime.errors import (
+
+    DeadlineError,
+    DecodeError,
+    EncodeError,
+    HandlerExitError,
+    RetryableError,
+    TaskCancelledError,
+    TaskTimeoutError,
+)
+from callboard.runtime.outcome import Cancelled, Completed, Expired, Failed, Outcome, Returned
+from callboard.runtime.record import failure_of
+
+DRAIN_RETURN_S = 0.05
+
+
+class SlotHost(Protocol):
+    """What a slot needs of its pool."""
+
+    capability: Capability[..., Any]
+    clock: Clock
+    executor: Executor | None
+    ready: deque[Claim]
+    running: dict[str, "Slot"]
+    lingering: int
+
+    def next_is_due(self) -> None:
+        """Start further slots in the next loop turn, if claims are ready."""
+        ...
+
+    def context_of(self, claim: Claim) -> TaskContext:
+        """Return what the handler may know."""
+        ...
+
+    def finished(self, claim: Claim, outcome: Outcome) -> None:
+        """Take the end of a run."""
+        ...
+
+    def rested(self, slot: "Slot") -> None:
+        """Take the slot back as idle."""
+        ...
+
+
+class Slot:
+    """Runs claims from its pool's ready queue, one at a time, until none is ready; then it rests."""
+
+    __slots__ = ("_context", "_pool", "claim", "task", "thread")
+
+    def __init__(self, pool: SlotHost) -> None:
+        """Belong to ``pool``."""
+        self._pool = pool
+        self._context: TaskContext | None = None
+        self.claim: Claim | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.thread: asyncio.Future[Any] | None = None
+
+    @property
+    def context(self) -> TaskContext | None:
+        """The context of the task that runs now, made when first asked for."""
+        if self._context is None and self.claim is not None:
+            self._context = self._pool.context_of(self.claim)
+        return self._context
+
+    async def run(self) -> None:
+        """Run ready claims one after the other; ends when none is left, or when a handler changed context variables."""
+        pool = self._pool
+        context.holder.set(self)
+        clean = contextvars.copy_context()
+        try:
+            while pool.ready:
+                claim = pool.ready.popleft()
+                if pool.ready:
+                    pool.next_is_due()
+                await self._run_one(claim)
+                if contextvars.copy_context() != clean:
+                    # the next task must not see what this handler left behind: go on in a fresh task
+                    break
+        finally:
+            self.claim = None
+            pool.rested(self)
+
+    async def _run_one(self, claim: Claim) -> None:
+        pool = self._pool
+        self.claim = claim
+        self._context = None
+        claim.stage = Stage.RUNNING
+        claim.started_at = pool.clock.monotonic()
+        pool.running[claim.token] = self
+        try:
+            outcome = await self._outcome(claim)
+        finally:
+            pool.running.pop(claim.token, None)
+        if claim.stop_reason is not None:
+            self._uncancel()
+        thread, self.thread = self.thread, None
+        pool.finished(claim, outcome)
+        if thread is not None and not thread.done():
+            # a thread cannot be stopped: the slot is taken until it ends by itself
+            pool.lingering += 1
+            try:
+                await asyncio.wait([thread])
+            finally:
+                pool.lingering -= 1
+
+    async def _outcome(self, claim: Claim) -> Outcome:
+        capability = self._pool.capability
+        try:
+            args, kwargs = capability.bind(claim.payload, claim.content_type)
+        except DecodeError as error:
+            claim.is_json = False
+            return Failed(failure_of(error))
+        except Exception as error:  # noqa: BLE001 - a constructor or validator of the user's type may raise anything
+            return Failed(failure_of(DecodeError(f"the payload does not fit: {type(error).__name__}: {error}")))
+        if kwargs:
+            kwargs = fill_context(kwargs, self._pool.context_of(claim))
+        try:
+            if capability.is_async:
+                value = await capability.function(*args, **kwargs)
+            else:
+                value = await self._in_thread(capability.function, args, kwargs)
+            return Completed(codec.encode(value))
+        except asyncio.CancelledError as error:
+            if claim.stop_reason is not None:
+                return self._stopped(claim, error)
+            if self.task is not None and self.task.cancelling():
+                raise
+            # something the handler awaited was cancelled, not the handler
+            own = RetryableError("the handler let a CancelledError out that nobody sent it")
+            return capability.retry.decide(own, claim.attempt, trace=_trace(error))
+        except EncodeError as error:
+            return Failed(failure_of(error))
+        except (SystemExit, KeyboardInterrupt) as error:
+            exit_error = HandlerExitError(f"the handler tried to end its process: {error!r}")
+            return Failed(failure_of(exit_error))
+        except Exception as error:  # noqa: BLE001 - a handler may raise anything; the policy decides
+            return capability.retry.decide(error, claim.attempt, trace=_trace(error))
+
+    async def _in_thread(
+        self, function: Callable[..., Any], args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> object:
+        own = contextvars.copy_context()
+        loop = asyncio.get_running_loop()
+        self.thread = loop.run_in_executor(self._pool.executor, lambda: _call(own, function, args, kwargs))
+        return await asyncio.shield(self.thread)
+
+    def _uncancel(self) -> None:
+        if self.task is not None:
+            while self.task.cancelling():
+                self.task.uncancel()
+
+    def _stopped(self, claim: Claim, error: BaseException) -> Outcome:
+        match claim.stop_reason:
+            case "timeout":
+                limit_s = self._pool.capability.timeout_s
+                late = TaskTimeoutError(f"the run took longer than its timeout_s of {limit_s} s and was cancelled")
+                return self._pool.capability.retry.decide(late, claim.attempt, trace=_trace(error))
+            case "deadline":
+                text = f"the deadline {_stamp(claim.context_deadline)} passed while it ran"
+                return Expired(failure_of(DeadlineError(text)))
+            case "drain":
+                return Returned(DRAIN_RETURN_S)
+            case _:
+                return Cancelled(failure_of(TaskCancelledError(claim.stop_text or "cancelled")))
+
+
+def _call(
+    own: contextvars.Context, function: Callable[..., Any], args: tuple[object, ...], kwargs: dict[str, object]
+) -> object:
+    try:
+        return own.run(function, *args, **kwargs)
+    except StopIteration as error:
+        # a future refuses StopIteration, and the waiter would hang
+        message = "the handler raised StopIteration"
+        raise RuntimeError(message) from error
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise HandlerExitError(f"the handler tried to end its process: {error!r}") from error
+
+
+def _trace(error: BaseException) -> str:
+    return "".join(traceback.format_exception(error, limit=-8))
+
+
+def _stamp(moment: datetime | None) -> str:
+    return moment.isoformat() if moment is not None else ""

@@ -1,0 +1,421 @@
+"""A worker: one process that serves capabilities with pools of slots."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from callboard.runtime import ids, subjects
+from callboard.runtime.beat import Beat, WorkerStatus, decode_beat, encode_beat
+from callboard.runtime.blobs import BlobStore
+from callboard.runtime.bus.base import Bus, ConsumerConfig, KvEntry, Message, Subscription
+from callboard.runtime.bus.kv import Bucket
+from callboard.runtime.capability import DEFAULT_CONCURRENCY, Capability
+from callboard.runtime.claim import Claim
+from callboard.runtime.clock import SYSTEM_CLOCK, Clock
+from callboard.runtime.commit import Committer
+from callboard.runtime.control import CONFIG_BUCKET, PAUSE_PREFIX, decode_cancel, decode_order
+from callboard.runtime.errors import BusError, CallboardError, DecodeError, ModuleLoadError
+from callboard.runtime.lanes import PULL_LANES
+from callboard.runtime.lease import KeeperThread, LeaseKeeper
+from callboard.runtime.pool import Pool, PoolRules
+from callboard.runtime.questions import Questions
+from callboard.runtime.settle import Settler, SettleRules
+from callboard.runtime.version import VERSION
+
+TICK_S = 0.05
+PEER_ALIVE_S = 3.0
+DEAF_AFTER_S = 12.0
+DEAF_EXIT_S = 45.0
+
+
+class WorkerOptions(Struct, frozen=True, kw_only=True):
+    """What a worker needs to know; ``Settings`` makes it from file, environment and flags.
+
+    Attributes:
+        concurrency: Slots of a capability that names no number itself.
+        pool: Serve only capabilities of this pool; None serves all.
+        drain_grace_s: How long running tasks may go on after a stop was asked for.
+        max_block_s: The lease of a handler that blocks the loop is kept this long.
+    """
+
+    concurrency: int = DEFAULT_CONCURRENCY
+    pool: str | None = None
+    labels: dict[str, str] = {}
+    ack_wait_s: float = 4.0
+    extend_every_s: float = 1.0
+    max_ack_pending: int = 4096
+    max_block_s: float = 60.0
+    drain_grace_s: float = 30.0
+    holds_wait_s: float = 0.75
+    pool_rules: PoolRules = PoolRules()
+    settle_rules: SettleRules = SettleRules()
+
+
+class Worker:
+    """Serves capabilities until told to stop. Make one per process and ``await run()``.
+
+    Attributes:
+        id: Its name in beats, records and orders.
+        pools: By capability.
+        status: starting, ready, deaf (connected and not fetching), draining, stopped.
+    """
+
+    def __init__(
+        self,
+        capabilities: Sequence[Capability[..., Any]],
+        connect: Callable[[str], Awaitable[Bus]],
+        *,
+        options: WorkerOptions | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+        worker_id: str | None = None,
+        keeper_in_thread: bool = True,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            capabilities: What to serve.
+            connect: Opens a connection under the given name; called twice, once in the keeper's thread.
+            options: Numbers.
+            clock: Time.
+            worker_id: Its name; made from host, process and chance when None.
+            keeper_in_thread: False runs the lease keeper on this loop; only for buses without sockets.
+
+        Raises:
+            ModuleLoadError: If there is nothing to serve.
+            ConfigError: If an annotation of a capability cannot be decoded into.
+        """
+        self.options = options or WorkerOptions()
+        wanted = [c for c in capabilities if self.options.pool is None or c.pool == self.options.pool]
+        if not wanted:
+            pools = sorted({c.pool for c in capabilities})
+            message = (
+                f"pool {self.options.pool!r} has no capability here; there are the pools {', '.join(pools)}"
+                if capabilities
+                else "there is no capability to serve: decorate a function with @capability"
+            )
+            raise ModuleLoadError(message)
+        for capability in wanted:
+            capability.prepare()
+        self.id = worker_id or ids.new_worker_id()
+        self.status: WorkerStatus = "starting"
+        self.pools: dict[str, Pool] = {}
+        self.problem: str | None = None
+        self._capabilities = wanted
+        self._connect = connect
+        self._clock = clock
+        self._keeper_in_thread = keeper_in_thread
+        self._peers: dict[str, float] = {}
+        self._stop = asyncio.Event()
+        self._stop_now = False
+        self._started_at = clock.now()
+        self._fetched_s: float | None = None
+        self._subscriptions: list[Subscription] = []
+        self._group: asyncio.TaskGroup | None = None
+        self.keeper = LeaseKeeper(
+            self.id,
+            ack_wait_s=self.options.ack_wait_s,
+            extend_every_s=self.options.extend_every_s,
+            max_block_s=self.options.max_block_s,
+            clock=clock,
+            beat=self.beat,
+        )
+
+    # --- life
+
+    def stop(self, *, now: bool = False) -> None:
+        """Ask it to drain and end; with ``now``, without waiting for running tasks. May be called more than once."""
+        self._stop_now = self._stop_now or now
+        self._stop.set()
+
+    async def run(self, on_ready: Callable[[], None] | None = None) -> None:
+        """Serve until ``stop``; returns when everything is settled or handed back.
+
+        Raises:
+            BusConnectError: If the broker cannot be reached at the start.
+            TopologyError: If its streams are missing.
+            CallboardError: If the worker went deaf and could not recover.
+        """
+        bus = await self._connect(f"{self.id}")
+        try:
+            await self._serve(bus, on_ready)
+        finally:
+            self.status = "stopped"
+            await bus.close()
+
+    async def _serve(self, bus: Bus, on_ready: Callable[[], None] | None) -> None:
+        await self._ensure_consumers(bus)
+        thread = KeeperThread(self.keeper, lambda: self._connect(f"{self.id}-keeper"))
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                self.keeper.loop_ticked_at = self._clock.monotonic()
+                local_stop = asyncio.Event()
+                if self._keeper_in_thread:
+                    await thread.start()
+                else:
+                    self._fire(self.keeper.serve(bus, stop=local_stop.is_set), "keeper")
+                background = [group.create_task(self._tick(thread), name="worker-tick")]
+                try:
+                    background.append(self._open(bus))
+                    await self._listen(bus)
+                    for pool in self.pools.values():
+                        if not pool.is_paused:
+                            await pool.open()
+                    self.status = "ready"
+                    if on_ready is not None:
+                        on_ready()
+                    await self._stop.wait()
+                    await self._drain(bus)
+                finally:
+                    local_stop.set()
+                    for task in background:
+                        task.cancel()
+                    for subscription in self._subscriptions:
+                        await subscription.close()
+        except BaseExceptionGroup as errors:
+            raise _first(errors) from errors
+        finally:
+            await thread.stop()
+
+    def _open(self, bus: Bus) -> asyncio.Task[None]:
+        clock, options, keeper = self._clock, self.options, self.keeper
+        committer = Committer(bus, stream=subjects.LEDGER, clock=clock)
+        self._committer = committer
+        blobs = BlobStore(bus)
+        loop = asyncio.get_running_loop()
+        settler = Settler(
+            bus,
+            committer,
+            keeper,
+            blobs,
+            clock=clock,
+            told=self,
+            spawn=self._fire,
+            soon=loop.call_soon,
+            rules=options.settle_rules,
+        )
+        questions = Questions(
+            bus, keeper, clock=clock, holds_wait_s=options.holds_wait_s, peers=self.peers
+        )
+        for capability in self._capabilities:
+            self.pools[capability.name] = Pool(
+                capability,
+                slots=capability.concurrency or options.concurrency,
+                bus=bus,
+                settler=settler,
+                committer=committer,
+                keeper=keeper,
+                questions=questions,
+                blobs=blobs,
+                clock=clock,
+                rules=options.pool_rules,
+                spawn=self._spawn,
+            )
+        return self._spawn(committer.run(), "committer")
+
+    async def _ensure_consumers(self, bus: Bus) -> None:
+        for capability in self._capabilities:
+            for stream, config in consumers_of(capability.name, self.options):
+                if await bus.consumer_info(stream, config.name) is None:
+                    await bus.create_consumer(stream, config)
+
+    async def _drain(self, bus: Bus) -> None:
+        self.status = "draining"
+        for pool in self.pools.values():
+            await pool.drain()
+        grace_s = 0.0 if self._stop_now else self.options.drain_grace_s
+        give_up_s = self._clock.monotonic() + grace_s
+        while not all(pool.is_idle for pool in self.pools.values()):
+            if self._stop_now or self._clock.monotonic() >= give_up_s:
+                for pool in self.pools.values():
+                    pool.stop_running("drain")
+                break
+            await self._clock.sleep(TICK_S)
+        # what was cancelled ends within a moment; a handler that will not end keeps its lease until the process is gone
+        last_s = self._clock.monotonic() + 5.0
+        while self.keeper.claims and self._clock.monotonic() < last_s:
+            await self._clock.sleep(TICK_S)
+        if not self.keeper.claims:
+            await self._committer.drain()
+        self.status = "stopped"
+        await bus.publish(subjects.beat(self.id), self.beat())
+        await bus.flush(timeout_s=2.0)
+        if self.keeper.claims:
+            self._cancel_rest()
+
+    def _cancel_rest(self) -> None:
+        for pool in self.pools.values():
+            for slot in list(pool.running.values()):
+                if slot.task is not None:
+                    slot.task.cancel()
+
+    # --- what it hears
+
+    async def _listen(self, bus: Bus) -> None:
+        self._subscriptions.append(await bus.subscribe(subjects.BEAT_ALL, self._on_beat))
+        self._subscriptions.append(await bus.subscribe(subjects.CTL_CANCEL, lambda m: self._on_cancel(bus, m)))
+        self._subscriptions.append(await bus.subscribe(subjects.ctl_worker(self.id), lambda m: self._on_order(bus, m)))
+        config = Bucket(bus, CONFIG_BUCKET)
+        for name in self.pools:
+            entry = await config.get(PAUSE_PREFIX + name)
+            if entry is not None and entry.data is not None:
+                self.pools[name].is_paused = True
+        self._subscriptions.append(await config.watch(self._on_pause, prefix=PAUSE_PREFIX))
+
+    def _on_pause(self, entry: KvEntry) -> None:
+        pool = self.pools.get(entry.key.removeprefix(PAUSE_PREFIX))
+        if pool is not None:
+            self._fire(pool.pause() if entry.data is not None else pool.resume(), "pool-pause")
+
+    def _on_beat(self, message: Message) -> None:
+        try:
+            beat = decode_beat(message.data)
+        except DecodeError:
+            return
+        if beat.worker == self.id:
+            return
+        if beat.status == "stopped":
+            self._peers.pop(beat.worker, None)
+        else:
+            self._peers[beat.worker] = self._clock.monotonic()
+
+    def peers(self) -> frozenset[str]:
+        """Return the other workers whose beats were heard within three seconds."""
+        oldest_s = self._clock.monotonic() - PEER_ALIVE_S
+        return frozenset(worker for worker, heard_s in self._peers.items() if heard_s >= oldest_s)
+
+    def _on_cancel(self, bus: Bus, message: Message) -> None:
+        try:
+            request = decode_cancel(message.data)
+        except msgspec.DecodeError:
+            return
+        if any([pool.cancel(request.task, request.reason) for pool in self.pools.values()]):
+            self._reply(bus, message, {"worker": self.id, "cancelled": True})
+
+    def _on_order(self, bus: Bus, message: Message) -> None:
+        try:
+            order = decode_order(message.data)
+        except msgspec.DecodeError as error:
+            self._reply(bus, message, {"worker": self.id, "error": f"not an order: {error}"})
+            return
+        pool = self.pools.get(order.capability)
+        if order.op == "drain":
+            self.stop()
+        elif order.op == "slots" and pool is not None and order.slots > 0:
+            pool.slots = order.slots
+        else:
+            self._reply(bus, message, {"worker": self.id, "error": "orders are drain, and slots with a capability"})
+            return
+        self._reply(bus, message, {"worker": self.id, "ok": True})
+
+    def _reply(self, bus: Bus, message: Message, body: dict[str, object]) -> None:
+        if message.reply:
+            self._fire(_quietly(bus.publish(message.reply, msgspec.json.encode(body))), "reply")
+
+    # --- what it says
+
+    def settled(self, claim: Claim, name: str) -> None:
+        """Count the end of a claim."""
+        self.pools[claim.capability].stats.endings[name] += 1
+
+    def beat(self) -> bytes:
+        """Return the present heartbeat; called from the keeper's thread, reads plain values only."""
+        now_s = self._clock.monotonic()
+        fetched_s = self._fetched_s
+        now = self._clock.now()
+        return encode_beat(
+            Beat(
+                v=1,
+                worker=self.id,
+                host=socket.gethostname(),
+                pid=os.getpid(),
+                version=VERSION,
+                status=self.status,
+                started_at=self._started_at,
+                at=now,
+                fetched_at=None if fetched_s is None else now - timedelta(seconds=max(0.0, now_s - fetched_s)),
+                labels=self.options.labels,
+                capabilities=[pool.load() for pool in list(self.pools.values())],
+            )
+        )
+
+    def ready_problem(self) -> str | None:
+        """Return why it is not ready, or None: ready means that the broker answered its pulls lately."""
+        if self.status not in ("ready", "deaf"):
+            return f"the worker is {self.status}"
+        return self.problem
+
+    async def _tick(self, thread: KeeperThread) -> None:
+        while True:
+            now_s = self._clock.monotonic()
+            self.keeper.loop_ticked_at = now_s
+            now = self._clock.now()
+            for pool in self.pools.values():
+                pool.sweep(now_s, now)
+            self._judge(now_s)
+            if self._keeper_in_thread and self.status != "starting" and not thread.is_alive:
+                message = "the lease keeper's thread died; the worker stops, its tasks are taken over"
+                raise CallboardError(message)
+            await self._clock.sleep(TICK_S)
+
+    def _judge(self, now_s: float) -> None:
+        if self.status not in ("ready", "deaf"):
+            return
+        fetches = [f for pool in self.pools.values() if not pool.is_paused and (f := pool.last_fetch()) is not None]
+        problems = [p for pool in self.pools.values() if (p := pool.problem())]
+        if fetches:
+            self._fetched_s = min(fetches)
+        silent_s = 0.0 if self._fetched_s is None or not fetches else now_s - self._fetched_s
+        self.problem = problems[0] if problems else None
+        if silent_s > DEAF_AFTER_S:
+            self.problem = f"the broker has not answered a pull for {silent_s:.0f} s"
+        self.status = "deaf" if self.problem else "ready"
+        if silent_s > DEAF_EXIT_S and all(not pool.running for pool in self.pools.values()):
+            raise CallboardError(self.problem or "deaf")
+
+    def _fire(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
+        # the task group owns it
+        _ = self._spawn(coroutine, name)
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        if self._group is None:
+            message = "the worker does not run"
+            raise CallboardError(message)
+        return self._group.create_task(coroutine, name=name)
+
+
+def consumers_of(capability: str, options: WorkerOptions) -> list[tuple[str, ConsumerConfig]]:
+    """Return stream and settings of each consumer that serves a capability."""
+    return [
+        (
+            subjects.LATER if lane == "due" else subjects.WORK,
+            ConsumerConfig(
+                name=subjects.due_consumer(capability) if lane == "due" else subjects.consumer(capability, lane),
+                filter_subject=subjects.due(capability) if lane == "due" else subjects.task(capability, lane),
+                ack_wait_s=options.ack_wait_s,
+                max_ack_pending=options.max_ack_pending,
+            ),
+        )
+        for lane in PULL_LANES
+    ]
+
+
+async def _quietly(call: Awaitable[None]) -> None:
+    try:
+        await call
+    except BusError:
+        return
+
+
+def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    for error in errors.exceptions:
+        return _first(error) if isinstance(error, BaseExceptionGroup) else error
+    return errors
