@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Protocol
 
 from msgspec import Struct
 
@@ -33,6 +34,20 @@ UNLIMITED = -1
 
 _HOUR_S = 3600.0
 _MIN_OBSERVED_S = 60.0
+
+
+class ConsumerNumbers(Protocol):
+    """The settings that a consumer needs; the section ``work`` and a worker's options both have them."""
+
+    @property
+    def ack_wait_s(self) -> float:
+        """Seconds after which an unextended claim is handed out again."""
+        ...
+
+    @property
+    def max_ack_pending(self) -> int:
+        """Claims that may be out at once."""
+        ...
 
 
 class Topology(Struct, frozen=True, kw_only=True):
@@ -93,7 +108,7 @@ def declared(
     return Topology(streams=streams, consumers=tuple(consumers))
 
 
-def task_consumers(capability: str, settings: WorkSettings) -> tuple[ConsumerConfig, ...]:
+def task_consumers(capability: str, settings: ConsumerNumbers) -> tuple[ConsumerConfig, ...]:
     """Return the durable consumers of a capability's three lanes on ``CB_WORK``: high, normal, low.
 
     Raises:
@@ -106,7 +121,7 @@ def task_consumers(capability: str, settings: WorkSettings) -> tuple[ConsumerCon
     )
 
 
-def due_consumer(capability: str, settings: WorkSettings) -> ConsumerConfig:
+def due_consumer(capability: str, settings: ConsumerNumbers) -> ConsumerConfig:
     """Return the durable consumer on ``CB_LATER`` of a capability's scheduled tasks that have fallen due.
 
     Raises:
@@ -293,7 +308,7 @@ def _objects(settings: TopologySettings) -> StreamConfig:
     )
 
 
-def _consumer(name: str, filter_subject: str, settings: WorkSettings) -> ConsumerConfig:
+def _consumer(name: str, filter_subject: str, settings: ConsumerNumbers) -> ConsumerConfig:
     return ConsumerConfig(
         name=name,
         filter_subject=filter_subject,
