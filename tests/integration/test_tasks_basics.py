@@ -270,7 +270,9 @@ async def test_submit_many_names_each_task(callboard_world: World) -> None:
     world = callboard_world
     await world.start(search)
     unnamed = await world.client.submit_many(search, [{"text": str(n)} for n in range(1200)])
-    named = await world.client.submit_many(search, [{"text": "a"}, {"text": "b"}, {"text": "a"}], task_ids=["a", "b", "a"])
+    named = await world.client.submit_many(
+        search, [{"text": "a"}, {"text": "b"}, {"text": "a"}], task_ids=["a", "b", "a"]
+    )
     assert [getattr(handle, "is_duplicate", None) for handle in named] == [False, False, True]
     records = await world.all_recorded("search", 1202)
     wanted = [str(n) for n in range(1200)]

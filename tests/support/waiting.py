@@ -21,5 +21,7 @@ async def eventually(
             found = await found
         if found:
             return
-        assert SYSTEM_CLOCK.monotonic() < limit_s, f"still not true after {timeout_s:g} s: {inspect.getsource(check).strip()}"
+        assert SYSTEM_CLOCK.monotonic() < limit_s, (
+            f"still not true after {timeout_s:g} s: {inspect.getsource(check).strip()}"
+        )
         await SYSTEM_CLOCK.sleep(_POLL_S if clock is SYSTEM_CLOCK else 0)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ from callboard.runtime.worker import Worker, WorkerOptions
 from tests.support.waiting import eventually
 
 Kind = Literal["memory", "jetstream"]
-Connect = Callable[[str], Awaitable[Bus]]
+Connect = Callable[[str], Coroutine[Any, Any, Bus]]
 
 # Short, so that a test of a dead worker takes a second; the shares between the numbers are those of the defaults.
 QUICK = WorkerOptions(ack_wait_s=1.2, extend_every_s=0.3, holds_wait_s=0.2, drain_grace_s=5.0)
@@ -121,7 +122,9 @@ class World:
 
     async def records(self, capability: str) -> dict[str, TaskRecord]:
         """Return the ledger's records of a capability by task id."""
-        found = [record.decode_task(stored.data) async for stored in self._all("CB_LEDGER", f"cb.result.{capability}.*")]
+        found = [
+            record.decode_task(stored.data) async for stored in self._all("CB_LEDGER", f"cb.result.{capability}.*")
+        ]
         assert len({r.task for r in found}) == len(found), "a task has two records"
         return {r.task: r for r in found}
 
@@ -158,10 +161,14 @@ class World:
         """Wait until no worker keeps a claim: what is left there for ever would be extended for ever."""
         for running in workers or self.workers:
             if not running.task.done():
-                await eventually(lambda running=running: not running.worker.keeper.claims, clock=self.clock)
+                await eventually(partial(_holds_nothing, running), clock=self.clock)
 
     def _all(self, stream: str, subject: str) -> AsyncIterator[Stored]:
         return self.bus.read(stream, subjects=(subject,))
+
+
+def _holds_nothing(running: Running) -> bool:
+    return not running.worker.keeper.claims
 
 
 @asynccontextmanager
@@ -176,7 +183,8 @@ async def open_world(
             async def connect(name: str) -> Bus:
                 return broker.connect(name=name)
         else:
-            connect = await stack.enter_async_context(_server(folder))
+            server = _server(folder)
+            connect = await stack.enter_async_context(server)
         bus = await connect("world")
         await apply(bus, await plan(bus, declared(settings or TopologySettings())))
         world = World(kind, connect, bus, clock=clock)
@@ -196,6 +204,7 @@ async def _server(folder: Path) -> AsyncIterator[Connect]:
     async with EmbeddedServer(settings) as server:
 
         async def connect(name: str) -> Bus:
-            return await jetstream.connect(server.url, name=name)
+            bus: Bus = await jetstream.connect(server.url, name=name)
+            return bus
 
         yield connect
