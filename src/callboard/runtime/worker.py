@@ -15,7 +15,7 @@ from msgspec import Struct
 from callboard.runtime import ids, subjects
 from callboard.runtime.beat import Beat, WorkerStatus, decode_beat, encode_beat
 from callboard.runtime.blobs import BlobStore
-from callboard.runtime.bus.base import Bus, ConsumerConfig, Message, Subscription
+from callboard.runtime.bus.base import Bus, ConsumerConfig, KvEntry, Message, Subscription
 from callboard.runtime.bus.kv import Bucket
 from callboard.runtime.capability import DEFAULT_CONCURRENCY, Capability
 from callboard.runtime.claim import Claim
@@ -118,7 +118,6 @@ class Worker:
         self._started_at = clock.now()
         self._fetched_s: float | None = None
         self._subscriptions: list[Subscription] = []
-        self._pending_ops: list[Coroutine[Any, Any, None]] = []
         self._group: asyncio.TaskGroup | None = None
         self.keeper = LeaseKeeper(
             self.id,
@@ -162,7 +161,7 @@ class Worker:
                 if self._keeper_in_thread:
                     await thread.start()
                 else:
-                    self._spawn(self.keeper.serve(bus, stop=local_stop.is_set), "keeper")
+                    self._fire(self.keeper.serve(bus, stop=local_stop.is_set), "keeper")
                 background = [group.create_task(self._tick(thread), name="worker-tick")]
                 try:
                     background.append(self._open(bus))
@@ -199,13 +198,11 @@ class Worker:
             blobs,
             clock=clock,
             told=self,
-            spawn=self._spawn,
+            spawn=self._fire,
             soon=loop.call_soon,
             rules=options.settle_rules,
         )
-        questions = Questions(
-            bus, keeper, clock=clock, holds_wait_s=options.holds_wait_s, peers=self.peers
-        )
+        questions = Questions(bus, keeper, clock=clock, holds_wait_s=options.holds_wait_s, peers=self.peers)
         for capability in self._capabilities:
             self.pools[capability.name] = Pool(
                 capability,
@@ -224,16 +221,8 @@ class Worker:
 
     async def _ensure_consumers(self, bus: Bus) -> None:
         for capability in self._capabilities:
-            for lane in PULL_LANES:
-                stream = subjects.LATER if lane == "due" else subjects.WORK
-                config = consumer_config(
-                    capability.name,
-                    lane,
-                    ack_wait_s=self.options.ack_wait_s,
-                    max_ack_pending=self.options.max_ack_pending,
-                )
-                info = await bus.consumer_info(stream, config.name)
-                if info is None:
+            for stream, config in consumers_of(capability.name, self.options):
+                if await bus.consumer_info(stream, config.name) is None:
                     await bus.create_consumer(stream, config)
 
     async def _drain(self, bus: Bus) -> None:
@@ -277,12 +266,12 @@ class Worker:
             entry = await config.get(PAUSE_PREFIX + name)
             if entry is not None and entry.data is not None:
                 self.pools[name].is_paused = True
-        self._subscriptions.append(await config.watch(PAUSE_PREFIX, self._on_pause))
+        self._subscriptions.append(await config.watch(self._on_pause, prefix=PAUSE_PREFIX))
 
-    def _on_pause(self, entry: Any) -> None:  # noqa: ANN401 - KvEntry, typed by the bucket
+    def _on_pause(self, entry: KvEntry) -> None:
         pool = self.pools.get(entry.key.removeprefix(PAUSE_PREFIX))
         if pool is not None:
-            self._spawn(pool.pause() if entry.data is not None else pool.resume(), "pool-pause")
+            self._fire(pool.pause() if entry.data is not None else pool.resume(), "pool-pause")
 
     def _on_beat(self, message: Message) -> None:
         try:
@@ -327,7 +316,7 @@ class Worker:
 
     def _reply(self, bus: Bus, message: Message, body: dict[str, object]) -> None:
         if message.reply:
-            self._spawn(_quietly(bus.publish(message.reply, msgspec.json.encode(body))), "reply")
+            self._fire(_quietly(bus.publish(message.reply, msgspec.json.encode(body))), "reply")
 
     # --- what it says
 
@@ -390,6 +379,10 @@ class Worker:
         if silent_s > DEAF_EXIT_S and all(not pool.running for pool in self.pools.values()):
             raise CallboardError(self.problem or "deaf")
 
+    def _fire(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
+        # the task group owns it
+        _ = self._spawn(coroutine, name)
+
     def _spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         if self._group is None:
             message = "the worker does not run"
@@ -397,18 +390,20 @@ class Worker:
         return self._group.create_task(coroutine, name=name)
 
 
-def consumer_config(capability: str, lane: Any, *, ack_wait_s: float, max_ack_pending: int) -> ConsumerConfig:  # noqa: ANN401 - PullLane
-    """Return the durable consumer of one lane of a capability."""
-    if lane == "due":
-        subject = f"cb.due.{capability}.*"
-    else:
-        subject = subjects.task(capability, lane)
-    return ConsumerConfig(
-        name=subjects.consumer(capability, lane),
-        filter_subject=subject,
-        ack_wait_s=ack_wait_s,
-        max_ack_pending=max_ack_pending,
-    )
+def consumers_of(capability: str, options: WorkerOptions) -> list[tuple[str, ConsumerConfig]]:
+    """Return stream and settings of each consumer that serves a capability."""
+    return [
+        (
+            subjects.LATER if lane == "due" else subjects.WORK,
+            ConsumerConfig(
+                name=subjects.due_consumer(capability) if lane == "due" else subjects.consumer(capability, lane),
+                filter_subject=subjects.due(capability) if lane == "due" else subjects.task(capability, lane),
+                ack_wait_s=options.ack_wait_s,
+                max_ack_pending=options.max_ack_pending,
+            ),
+        )
+        for lane in PULL_LANES
+    ]
 
 
 async def _quietly(call: Awaitable[None]) -> None:
