@@ -136,9 +136,7 @@ class Client:
         except NoRespondersError as error:
             message = "no stream takes tasks: run 'callboard provision', or 'callboard up' for a local server"
             raise NoRespondersError(message) from error
-        handle = TaskHandle(
-            id=id or f"~{ack.seq}", capability=name, seq=ack.seq, is_duplicate=ack.is_duplicate
-        )
+        handle = TaskHandle(id=id or f"~{ack.seq}", capability=name, seq=ack.seq, is_duplicate=ack.is_duplicate)
         if reply_to is not None:
             self._expect(handle.id, reply_to)
         return handle
@@ -313,9 +311,7 @@ class Client:
                 if found is not None:
                     return Cancellation(task=task_id, found="running", record=found)
                 await self._clock.sleep(0.1)
-        write = Write(
-            subjects.result(capability, task_id), record.encode(finished), header.build(expected_seq=0)
-        )
+        write = Write(subjects.result(capability, task_id), record.encode(finished), header.build(expected_seq=0))
         try:
             await self._bus.store(write)
         except ConflictError:
@@ -381,7 +377,9 @@ class Client:
         except (BusTimeoutError, NoRespondersError):
             raise
         except BusError as error:
-            message = f"the schedule rule {rule!r} was refused: {error}. Take '@every 90s', '@hourly' or six cron fields"
+            message = (
+                f"the schedule rule {rule!r} was refused: {error}. Take '@every 90s', '@hourly' or six cron fields"
+            )
             raise InputError(message) from error
 
     async def unschedule(self, name: str) -> bool:

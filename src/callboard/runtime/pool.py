@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from datetime import datetime
 from typing import Any
@@ -28,7 +28,7 @@ from callboard.runtime.errors import BusError, CallboardError, CrashLimitError, 
 from callboard.runtime.lanes import PULL_LANES, Lanes, PullLane
 from callboard.runtime.lease import LeaseKeeper
 from callboard.runtime.outcome import Expired, Failed, Outcome, Returned
-from callboard.runtime.questions import Questions
+from callboard.runtime.questions import Answers, Questions
 from callboard.runtime.record import failure_of
 from callboard.runtime.screen import Bury, Drop, Reschedule, Run, Skip, Wait, needs_questions, screen
 from callboard.runtime.settle import Settler
@@ -269,26 +269,36 @@ class Pool:
     # --- screening
 
     async def _screen(self, claims: list[Claim]) -> None:
-        # for a few seconds after our own reconnect the holder may not be back yet: keep the claim, run nothing
         fresh = [claim for claim in claims if claim.delivery.delivered == 1]
         again = [claim for claim in claims if claim.delivery.delivered > 1]
         if fresh:
-            await self._ask(fresh)
-        if again:
+            self._judge(fresh, await self._persist(lambda: self._questions.ask(fresh)))
+        if not again:
+            return
+        # most redeliveries are retries: their last run wrote down how it ended, so nobody can be running them
+        answers = await self._persist(lambda: self._questions.read_ledger(again))
+        closed = [answer.is_closed for answer in answers]
+        known = [(c, a) for c, a, is_closed in zip(again, answers, closed, strict=True) if is_closed]
+        self._judge([c for c, _ in known], [a for _, a in known])
+        unknown = [claim for claim, is_closed in zip(again, closed, strict=True) if not is_closed]
+        if unknown:
+            # for a few seconds after our own reconnect the holder may not be back yet: keep the claim, run nothing
             wait_s = self._bus.connected_at + self._rules.quarantine_s - self.clock.monotonic()
             if wait_s > 0:
                 await self.clock.sleep(wait_s)
-            await self._ask(again)
+            self._judge(unknown, await self._persist(lambda: self._questions.ask(unknown)))
 
-    async def _ask(self, claims: list[Claim]) -> None:
+    async def _persist(self, ask: Callable[[], Coroutine[Any, Any, list[Answers]]]) -> list[Answers]:
+        """Ask until there is an answer, with the leases held: without one nothing may be run."""
         delay_s = 0.1
         while True:
             try:
-                answers = await self._questions.ask(claims)
-                break
+                return await ask()
             except BusError:
                 await self.clock.sleep(delay_s)
                 delay_s = min(2.0, delay_s * 2)
+
+    def _judge(self, claims: Sequence[Claim], answers: Sequence[Answers]) -> None:
         now = self.clock.now()
         for claim, answer in zip(claims, answers, strict=True):
             verdict = screen(
