@@ -297,7 +297,8 @@ class Worker:
             request = decode_cancel(message.data)
         except msgspec.DecodeError:
             return
-        if any([pool.cancel(request.task, request.reason) for pool in self.pools.values()]):
+        found = [pool.cancel(request.task, request.reason) for pool in self.pools.values()]
+        if any(found):
             self._reply(bus, message, {"worker": self.id, "cancelled": True})
 
     def _on_order(self, bus: Bus, message: Message) -> None:
