@@ -113,7 +113,9 @@ def _notes(text: str, encoding: str, language: Language) -> list[str]:
     if encoding not in {"utf-8", "utf-8-sig"}:
         notes.append(f"Read as {encoding}, because it is not UTF-8.")
     if len(text) > _MAX_READ_CHARS:
-        notes.append(f"Long: words, phrases and sentences are from the first {_MAX_READ_CHARS / 1e6:.1f} million characters.")
+        notes.append(
+            f"Long: words, phrases and sentences are from the first {_MAX_READ_CHARS / 1e6:.1f} million characters."
+        )
     longest = max(map(len, text[:_MAX_READ_CHARS].split("\n")))
     if language.kind == "code" and longest > _LONG_LINE_CHARS:
         notes.append(f"Its longest line has {longest:,} characters: probably generated or minified.")

@@ -8,6 +8,7 @@ Barrón-Cedeño et al. (2009) do, so that single words can stand beside phrases;
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
@@ -20,6 +21,9 @@ from callboard.agents.digest.text import split_identifier, words_of
 MAX_PHRASE_WORDS: Final = 3
 _MAX_TOKENS: Final = 60_000
 _MAX_WORD_CHARS: Final = 32
+
+_LONG_TOKENS: Final = 300
+_PUNCTUATION = re.compile(r"[^\w\s'\u2019-]+")
 
 _Words = tuple[str, ...]
 
@@ -40,8 +44,9 @@ class Keyphrases(NamedTuple):
 
 
 def prose_chunks(sentences: Iterable[str]) -> list[list[str]]:
-    """Return each sentence as the list of its words, as written."""
-    return [words for sentence in sentences if (words := words_of(sentence))]
+    """Return each stretch between punctuation as the list of its words, as written."""
+    pieces = (piece for sentence in sentences for piece in _PUNCTUATION.split(sentence))
+    return [words for piece in pieces if (words := words_of(piece))]
 
 
 def identifier_chunks(identifiers: Iterable[str]) -> list[list[str]]:
@@ -50,7 +55,9 @@ def identifier_chunks(identifiers: Iterable[str]) -> list[list[str]]:
     return [words for chunk in chunks if (words := [word for word in chunk if len(word) > 2 and word not in CODE])]
 
 
-def keyphrases(chunks: Sequence[Sequence[str]], *, limit: int = 10, terms: int = 60, is_code: bool = False) -> Keyphrases:
+def keyphrases(
+    chunks: Sequence[Sequence[str]], *, limit: int = 10, terms: int = 60, is_code: bool = False
+) -> Keyphrases:
     """Return the best ``limit`` phrases of up to three words and the counts of the best ``terms``.
 
     Args:
@@ -59,8 +66,12 @@ def keyphrases(chunks: Sequence[Sequence[str]], *, limit: int = 10, terms: int =
         terms: How many phrases to return with their counts only.
         is_code: Whether the vocabulary of programming languages are stop words too.
     """
-    counts, shown = _count(_cap(chunks), ENGLISH | CODE if is_code else ENGLISH)
+    kept = _cap(chunks)
+    counts, shown = _count(kept, ENGLISH | CODE if is_code else ENGLISH)
     values = _c_values(counts)
+    if sum(map(len, kept)) > _LONG_TOKENS:
+        # In a long text what is said once is chance; in a short one it is all there is.
+        values = {phrase: value for phrase, value in values.items() if len(phrase) == 1 or counts[phrase] > 1}
     # Ties keep the order of the text: what is said first matters more.
     ranked = sorted(values, key=lambda phrase: -values[phrase])
     chosen = _choose(ranked, limit=limit)

@@ -83,7 +83,8 @@ def _rank(bags: Sequence[frozenset[str]]) -> list[float]:
     ranks = [1.0] * len(bags)
     for _ in range(_ROUNDS):
         new = [
-            (1 - _DAMPING) + _DAMPING * sum(weight * ranks[other] / out[other] for other, weight in row) for row in edges
+            (1 - _DAMPING) + _DAMPING * sum(weight * ranks[other] / out[other] for other, weight in row)
+            for row in edges
         ]
         moved = max((abs(a - b) for a, b in zip(new, ranks, strict=True)), default=0.0)
         ranks = new

@@ -220,6 +220,6 @@ def _by_pattern(lines: list[str], language: Language) -> Iterator[Symbol]:
             continue
         for kind, pattern in patterns:
             if match := pattern.match(line):
-                yield Symbol(kind=kind, name=match[1].strip("\"`"), line=number)
+                yield Symbol(kind=kind, name=match[1].strip('"`'), line=number)
                 found += 1
                 break
