@@ -145,7 +145,7 @@ def _topics(files: Sequence[Digest], *, limit: int = 30) -> list[Topic]:
     Copies of a file speak once, and a phrase must stand in two files where there are more than a few.
     """
     distinct = {file.sha256: file for file in reversed(files)}.values()
-    weights: Counter[str] = Counter()
+    weights: dict[str, float] = defaultdict(float)
     spread: Counter[str] = Counter()
     counts: Counter[str] = Counter()
     shown: dict[str, str] = {}
@@ -179,7 +179,7 @@ def _distinct(ranked: Sequence[str], limit: int) -> list[str]:
     for key in ranked:
         words = frozenset(word.rstrip("s") for word in key.split())
         is_single = len(words) == 1
-        if any(len(words & other) * 2 > len(words) for other in taken) or (is_single and singles == limit // 2):
+        if any(len(words & other) * 2 > len(words) for other in taken) or (is_single and singles == limit // 3):
             continue
         singles += is_single
         taken.append(words)

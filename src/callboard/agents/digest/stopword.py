@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-ENGLISH: Final = frozenset(
-    """
+_ENGLISH: Final = """
 a about above across actually after again against ago all almost alone along already also although always am among an
 and another any anybody anyone anything are aren't around as ask asks at away back be became because become becomes
 been before behind being below besides best better between beyond both but by came can can't cannot come comes could
@@ -27,13 +26,11 @@ through thus to today together told too took toward towards two under unless unt
 various very via was wasn't way we well went were weren't what whatever when whenever where whereas wherever whether
 which while who whoever whole whom whose why will with within without won't would wouldn't yes yet you your yours
 yourself yourselves
-""".split()
-)
+"""
 
-CODE: Final = frozenset(
-    """
-abstract args arg array assert async attr attrs auto await base bool boolean break buf byte bytes callable case cast catch char
-class cls cmp const constexpr continue ctx cur def default def del delete dict dir double dst elif else end endif enum err
+_CODE: Final = """
+abstract args arg array assert async attr attrs auto await base bool boolean break buf byte bytes callable case cast catch
+char class cls cmp const constexpr continue ctx cur def default def del delete dict dir double dst elif else end endif enum err
 errno except exec export extends extern false fi field final finally float fmt fn foo for foreach from func function
 get getattr global goto hasattr idx if impl implements import include inherit init inline instance int interface
 internal isinstance iter kwargs kw lambda len let lib list local long loop main match max min mod module msg mut name
@@ -42,5 +39,7 @@ print printf priv private property protected ptr pub public pyright raise range 
 setattr short signed size sizeof sql src std static str string struct sub super switch sys template test tests then
 this throw throws tmp todo true try tuple type typedef typename typing uint union unsigned use using val value values
 var virtual void volatile where while with yield
-""".split()
-)
+"""
+
+ENGLISH: Final = frozenset(_ENGLISH.split())
+CODE: Final = frozenset(_CODE.split())

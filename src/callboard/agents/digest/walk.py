@@ -41,10 +41,21 @@ MAX_BYTES: Final = 5_000_000
 _MAX_LEFT_OUT: Final = 1_000
 _GIT_TIMEOUT_S: Final = 20
 _SKIPPED: Final = frozenset(
-    """
-__pycache__ node_modules bower_components venv env build dist target vendor site-packages htmlcov coverage
-callboard-report
-""".split()
+    (
+        "__pycache__",
+        "node_modules",
+        "bower_components",
+        "venv",
+        "env",
+        "build",
+        "dist",
+        "target",
+        "vendor",
+        "site-packages",
+        "htmlcov",
+        "coverage",
+        "callboard-report",
+    )
 )
 _SKIPPED_SUFFIXES: Final = (
     ".egg-info",
@@ -104,7 +115,7 @@ def _git_files(root: Path) -> list[str] | None:
         return None
     command = [git, "-C", os.fspath(root), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     try:
-        done = subprocess.run(command, capture_output=True, timeout=_GIT_TIMEOUT_S, check=False)  # noqa: S603 fixed words
+        done = subprocess.run(command, capture_output=True, timeout=_GIT_TIMEOUT_S, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     names = [os.fsdecode(name) for name in done.stdout.split(b"\0") if name]
