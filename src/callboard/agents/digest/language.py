@@ -109,7 +109,7 @@ _MAGIC: Final = (
     (b"ID3", "MP3 audio"),
     (b"\xca\xfe\xba\xbe", "Java class"),
 )
-_SHEBANG = re.compile(r"#!\s*\S*?([A-Za-z]+)[0-9.]*(?:\s+(?:-S\s+)?([A-Za-z]+))?")
+_SHEBANG = re.compile(r"#!\s*(?:\S*/)?([A-Za-z]+)[0-9.]*(?:\s+(?:-S\s+)?([A-Za-z]+))?")
 
 LANGUAGES: Final[Mapping[str, Language]] = {row[0]: Language(row[0], row[1], row[3], row[4]) for row in _TABLE}
 _BY_SUFFIX: Final = {suffix: LANGUAGES[row[0]] for row in _TABLE for suffix in row[2].split()}

@@ -140,7 +140,7 @@ def _languages(files: Sequence[Digest]) -> list[LanguageTotal]:
 
 
 def _topics(files: Sequence[Digest], *, limit: int = 30) -> list[Topic]:
-    """Weigh phrases by tf-idf (Salton and Buckley, 1988): (1 + log tf) * log(1 + N / df), summed over files.
+    """Weigh phrases by tf-idf (Salton and Buckley, 1988): (1 + log tf) * log((1 + N) / df), summed over files.
 
     Copies of a file speak once, and a phrase must stand in two files where there are more than a few.
     """
@@ -159,13 +159,13 @@ def _topics(files: Sequence[Digest], *, limit: int = 30) -> list[Topic]:
             words = text.count(" ") + 1
             # Longer phrases say more; the same factor as in the C-value, so that single words do not fill the list.
             weights[text.lower()] += (
-                (1 + math.log(count)) * math.log(1 + total / spread[text.lower()]) * math.log2(words + 1)
+                (1 + math.log(count)) * math.log((1 + total) / spread[text.lower()]) * math.log2(words + 1)
             )
             counts[text.lower()] += count
     least = 2 if total > 3 else 1
     ranked = sorted((key for key in weights if spread[key] >= least), key=lambda key: (-weights[key], key))
     chosen = _distinct(ranked, limit)
-    top = weights[chosen[0]] if chosen else 1.0
+    top = weights[chosen[0]] or 1.0 if chosen else 1.0
     return [
         Topic(text=shown[key], weight=round(weights[key] / top, 3), files=spread[key], count=counts[key])
         for key in chosen
@@ -179,7 +179,7 @@ def _distinct(ranked: Sequence[str], limit: int) -> list[str]:
     for key in ranked:
         words = frozenset(word.rstrip("s") for word in key.split())
         is_single = len(words) == 1
-        if any(len(words & other) * 2 > len(words) for other in taken) or (is_single and singles == limit // 3):
+        if any(len(words & other) * 2 > len(words) for other in taken) or (is_single and singles == limit // 4):
             continue
         singles += is_single
         taken.append(words)

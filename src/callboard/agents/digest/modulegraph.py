@@ -76,7 +76,9 @@ def _resolve(name: str, path: str, by_name: Mapping[str, Sequence[str]]) -> str 
     # ``from a.b import c`` was kept as a.b.c; where no module has that name, it is the thing c in a.b.
     for candidate in (name, name.rpartition(".")[0]):
         found = by_name.get(candidate, ()) if candidate else ()
-        if found and ("." in candidate or _is_top(candidate, found[0])):
+        if "." not in candidate:
+            found = [other for other in found if _is_top(candidate, other)]
+        if found:
             return min(found, key=lambda other: (-_shared(other, path), len(other), other))
     return None
 

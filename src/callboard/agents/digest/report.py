@@ -171,15 +171,18 @@ def _figures(corpus: Corpus, ledger: Ledger, run: Run) -> str:
 def _data(corpus: Corpus, ledger: Ledger) -> str:
     entries = section.readers(ledger)
     names = {worker.worker: worker.name for worker in ledger.workers}
+    topics = {topic.text.lower(): topic.text for topic in corpus.topics}
     data = {
         "languages": [(total.name, total.files) for total in sorted(corpus.languages, key=lambda total: -total.files)],
-        "files": [_card(digest, entries.get(digest.path), names) for digest in corpus.digests],
+        "files": [_card(digest, entries.get(digest.path), names, topics) for digest in corpus.digests],
     }
     # Inside a script element only "<" can end it; the rest is for whoever copies the JSON elsewhere.
     return msgspec.json.encode(data).decode().translate(_JSON_ESCAPES)
 
 
-def _card(digest: Digest, entry: Entry | None, names: Mapping[str, str]) -> dict[str, object]:
+def _card(
+    digest: Digest, entry: Entry | None, names: Mapping[str, str], topics: Mapping[str, str]
+) -> dict[str, object]:
     took_s = 0.0
     if entry and entry.claimed_at and entry.finished_at:
         took_s = (entry.finished_at - entry.claimed_at).total_seconds()
@@ -192,6 +195,8 @@ def _card(digest: Digest, entry: Entry | None, names: Mapping[str, str]) -> dict
         "code": digest.lines.code if digest.kind == "code" else 0,
         "words": digest.words,
         "phrases": [phrase.text for phrase in digest.phrases],
+        # Found by the filter, so that choosing a topic shows the files it was counted in.
+        "topics": sorted({topics[key] for key in map(str.lower, digest.terms) if key in topics}),
         "sentences": [(sentence.text, sentence.line) for sentence in digest.sentences],
         "headings": [(heading.text, heading.line) for heading in digest.headings[:_MAX_CARD_HEADINGS]],
         "symbols": [(symbol.kind, symbol.name, symbol.line) for symbol in digest.symbols[:_MAX_CARD_SYMBOLS]],

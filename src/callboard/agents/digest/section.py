@@ -53,7 +53,7 @@ METHODS: Final = (
 def run_section(ledger: Ledger, *, start: datetime, end: datetime) -> str:
     """Return the timeline, the account and who did what."""
     hint = (
-        "Each lane is a worker process, each bar a task; bars side by side ran at the same time. "
+        "Each lane is a worker process, each bar a task; bars one above the other ran at the same time. "
         "Point at a bar to see its file."
     )
     return _section(

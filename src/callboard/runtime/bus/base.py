@@ -250,7 +250,9 @@ class Bus(Protocol):
         """Return a new unique subject below this connection's inbox prefix."""
         ...
 
-    async def publish(self, subject: str, data: bytes = b"", *, headers: Headers | None = None, reply: str = "") -> None:
+    async def publish(
+        self, subject: str, data: bytes = b"", *, headers: Headers | None = None, reply: str = ""
+    ) -> None:
         """Send without confirmation. During a reconnect it is buffered, up to the client's limit.
 
         Raises:

@@ -12,7 +12,7 @@
   const languages = new Set();
   const files = data.files.map((file) => ({
     ...file,
-    hay: [file.path, file.language, ...file.phrases, ...file.symbols.map((s) => s[1]), ...file.headings.map((h) => h[0])]
+    hay: [file.path, file.language, ...file.phrases, ...file.topics, ...file.symbols.map((s) => s[1]), ...file.headings.map((h) => h[0])]
       .join("\n").toLowerCase(),
   }));
   let found = [];
