@@ -6,6 +6,7 @@ import json
 import re
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -105,7 +106,7 @@ def test_headings_go_down_one_step_at_a_time_and_every_table_has_a_caption() -> 
     levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch(r"h[1-6]", tag)]
     assert levels[0] == 1
     assert levels.count(1) == 1
-    assert all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after - before <= 1 for before, after in pairwise(levels))
     tags = [tag for tag, _ in page.tags]
     assert tags.count("table") == tags.count("caption") > 0
     svgs = [attrs for tag, attrs in page.tags if tag == "svg"]
@@ -121,7 +122,7 @@ def test_the_verdict_says_who_was_killed_and_that_nothing_was_lost() -> None:
 
 
 @pytest.mark.parametrize("kill", [True, False])
-def test_a_run_that_lost_a_task_does_not_say_otherwise(kill: bool) -> None:  # noqa: FBT001
+def test_a_run_that_lost_a_task_does_not_say_otherwise(kill: bool) -> None:
     found = corpus()
     html = render_html(found, ledger(found, lose="docs/3.md", kill=kill), RUN)
     assert "Nothing was lost" not in html
@@ -139,8 +140,9 @@ def test_thousands_of_tasks_are_drawn_with_hundreds_of_bars() -> None:
         for n in range(6_000)
     ]  # fmt: skip
     found = corpus()
-    html = render_html(found, account([r.task for r in records], records), RUN)
-    assert html.count('class="task') < 300
+    run = Run(folder="many", started_at=START, finished_at=at(6.1))
+    html = render_html(found, account([r.task for r in records], records), run)
+    assert 100 < html.count('class="task') < 300
     assert "short tasks: at" in html
 
 

@@ -8,7 +8,7 @@ from typing import Final
 
 from callboard.agents.digest.html import bar, esc, plural, seconds, size, table
 from callboard.agents.digest.ledger import Entry, Ledger
-from callboard.agents.digest.merge import Corpus
+from callboard.agents.digest.merge import Corpus, Pair
 from callboard.agents.digest.timeline import timeline
 from callboard.agents.digest.walk import LeftOut
 
@@ -106,19 +106,31 @@ def twin_section(corpus: Corpus) -> str:
     if not corpus.pairs:
         hint = "No two files share three fifths or more of their five-word runs."
         return _section("twins", "Near-duplicates", hint, "")
-    rows = [
-        (
-            f"{_path(pair.one)}<br>{_path(pair.other)}",
-            bar(pair.similarity, "c1"),
-            "identical" if pair.is_identical else f"{pair.similarity * 100:.0f} %",
-        )
-        for pair in corpus.pairs[: _MAX_ROWS * 4]
-    ]
-    extra = corpus.pairs_total - len(rows)
+    near = [pair for pair in corpus.pairs if not pair.is_identical]
+    same = [pair for pair in corpus.pairs if pair.is_identical]
+    extra = corpus.pairs_total - len(corpus.pairs)
     hint = f"{plural(corpus.pairs_total, 'pair')} of files that share three fifths or more of their five-word runs."
-    more = f'<p class="hint">And {plural(extra, "more pair")}, in report.json.</p>' if extra > 0 else ""
-    body = table("Pairs, most alike first", ("Files", "Likeness", "#"), rows, css="chart")
-    return _section("twins", "Near-duplicates", hint, body + more)
+    body = _pair_table("Nearly the same, most alike first", near[:_MAX_ROWS]) if near else ""
+    body += _folded(plural(len(near) - _MAX_ROWS, "more pair"), _pair_table("More pairs", near[_MAX_ROWS:]))
+    if same:
+        rows = [(_path(pair.other), _path(pair.one)) for pair in same]
+        copies = table("The same to the byte", ("Copy", "Of"), rows)
+        title = plural(len(same), "file is a copy", "files are copies") + " of another to the byte"
+        body += _folded(title, copies) if near or len(same) > _MAX_ROWS else copies
+    body += f'<p class="hint">And {plural(extra, "more pair")} that are not listed.</p>' if extra > 0 else ""
+    return _section("twins", "Near-duplicates", hint, body)
+
+
+def _pair_table(caption: str, pairs: Sequence[Pair]) -> str:
+    rows = [
+        (f"{_path(pair.one)}<br>{_path(pair.other)}", bar(pair.similarity, "c1"), f"{pair.similarity * 100:.0f} %")
+        for pair in pairs
+    ]
+    return table(caption, ("Files", "Likeness", "#Shared"), rows, css="chart") if pairs else ""
+
+
+def _folded(title: str, body: str) -> str:
+    return f"<details><summary>{esc(title)}</summary>{body}</details>" if body else ""
 
 
 def module_section(corpus: Corpus) -> str:

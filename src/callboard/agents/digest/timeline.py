@@ -16,6 +16,7 @@ _WIDTH: Final = 1000.0
 _ROW: Final = 12
 _MAX_ROWS: Final = 12
 _TINY: Final = 2.0  # thousandths of the width; about two pixels
+_JOINED: Final = 20.0  # a joined bar is cut here, so that pointing at it still says when
 _COLOURS: Final = 6
 
 
@@ -25,6 +26,13 @@ class _Bar(NamedTuple):
     row: int
     css: str
     tasks: int
+    label: str
+
+
+class _Span(NamedTuple):
+    begin: datetime
+    end: datetime
+    css: str
     label: str
 
 
@@ -60,20 +68,20 @@ def timeline(ledger: Ledger, *, start: datetime, end: datetime) -> str:
 
 
 def _lane(worker: WorkerTotal, entries: Sequence[Entry], ledger: Ledger, scale: _Scale, colours: dict[str, str]) -> str:
-    bars, rows = _bars(entries, scale, colours)
-    height = rows * _ROW
     kill = ledger.kill
+    is_killed = kill is not None and kill.worker == worker.worker
+    bars, rows = _bars(_finished(entries, colours) + (_cut_off(ledger) if is_killed else []), scale)
+    height = rows * _ROW
     shapes = [f'<rect class="lane-ground" width="{_WIDTH:.0f}" height="{height}"/>']
     fate = ""
-    if kill and kill.worker == worker.worker:
+    if kill and is_killed:
         dead = scale.x(kill.at)
         shapes.append(f'<rect class="dead" x="{dead:.1f}" width="{_WIDTH - dead:.1f}" height="{height}"/>')
-        shapes.extend(_cut_bars(ledger, scale, rows))
         fate = f" Killed {seconds((kill.at - scale.start).total_seconds())} into the run."
     shapes.extend(_shape(item, scale) for item in bars)
     if kill:
         x = scale.x(kill.at)
-        css = "kill own" if kill.worker == worker.worker else "kill"
+        css = "kill own" if is_killed else "kill"
         shapes.append(f'<line class="{css}" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height}"/>')
     label = f"{worker.name}: {plural(worker.tasks, 'task')} on record.{fate}"
     mark = '<span class="tag bad">killed</span>' if fate else ""
@@ -84,58 +92,72 @@ def _lane(worker: WorkerTotal, entries: Sequence[Entry], ledger: Ledger, scale: 
     )
 
 
-def _bars(entries: Sequence[Entry], scale: _Scale, colours: dict[str, str]) -> tuple[list[_Bar], int]:
+def _bars(spans: Sequence[_Span], scale: _Scale) -> tuple[list[_Bar], int]:
     """Lay tasks out in rows so that none overlap (a row is about a slot), then join what is too small to see."""
     free: list[tuple[datetime, int]] = []
     rows: list[list[_Bar]] = []
-    for entry in entries:
-        if entry.claimed_at is None or entry.finished_at is None:
-            continue
-        if free and (free[0][0] <= entry.claimed_at or len(rows) == _MAX_ROWS):
+    for span in sorted(spans):
+        if free and (free[0][0] <= span.begin or len(rows) == _MAX_ROWS):
             row = heapq.heappop(free)[1]
         else:
             row = len(rows)
             rows.append([])
-        heapq.heappush(free, (entry.finished_at, row))
-        css = colours[entry.capability] + (" over" if entry.taken_over_s is not None else "")
-        bar = _Bar(scale.x(entry.claimed_at), scale.x(entry.finished_at), row, css, 1, entry.label)
+        heapq.heappush(free, (span.end, row))
+        bar = _Bar(scale.x(span.begin), scale.x(span.end), row, span.css, 1, span.label)
         previous = rows[row][-1] if rows[row] else None
-        if previous and previous.css == bar.css and "over" not in css and _is_joined(previous, bar):
+        if previous and previous.css == bar.css and " " not in bar.css and _is_joined(previous, bar):
             rows[row][-1] = bar._replace(begin=previous.begin, tasks=previous.tasks + 1)
         else:
             rows[row].append(bar)
     return [bar for row in rows for bar in row], max(len(rows), 1)
 
 
+def _finished(entries: Sequence[Entry], colours: dict[str, str]) -> list[_Span]:
+    return [
+        _Span(
+            entry.claimed_at,
+            entry.finished_at,
+            colours[entry.capability] + (" over" if entry.taken_over_s is not None else ""),
+            entry.label,
+        )
+        for entry in entries
+        if entry.claimed_at and entry.finished_at
+    ]
+
+
+def _cut_off(ledger: Ledger) -> list[_Span]:
+    """Return what the killed worker was doing when it was killed, as far as its claims are known."""
+    if ledger.kill is None:
+        return []
+    labels = {entry.task: entry.label for entry in ledger.entries}
+    at = ledger.kill.at
+    return [
+        _Span(held.claimed_at, at, "cut off", labels.get(held.task, held.task))
+        for held in ledger.kill.held
+        if held.claimed_at
+    ]
+
+
 def _is_joined(one: _Bar, other: _Bar) -> bool:
     is_tiny = other.end - other.begin < _TINY and (one.tasks > 1 or one.end - one.begin < _TINY)
-    return other.begin - one.end < _TINY / 4 and is_tiny
+    return is_tiny and other.begin - one.end < _TINY / 2 and other.end - one.begin < _JOINED
 
 
 def _shape(bar: _Bar, scale: _Scale) -> str:
     width = max(bar.end - bar.begin - 0.5, 0.7)
     begin, length = (value * scale.length_s / _WIDTH for value in (bar.begin, bar.end - bar.begin))
     what = bar.label if bar.tasks == 1 else plural(bar.tasks, "short task")
-    taken = ", taken over from the killed worker" if "over" in bar.css else ""
+    extra = (
+        ", taken over from the killed worker"
+        if "over" in bar.css
+        else ", cut off by the kill"
+        if "cut" in bar.css
+        else ""
+    )
     return (
         f'<rect class="task {bar.css}" x="{bar.begin:.1f}" y="{bar.row * _ROW + 1}" width="{width:.1f}" '
-        f'height="{_ROW - 2}"><title>{esc(what)}{taken}: at {seconds(begin)}, for {seconds(length)}</title></rect>'
+        f'height="{_ROW - 2}"><title>{esc(what)}{extra}: at {seconds(begin)}, for {seconds(length)}</title></rect>'
     )
-
-
-def _cut_bars(ledger: Ledger, scale: _Scale, rows: int) -> list[str]:
-    kill = ledger.kill
-    shapes: list[str] = []
-    for row, held in enumerate(held for held in (kill.held if kill else ()) if held.claimed_at):
-        if kill is None or held.claimed_at is None:
-            continue
-        begin, end = scale.x(held.claimed_at), scale.x(kill.at)
-        label = next((entry.label for entry in ledger.entries if entry.task == held.task), held.task)
-        shapes.append(
-            f'<rect class="task cut" x="{begin:.1f}" y="{row % rows * _ROW + 1}" width="{max(end - begin, 1.5):.1f}" '
-            f'height="{_ROW - 2}"><title>{esc(label)}: cut off by the kill</title></rect>'
-        )
-    return shapes
 
 
 def _flag(ledger: Ledger, scale: _Scale) -> str:
