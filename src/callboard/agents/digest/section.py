@@ -13,6 +13,7 @@ from callboard.agents.digest.timeline import timeline
 from callboard.agents.digest.walk import LeftOut
 
 _MAX_ROWS: Final = 25
+_MAX_PAIRS: Final = 15
 _MAX_NAMED: Final = 20
 
 METHODS: Final = (
@@ -110,8 +111,8 @@ def twin_section(corpus: Corpus) -> str:
     same = [pair for pair in corpus.pairs if pair.is_identical]
     extra = corpus.pairs_total - len(corpus.pairs)
     hint = f"{plural(corpus.pairs_total, 'pair')} of files that share three fifths or more of their five-word runs."
-    body = _pair_table("Nearly the same, most alike first", near[:_MAX_ROWS]) if near else ""
-    body += _folded(plural(len(near) - _MAX_ROWS, "more pair"), _pair_table("More pairs", near[_MAX_ROWS:]))
+    body = _pair_table("Nearly the same, most alike first", near[:_MAX_PAIRS]) if near else ""
+    body += _folded(plural(len(near) - _MAX_PAIRS, "more pair"), _pair_table("More pairs", near[_MAX_PAIRS:]))
     if same:
         rows = [(_path(pair.other), _path(pair.one)) for pair in same]
         copies = table("The same to the byte", ("Copy", "Of"), rows)
@@ -269,7 +270,8 @@ def _reading(minutes: float) -> str:
 
 def _path(path: str, *, is_link: bool = True) -> str:
     folder, slash, name = path.rpartition("/")
-    shown = f'<span class="dir">{esc(folder + slash)}</span>{esc(name)}'
+    # <wbr>: a long path breaks at its folders, not in the middle of a word.
+    shown = f'<span class="dir">{esc(folder + slash).replace("/", "/<wbr>")}</span>{esc(name)}'
     if not is_link:
         return f'<span class="path">{shown}</span>'
     return f'<button type="button" class="link path" data-find="{esc(path)}">{shown}</button>'

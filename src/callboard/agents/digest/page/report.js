@@ -36,7 +36,8 @@
   const plural = (n, noun) => number(n) + " " + noun + (n === 1 ? "" : "s");
   const path = (text) => {
     const cut = text.lastIndexOf("/") + 1;
-    return el("span", "path", el("span", "dir", text.slice(0, cut)), text.slice(cut));
+    const folders = text.slice(0, cut).split("/").flatMap((part, index) => (index ? ["/", el("wbr"), part] : [part]));
+    return el("span", "path", el("span", "dir", ...folders), text.slice(cut));
   };
   const list = (title, rows) => {
     const items = rows.map(([name, kind, line]) => el("li", "", el("code", "", name), el("small", "", " " + kind + (line ? " \u00b7 line " + line : ""))));
