@@ -131,6 +131,13 @@ def test_a_run_that_lost_a_task_does_not_say_otherwise(kill: bool) -> None:
     assert "digest/docs/3.md" in html
 
 
+def test_a_merge_that_missed_a_file_does_not_go_unnoticed() -> None:
+    found = corpus()
+    html = render_html(merge(found.digests[1:]), ledger(found), RUN)
+    assert "Nothing was lost" not in html
+    assert "The merge and the ledger differ by 1 file: docs/0.md." in html
+
+
 def test_thousands_of_tasks_are_drawn_with_hundreds_of_bars() -> None:
     records = [
         Record(

@@ -20,6 +20,9 @@ from callboard.agents.digest.ledger import Entry, Ledger
 from callboard.agents.digest.merge import Corpus
 from callboard.agents.digest.walk import LeftOut
 
+DIGEST: Final = "digest"
+"""The capability whose tasks read one file each; their labels are the files' paths."""
+
 _MAX_CARD_SYMBOLS: Final = 60
 _MAX_CARD_HEADINGS: Final = 40
 _JSON_ESCAPES: Final = {
@@ -73,7 +76,7 @@ def render_json(corpus: Corpus, ledger: Ledger, run: Run) -> bytes:
     plain = msgspec.to_builtins(corpus)
     for digest in plain["digests"]:
         del digest["signature"], digest["terms"]
-    account = {"is_whole": ledger.is_whole, **msgspec.to_builtins(ledger)}
+    account = {"is_whole": ledger.is_whole, "unmerged": _unmerged(corpus, ledger), **msgspec.to_builtins(ledger)}
     whole = {"v": 1, "run": run, "ledger": account, "corpus": plain}
     return msgspec.json.format(msgspec.json.encode(whole), indent=1) + b"\n"
 
@@ -86,7 +89,7 @@ def render_html(corpus: Corpus, ledger: Ledger, run: Run) -> str:
         "folder": esc(run.folder),
         "kicker": esc(f"{run.folder} \u00b7 read by Callboard on {run.started_at:%d %B %Y at %H:%M} UTC"),
         "headline": esc(_headline(corpus, ledger)),
-        "verdict": _verdict(ledger, run),
+        "verdict": _verdict(corpus, ledger, run),
         "figures": _figures(corpus, ledger, run),
         "footer": esc(
             f"Made by Callboard {run.version}. This page is one file and asks no other for anything.".replace(" .", ".")
@@ -116,12 +119,12 @@ def _asset(name: str) -> str:
 
 def _headline(corpus: Corpus, ledger: Ledger) -> str:
     files = plural(corpus.files, "file")
-    if not ledger.is_whole:
+    if not ledger.is_whole or _unmerged(corpus, ledger):
         return f"{files} read, and the account does not close"
     return f"{files}, each read once" if corpus.files != 1 else "1 file, read once"
 
 
-def _verdict(ledger: Ledger, run: Run) -> str:
+def _verdict(corpus: Corpus, ledger: Ledger, run: Run) -> str:
     parts: list[str] = []
     kill = ledger.kill
     if kill:
@@ -130,16 +133,24 @@ def _verdict(ledger: Ledger, run: Run) -> str:
         parts.append(f"{name} was killed on purpose with {kill.signal}, {after} into the run.")
         parts.append(_taken_over(ledger))
     good = esc(" ".join(parts))
-    if ledger.is_whole:
+    unmerged = _unmerged(corpus, ledger)
+    if ledger.is_whole and not unmerged:
         end = "Nothing was lost and nothing was counted twice."
         return f'{good} <strong class="good">{end}</strong>'
     wrong = [
         plural(len(ledger.lost), "task was lost", "tasks were lost") if ledger.lost else "",
         plural(len(ledger.doubled), "task was", "tasks were") + " counted twice" if ledger.doubled else "",
         plural(len(ledger.phantom), "record has", "records have") + " no submission" if ledger.phantom else "",
+        f"the merge and the ledger differ by {plural(len(unmerged), 'file')}: {unmerged[0]}" if unmerged else "",
         *(f"{count:,} {status}" for status, count in ledger.statuses.items() if status != "completed"),
     ]
-    return f'{good} <strong class="bad">{esc("; ".join(filter(None, wrong)).capitalize())}.</strong>'
+    return f'{good} <strong class="bad">{esc(_sentence("; ".join(filter(None, wrong))))}.</strong>'
+
+
+def _unmerged(corpus: Corpus, ledger: Ledger) -> list[str]:
+    """Return files that were digested and not merged, or merged without a digest on record."""
+    on_record = {entry.label for entry in ledger.entries if entry.capability == DIGEST and entry.status == "completed"}
+    return sorted(on_record ^ {digest.path for digest in corpus.digests})
 
 
 def _taken_over(ledger: Ledger) -> str:
@@ -149,6 +160,10 @@ def _taken_over(ledger: Ledger) -> str:
     if len(waits) == 1:
         return f"The task it held was taken over by another worker {seconds(waits[0])} later."
     return f"The {len(waits)} tasks it held were taken over by the other workers, the last one {seconds(max(waits))} later."
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _figures(corpus: Corpus, ledger: Ledger, run: Run) -> str:
