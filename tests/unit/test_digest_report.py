@@ -126,7 +126,7 @@ def test_a_run_that_lost_a_task_does_not_say_otherwise(kill: bool) -> None:
     found = corpus()
     html = render_html(found, ledger(found, lose="docs/3.md", kill=kill), RUN)
     assert "Nothing was lost" not in html
-    assert "1 task was lost." in html
+    assert "1 task was lost; the merge and the ledger differ by 1 file: docs/3.md." in html
     assert "the account does not close" in html
     assert "digest/docs/3.md" in html
 
