@@ -27,6 +27,7 @@ INTERRUPTED: Final = 130
 
 # name: (module, line for the overview). The command in the module is called `command`.
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
+    "demo": ("demo", "Digest a folder on three workers, kill one of them, and read the report."),
     "init": ("init", "Make a configuration file and a first capability in this folder."),
     "up": ("up", "Run a NATS server here, with everything Callboard needs on it."),
     "worker": ("worker", "Start workers; list, drain and resize those that run."),
