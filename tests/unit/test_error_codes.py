@@ -14,6 +14,7 @@ from callboard.runtime.errors import CallboardError
 # Adding one is fine. Changing or removing one breaks whoever reads records or matches codes.
 CODES = {
     "BackpressureError": "backpressure",
+    "BlobCorruptError": "blob_corrupt",
     "BusAuthError": "bus_auth",
     "BusClosedError": "bus_closed",
     "BusConnectError": "bus_connect",

@@ -74,6 +74,10 @@ class Claim:
         self.own_id = ids.task_id_of(delivery.seq, is_fired=is_fired)
         self.task_id = headers.get(header.TASK_ID) or headers.get(header.MSG_ID) or self.own_id
         self.reply_to = headers.get(header.REPLY_TO) or None
+        if is_fired:
+            # a schedule fires onto one subject whatever the lane; the header keeps it for the record
+            fired_lane = headers.get(header.LANE)
+            self.lane = "high" if fired_lane == "high" else "low" if fired_lane == "low" else lane
         attempt = headers.get(header.ATTEMPT, "1")
         self.attempt = int(attempt) if attempt.isdigit() and len(attempt) < 6 else 1  # noqa: PLR2004
 

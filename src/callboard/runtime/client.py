@@ -125,7 +125,8 @@ class Client:
         data = await self._payload(value, extra)
         if delay_s is not None:
             due = self._clock.now() + timedelta(seconds=max(1.0, delay_s))
-            extra = {k: v for k, v in extra.items() if k != header.MSG_ID} | header.at(due, subjects.due(name, lane))
+            extra = {k: v for k, v in extra.items() if k != header.MSG_ID} | header.at(due, subjects.due(name))
+            extra[header.LANE] = lane
             extra[header.TASK_ID] = id or ""
             write = Write(subjects.later(id or ""), data, extra)
         else:
@@ -135,9 +136,7 @@ class Client:
         except NoRespondersError as error:
             message = "no stream takes tasks: run 'callboard provision', or 'callboard up' for a local server"
             raise NoRespondersError(message) from error
-        handle = TaskHandle(
-            id=id or f"~{ack.seq}", capability=name, seq=ack.seq, is_duplicate=ack.is_duplicate
-        )
+        handle = TaskHandle(id=id or f"~{ack.seq}", capability=name, seq=ack.seq, is_duplicate=ack.is_duplicate)
         if reply_to is not None:
             self._expect(handle.id, reply_to)
         return handle
@@ -312,9 +311,7 @@ class Client:
                 if found is not None:
                     return Cancellation(task=task_id, found="running", record=found)
                 await self._clock.sleep(0.1)
-        write = Write(
-            subjects.result(capability, task_id), record.encode(finished), header.build(expected_seq=0)
-        )
+        write = Write(subjects.result(capability, task_id), record.encode(finished), header.build(expected_seq=0))
         try:
             await self._bus.store(write)
         except ConflictError:
@@ -372,15 +369,17 @@ class Client:
         Raises:
             InputError: If the rule is refused.
         """
-        target = subjects.due(_name_of(capability), lane)
-        extra = header.recurring(rule, target, time_zone=time_zone)
+        target = subjects.due(_name_of(capability))
+        extra = header.recurring(rule, target, time_zone=time_zone) | {header.LANE: lane}
         data = await self._payload(value, extra)
         try:
             await self._bus.store(Write(subjects.later(f"plan/{name}"), data, extra))
         except (BusTimeoutError, NoRespondersError):
             raise
         except BusError as error:
-            message = f"the schedule rule {rule!r} was refused: {error}. Take '@every 90s', '@hourly' or six cron fields"
+            message = (
+                f"the schedule rule {rule!r} was refused: {error}. Take '@every 90s', '@hourly' or six cron fields"
+            )
             raise InputError(message) from error
 
     async def unschedule(self, name: str) -> bool:

@@ -139,9 +139,7 @@ class Committer:
                     else:
                         self._in_flight += len(entries)
                         group.create_task(self._commit_singles(entries, group), name="commit-singles")
-                if not self._waiting:
-                    self._wake.clear()
-                elif self._in_flight >= SINGLES_IN_FLIGHT:
+                if not self._waiting or self._in_flight >= SINGLES_IN_FLIGHT:
                     self._wake.clear()
 
     def _take(self) -> list[Entry]:

@@ -81,9 +81,7 @@ class TaskContext:
         self._last_sent = float("-inf")
         self._last_stage: str | None = None
 
-    def progress(
-        self, percent: float | None = None, *, stage: str | None = None, text: str | None = None
-    ) -> bool:
+    def progress(self, percent: float | None = None, *, stage: str | None = None, text: str | None = None) -> bool:
         """Tell watchers how far it is; costs nothing when nobody watches, and is safe from a thread.
 
         At most four events a second go out; one that changes the stage or says 100 always does.

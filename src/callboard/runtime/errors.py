@@ -99,6 +99,12 @@ class NotFoundError(BusError):
     code = "not_found"
 
 
+class BlobCorruptError(BusError):
+    """Raised when a stored object's bytes do not have the size or hash that its reference promises."""
+
+    code = "blob_corrupt"
+
+
 class TopologyError(BusError):
     """Raised when the broker lacks a stream or consumer, or has it with settings that break a promise."""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from datetime import datetime
 from typing import Any
@@ -28,7 +28,7 @@ from callboard.runtime.errors import BusError, CallboardError, CrashLimitError, 
 from callboard.runtime.lanes import PULL_LANES, Lanes, PullLane
 from callboard.runtime.lease import LeaseKeeper
 from callboard.runtime.outcome import Expired, Failed, Outcome, Returned
-from callboard.runtime.questions import Questions
+from callboard.runtime.questions import Answers, Questions
 from callboard.runtime.record import failure_of
 from callboard.runtime.screen import Bury, Drop, Reschedule, Run, Skip, Wait, needs_questions, screen
 from callboard.runtime.settle import Settler
@@ -190,8 +190,11 @@ class Pool:
     # --- arrival
 
     async def _open_lane(self, lane: PullLane) -> None:
-        stream = subjects.LATER if lane == "due" else subjects.WORK
-        consumer = subjects.consumer(self.capability.name, lane)
+        name = self.capability.name
+        if lane == "due":
+            stream, consumer = subjects.LATER, subjects.due_consumer(name)
+        else:
+            stream, consumer = subjects.WORK, subjects.consumer(name, lane)
         arrived = self._arrived
 
         def sink(delivery: Delivery) -> None:
@@ -224,7 +227,7 @@ class Pool:
             else:
                 self.ready.append(claim)
         if asked:
-            self._spawn(self._screen(asked), "pool-screen")
+            self._fire(self._screen(asked), "pool-screen")
         self._start_slots()
         self._regrant()
 
@@ -266,26 +269,36 @@ class Pool:
     # --- screening
 
     async def _screen(self, claims: list[Claim]) -> None:
-        # for a few seconds after our own reconnect the holder may not be back yet: keep the claim, run nothing
         fresh = [claim for claim in claims if claim.delivery.delivered == 1]
         again = [claim for claim in claims if claim.delivery.delivered > 1]
         if fresh:
-            await self._ask(fresh)
-        if again:
+            self._judge(fresh, await self._persist(lambda: self._questions.ask(fresh)))
+        if not again:
+            return
+        # most redeliveries are retries: their last run wrote down how it ended, so nobody can be running them
+        answers = await self._persist(lambda: self._questions.read_ledger(again))
+        closed = [answer.is_closed for answer in answers]
+        known = [(c, a) for c, a, is_closed in zip(again, answers, closed, strict=True) if is_closed]
+        self._judge([c for c, _ in known], [a for _, a in known])
+        unknown = [claim for claim, is_closed in zip(again, closed, strict=True) if not is_closed]
+        if unknown:
+            # for a few seconds after our own reconnect the holder may not be back yet: keep the claim, run nothing
             wait_s = self._bus.connected_at + self._rules.quarantine_s - self.clock.monotonic()
             if wait_s > 0:
                 await self.clock.sleep(wait_s)
-            await self._ask(again)
+            self._judge(unknown, await self._persist(lambda: self._questions.ask(unknown)))
 
-    async def _ask(self, claims: list[Claim]) -> None:
+    async def _persist(self, ask: Callable[[], Coroutine[Any, Any, list[Answers]]]) -> list[Answers]:
+        """Ask until there is an answer, with the leases held: without one nothing may be run."""
         delay_s = 0.1
         while True:
             try:
-                answers = await self._questions.ask(claims)
-                break
+                return await ask()
             except BusError:
                 await self.clock.sleep(delay_s)
                 delay_s = min(2.0, delay_s * 2)
+
+    def _judge(self, claims: Sequence[Claim], answers: Sequence[Answers]) -> None:
         now = self.clock.now()
         for claim, answer in zip(claims, answers, strict=True):
             verdict = screen(
@@ -297,7 +310,7 @@ class Pool:
                 crash_limit=self._rules.crash_limit,
                 now=now,
             )
-            self._spawn(self._apply(claim, verdict), "pool-verdict")
+            self._fire(self._apply(claim, verdict), "pool-verdict")
 
     async def _apply(self, claim: Claim, verdict: object) -> None:
         try:
@@ -441,13 +454,17 @@ class Pool:
     def _send_progress(self, task_id: str, data: bytes) -> None:
         subject = subjects.task_event(task_id)
         # a handler in a thread calls this too
-        self._loop.call_soon_threadsafe(lambda: self._spawn(self._publish_progress(subject, data), "progress"))
+        self._loop.call_soon_threadsafe(lambda: self._fire(self._publish_progress(subject, data), "progress"))
 
     async def _publish_progress(self, subject: str, data: bytes) -> None:
         try:
             await self._bus.publish(subject, data, headers={header.TTL: "3600s"})
         except BusError:
             return
+
+    def _fire(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
+        # the worker's task group owns it
+        _ = self._spawn(coroutine, name)
 
     # --- credit
 

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from callboard.runtime import subjects
-from callboard.runtime.bus.base import Bus, Message
+from callboard.runtime.bus.base import Bus, Message, Stored
 from callboard.runtime.claim import Claim
 from callboard.runtime.clock import Clock
 from callboard.runtime.lease import HoldsAnswer, HoldsQuestion, LeaseKeeper
@@ -25,6 +25,11 @@ class Answers(Struct, frozen=True):
     is_recorded: bool
     is_held: bool
     history: list[AttemptRecord]
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether no run of it can be under way: it is recorded, or its last run wrote down how it ended."""
+        return self.is_recorded or (bool(self.history) and self.history[-1].kind != "started")
 
 
 class Questions:
@@ -55,28 +60,47 @@ class Questions:
         self._peers = peers
 
     async def ask(self, claims: Sequence[Claim]) -> list[Answers]:
-        """Return the answers for each claim, in order. One direct get and one broadcast for all of them.
+        """Return the answers for each claim, in order. One broadcast and one direct get for all of them.
 
         Raises:
             BusError: If the ledger cannot be read; nothing may be run then.
         """
         # first who runs it, then what is recorded: a run that ends between the two questions is seen by the second
         held = await self._held(claims)
+        answers = await self.read_ledger(claims)
+        return [
+            Answers(
+                is_recorded=answer.is_recorded,
+                is_held=claim.task_id in held or self._keeper.holds(claim.task_id, seq=claim.delivery.seq, asker=claim),
+                history=answer.history,
+            )
+            for claim, answer in zip(claims, answers, strict=True)
+        ]
+
+    async def read_ledger(self, claims: Sequence[Claim]) -> list[Answers]:
+        """Return what the ledger alone knows; ``is_held`` is False throughout. One direct get.
+
+        Raises:
+            BusError: If it cannot be read.
+        """
         wanted: list[str] = []
         for claim in claims:
             wanted.append(claim.result_subject)
             wanted.append(subjects.attempts(claim.capability, claim.task_id))
         found = await self._bus.get_many(subjects.LEDGER, wanted)
         recorded = {stored.subject for stored in found if stored.subject.startswith("cb.result.")}
-        answers = []
-        for claim in claims:
-            prefix = subjects.attempts(claim.capability, claim.task_id)[:-1]
-            history = read_history([stored for stored in found if stored.subject.startswith(prefix)])
-            is_held = claim.task_id in held or self._keeper.holds(claim.task_id, seq=claim.delivery.seq, asker=claim)
-            answers.append(
-                Answers(is_recorded=claim.result_subject in recorded, is_held=is_held, history=history)
+        notes: dict[str, list[Stored]] = {}
+        for stored in found:
+            if stored.subject.startswith("cb.attempt."):
+                notes.setdefault(stored.subject.rpartition(".")[0], []).append(stored)
+        return [
+            Answers(
+                is_recorded=claim.result_subject in recorded,
+                is_held=False,
+                history=read_history(notes.get(subjects.attempts(claim.capability, claim.task_id)[:-2], [])),
             )
-        return answers
+            for claim in claims
+        ]
 
     async def _held(self, claims: Sequence[Claim]) -> set[str]:
         waiting_for = set(self._peers())

@@ -75,7 +75,7 @@ class RetryPolicy(Struct, frozen=True, kw_only=True):
             base_s = self.gaps_s[min(attempt, len(self.gaps_s)) - 1]
         else:
             base_s = self.base_s * self.factor ** min(attempt - 1, 64)
-        dice = random.random() if roll is None else roll  # noqa: S311 - jitter, not a secret
+        dice = random.random() if roll is None else roll
         return min(self.max_s, base_s * (1 + self.jitter * (2 * dice - 1)))
 
 

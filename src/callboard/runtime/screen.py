@@ -12,7 +12,6 @@ from msgspec import UNSET, Struct
 
 from callboard.runtime.record import AttemptRecord
 
-
 _CLOCK_SLACK_S = 0.05
 
 

@@ -66,7 +66,7 @@ class Settler:
         *,
         clock: Clock,
         told: Told,
-        spawn: Callable[[Coroutine[Any, Any, None], str], object],
+        spawn: Callable[[Coroutine[Any, Any, None], str], None],
         soon: Callable[[Callable[[], None]], object],
         rules: SettleRules,
     ) -> None:
@@ -242,7 +242,8 @@ class Settler:
         kept = {k: v for k, v in (claim.delivery.headers or {}).items() if not k.lower().startswith("nats-")}
         kept[header.TASK_ID] = claim.task_id
         kept[header.ATTEMPT] = str(attempt)
-        target = subjects.due(claim.capability, claim.lane)
+        kept[header.LANE] = claim.lane
+        target = subjects.due(claim.capability)
         write = Write(subjects.later(claim.task_id), claim.delivery.data, kept | header.at(due, target))
         await self._patiently(lambda: self._bus.store(write))
 

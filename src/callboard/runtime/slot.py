@@ -17,7 +17,6 @@ from callboard.runtime.claim import Claim, Stage
 from callboard.runtime.clock import Clock
 from callboard.runtime.context import TaskContext
 from callboard.runtime.errors import (
-
     DeadlineError,
     DecodeError,
     EncodeError,
@@ -39,7 +38,7 @@ class SlotHost(Protocol):
     clock: Clock
     executor: Executor | None
     ready: deque[Claim]
-    running: dict[str, "Slot"]
+    running: dict[str, Slot]
     lingering: int
 
     def next_is_due(self) -> None:
@@ -54,7 +53,7 @@ class SlotHost(Protocol):
         """Take the end of a run."""
         ...
 
-    def rested(self, slot: "Slot") -> None:
+    def rested(self, slot: Slot) -> None:
         """Take the slot back as idle."""
         ...
 

@@ -38,7 +38,7 @@ class Histogram:
 class PoolStats:
     """What one capability's pool did since the process started."""
 
-    __slots__ = ("claimed", "endings", "run_time", "started", "stalled", "wait_time")
+    __slots__ = ("claimed", "endings", "run_time", "stalled", "started", "wait_time")
 
     def __init__(self) -> None:
         """Begin at zero."""

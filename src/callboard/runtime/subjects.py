@@ -69,22 +69,17 @@ def task(capability: str, lane: Lane = "normal") -> str:
     return f"cb.task.{capability}" if lane == "normal" else f"cb.task.{capability}.{lane}"
 
 
-def due(capability: str, lane: Lane = "normal") -> str:
-    """Return the subject onto which a server-held schedule fires a task; it lies in the schedules' own stream."""
-    return f"cb.due.{capability}.{lane}"
-
-
 def split_task(subject: str) -> tuple[str, Lane]:
     """Return capability and lane of a task subject, submitted (``cb.task``) or fired by a schedule (``cb.due``)."""
     parts = subject.split(".")
     lane: Lane = "normal"
-    if len(parts) == 4 and parts[3] != "normal":  # noqa: PLR2004 - cb.task.<capability>.<lane>
+    if len(parts) == 4:  # noqa: PLR2004 - cb.task.<capability>.<lane>
         lane = "high" if parts[3] == "high" else "low"
     return parts[2], lane
 
 
-def consumer(capability: str, lane: Lane | Literal["due"]) -> str:
-    """Return the name of the durable consumer that serves one lane of a capability; ``due`` for fired schedules."""
+def consumer(capability: str, lane: Lane) -> str:
+    """Return the name of the durable consumer that serves one lane of a capability."""
     return f"{capability}-{lane}"
 
 

@@ -15,15 +15,15 @@ from msgspec import Struct
 from callboard.runtime import ids, subjects
 from callboard.runtime.beat import Beat, WorkerStatus, decode_beat, encode_beat
 from callboard.runtime.blobs import BlobStore
-from callboard.runtime.bus.base import Bus, ConsumerConfig, Message, Subscription
+from callboard.runtime.bus.base import Bus, KvEntry, Message, Subscription
 from callboard.runtime.bus.kv import Bucket
+from callboard.runtime.bus.topology import due_consumer, task_consumers
 from callboard.runtime.capability import DEFAULT_CONCURRENCY, Capability
 from callboard.runtime.claim import Claim
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 from callboard.runtime.commit import Committer
 from callboard.runtime.control import CONFIG_BUCKET, PAUSE_PREFIX, decode_cancel, decode_order
 from callboard.runtime.errors import BusError, CallboardError, DecodeError, ModuleLoadError
-from callboard.runtime.lanes import PULL_LANES
 from callboard.runtime.lease import KeeperThread, LeaseKeeper
 from callboard.runtime.pool import Pool, PoolRules
 from callboard.runtime.questions import Questions
@@ -118,7 +118,6 @@ class Worker:
         self._started_at = clock.now()
         self._fetched_s: float | None = None
         self._subscriptions: list[Subscription] = []
-        self._pending_ops: list[Coroutine[Any, Any, None]] = []
         self._group: asyncio.TaskGroup | None = None
         self.keeper = LeaseKeeper(
             self.id,
@@ -162,7 +161,7 @@ class Worker:
                 if self._keeper_in_thread:
                     await thread.start()
                 else:
-                    self._spawn(self.keeper.serve(bus, stop=local_stop.is_set), "keeper")
+                    self._fire(self.keeper.serve(bus, stop=local_stop.is_set), "keeper")
                 background = [group.create_task(self._tick(thread), name="worker-tick")]
                 try:
                     background.append(self._open(bus))
@@ -199,13 +198,11 @@ class Worker:
             blobs,
             clock=clock,
             told=self,
-            spawn=self._spawn,
+            spawn=self._fire,
             soon=loop.call_soon,
             rules=options.settle_rules,
         )
-        questions = Questions(
-            bus, keeper, clock=clock, holds_wait_s=options.holds_wait_s, peers=self.peers
-        )
+        questions = Questions(bus, keeper, clock=clock, holds_wait_s=options.holds_wait_s, peers=self.peers)
         for capability in self._capabilities:
             self.pools[capability.name] = Pool(
                 capability,
@@ -224,16 +221,10 @@ class Worker:
 
     async def _ensure_consumers(self, bus: Bus) -> None:
         for capability in self._capabilities:
-            for lane in PULL_LANES:
-                stream = subjects.LATER if lane == "due" else subjects.WORK
-                config = consumer_config(
-                    capability.name,
-                    lane,
-                    ack_wait_s=self.options.ack_wait_s,
-                    max_ack_pending=self.options.max_ack_pending,
-                )
-                info = await bus.consumer_info(stream, config.name)
-                if info is None:
+            lanes = [(subjects.WORK, config) for config in task_consumers(capability.name, self.options)]
+            lanes.append((subjects.LATER, due_consumer(capability.name, self.options)))
+            for stream, config in lanes:
+                if await bus.consumer_info(stream, config.name) is None:
                     await bus.create_consumer(stream, config)
 
     async def _drain(self, bus: Bus) -> None:
@@ -279,10 +270,10 @@ class Worker:
                 self.pools[name].is_paused = True
         self._subscriptions.append(await config.watch(PAUSE_PREFIX, self._on_pause))
 
-    def _on_pause(self, entry: Any) -> None:  # noqa: ANN401 - KvEntry, typed by the bucket
+    def _on_pause(self, entry: KvEntry) -> None:
         pool = self.pools.get(entry.key.removeprefix(PAUSE_PREFIX))
         if pool is not None:
-            self._spawn(pool.pause() if entry.data is not None else pool.resume(), "pool-pause")
+            self._fire(pool.pause() if entry.data is not None else pool.resume(), "pool-pause")
 
     def _on_beat(self, message: Message) -> None:
         try:
@@ -327,7 +318,7 @@ class Worker:
 
     def _reply(self, bus: Bus, message: Message, body: dict[str, object]) -> None:
         if message.reply:
-            self._spawn(_quietly(bus.publish(message.reply, msgspec.json.encode(body))), "reply")
+            self._fire(_quietly(bus.publish(message.reply, msgspec.json.encode(body))), "reply")
 
     # --- what it says
 
@@ -390,25 +381,15 @@ class Worker:
         if silent_s > DEAF_EXIT_S and all(not pool.running for pool in self.pools.values()):
             raise CallboardError(self.problem or "deaf")
 
+    def _fire(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
+        # the task group owns it
+        _ = self._spawn(coroutine, name)
+
     def _spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         if self._group is None:
             message = "the worker does not run"
             raise CallboardError(message)
         return self._group.create_task(coroutine, name=name)
-
-
-def consumer_config(capability: str, lane: Any, *, ack_wait_s: float, max_ack_pending: int) -> ConsumerConfig:  # noqa: ANN401 - PullLane
-    """Return the durable consumer of one lane of a capability."""
-    if lane == "due":
-        subject = f"cb.due.{capability}.*"
-    else:
-        subject = subjects.task(capability, lane)
-    return ConsumerConfig(
-        name=subjects.consumer(capability, lane),
-        filter_subject=subject,
-        ack_wait_s=ack_wait_s,
-        max_ack_pending=max_ack_pending,
-    )
 
 
 async def _quietly(call: Awaitable[None]) -> None:

@@ -24,6 +24,8 @@ DEADLINE = "Cb-Deadline"
 REPLY_TO = "Cb-Reply-To"
 ATTEMPT = "Cb-Attempt"
 TASK_ID = "Cb-Task-Id"
+LANE = "Cb-Lane"
+REQUEUE_OF = "Cb-Requeue-Of"
 CLAIM_CHECK = "Cb-Claim-Check"
 
 Headers = Mapping[str, str]

@@ -1,4 +1,4 @@
-"""Whether the in-memory broker takes a write: the broker's checks in the broker's order, as decisions without effects."""
+"""Whether the in-memory broker takes a write: the broker's checks in the broker's order, decided without effects."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def check(stream: View, subject: str, data: bytes, headers: Headers, staged: Sta
         BusError: If it asks for what the stream does not allow.
     """
     _check_size(stream.config, data, headers)
-    _check_features(stream.config, headers)
+    _check_features(stream.config, subject, headers)
     _check_expected(stream, subject, headers, staged)
 
 
@@ -113,7 +113,7 @@ def _check_size(config: StreamConfig, data: bytes, headers: Headers) -> None:
         raise PayloadTooLargeError(message, size_bytes=size_bytes, limit_bytes=config.max_msg_bytes)
 
 
-def _check_features(config: StreamConfig, headers: Headers) -> None:
+def _check_features(config: StreamConfig, subject: str, headers: Headers) -> None:
     if header.TTL in headers:
         if not config.allow_msg_ttl:
             message = f"per-message TTL is disabled (10166) in {config.name}"
@@ -126,17 +126,17 @@ def _check_features(config: StreamConfig, headers: Headers) -> None:
         message = f"rollup value invalid: {headers[header.ROLLUP]!r} (10111)"
         raise BusError(message)
     if header.SCHEDULE in headers:
-        _check_schedule(config, headers)
+        _check_schedule(config, subject, headers)
 
 
-def _check_schedule(config: StreamConfig, headers: Headers) -> None:
+def _check_schedule(config: StreamConfig, subject: str, headers: Headers) -> None:
     if not config.allow_schedules:
         message = f"message schedules is disabled (10188) in {config.name}"
         raise BusError(message)
     memory_record.rule(headers)
     target = headers.get(header.SCHEDULE_TARGET, "")
-    if not target or not any(matches(subject, target) for subject in config.subjects):
-        message = f"message schedules target is invalid (10190): {target!r} is not stored by {config.name}"
+    if target in ("", subject) or not any(matches(pattern, target) for pattern in config.subjects):
+        message = f"message schedules target is invalid (10190): {target!r} is no other subject of {config.name}"
         raise BusError(message)
 
 
@@ -147,11 +147,21 @@ def _check_expected(stream: View, subject: str, headers: Headers, staged: Staged
         last_seq = stream.last_seq_of(guarded)
         # A batch is checked against the stream as it stands, so its own earlier writes cannot be expected.
         is_rewritten = any(matches(guarded, staged_subject) for staged_subject in staged.subjects)
-        if is_rewritten or last_seq != int(expected):
+        if is_rewritten:
+            message = f"wrong last sequence (10164): {guarded} is written earlier in the same batch"
+            raise ConflictError(message)
+        if last_seq != _number(expected):
             raise _conflict(last_seq)
     expected = headers.get(memory_record.EXPECTED_LAST_SEQ)
-    if expected is not None and stream.last_seq != int(expected):
+    if expected is not None and stream.last_seq != _number(expected):
         raise _conflict(stream.last_seq)
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal():
+        message = f"expected sequence {text!r} is not a number (10158)"
+        raise BusError(message)
+    return int(text)
 
 
 def _conflict(last_seq: int) -> ConflictError:

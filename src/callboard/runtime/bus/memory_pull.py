@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from callboard.runtime.bus.base import Delivery, Message
-from callboard.runtime.bus.memory_broker import Interest, BrokerCore
+from callboard.runtime.bus.memory_broker import BrokerCore, Interest
 from callboard.runtime.bus.memory_record import freeze
 
 

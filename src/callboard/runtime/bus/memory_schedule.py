@@ -1,4 +1,4 @@
-"""When a server-held schedule fires next: ``@at``, ``@every``, ``@hourly`` and the like, and cron lines of six fields."""
+"""When a server-held schedule fires next: ``@at``, ``@every``, ``@hourly`` and the like, cron lines of six fields."""
 
 from __future__ import annotations
 

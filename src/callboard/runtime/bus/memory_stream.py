@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 
-import msgspec
-
 from callboard.runtime.bus import header, memory_admission, memory_record
 from callboard.runtime.bus.base import PubAck, StreamConfig, StreamInfo, Write
 from callboard.runtime.bus.header import Headers
@@ -172,10 +170,11 @@ class MemoryStream:
             raise BusError(message)
         staged = memory_admission.Staged()
         admitted = []
-        for write in writes:
+        for place, write in enumerate(writes, 1):
             subject, headers = self._stored_name(write.subject), memory_record.freeze(write.headers)
             memory_admission.check(self, subject, write.data, headers, staged)
-            self._check_batch_id(headers, staged)
+            headers = self._batch_headers(headers, place, is_last=place == len(writes))
+            self._check_msg_id(headers, staged)
             memory_admission.check_room(self, subject, write.data, headers, staged)
             staged.add(subject, write.data, headers)
             admitted.append((subject, write.data, headers, write.subject))
@@ -185,7 +184,7 @@ class MemoryStream:
         return PubAck(self.name, self.last_seq, count=len(admitted))
 
     def copy_from(self, origin: MemoryStream) -> None:
-        """Copy what a source has and this stream has not; stops where this one is full and resumes with the next call."""
+        """Copy what a source has and this stream has not; stop where this one is full and go on with the next call."""
         source = next(source for source in self.config.sources if source.name == origin.name)
         record = origin.next_record(self._copied.get(origin.name, 0) + 1, source.filters)
         is_changed = False
@@ -193,7 +192,9 @@ class MemoryStream:
             headers = memory_record.without_conditions(record.headers)
             filters = "\f".join(source.filters) or ">"
             stars = "\f".join(">" for _ in source.filters) or ">"
-            headers[memory_record.STREAM_SOURCE] = f"{origin.name} {record.seq} {filters} {stars} {record.subject}"
+            headers[memory_record.STREAM_SOURCE] = (
+                f"{origin.name} {record.seq} {filters} {stars} {record.subject} memory"
+            )
             frozen = memory_record.freeze(headers)
             subject = self._stored_name(record.subject)
             try:
@@ -248,7 +249,14 @@ class MemoryStream:
     def _stored_name(self, subject: str) -> str:
         return self._transform.apply(subject) if self._transform else subject
 
-    def _check_batch_id(self, headers: Headers, staged: memory_admission.Staged) -> None:
+    def _batch_headers(self, headers: Headers, place: int, *, is_last: bool) -> Headers:
+        # The real broker stores what made the batch along with each message; readers must cope with it.
+        made = {header.BATCH_ID: f"{self.name}-{self.last_seq + 1}", header.BATCH_SEQ: str(place)}
+        if is_last:
+            made[header.BATCH_COMMIT] = "1"
+        return memory_record.freeze({**headers, **made})
+
+    def _check_msg_id(self, headers: Headers, staged: memory_admission.Staged) -> None:
         msg_id = headers.get(header.MSG_ID)
         if msg_id is not None and (msg_id in staged.msg_ids or self.seen(msg_id) is not None):
             message = f"batch publish contains duplicate message id (10201): {msg_id!r}"
@@ -360,4 +368,4 @@ def _discard(seqs: list[int], seq: int) -> None:
 
 
 def _stamp(time: datetime) -> str:
-    return str(msgspec.to_builtins(time))
+    return time.isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -26,7 +26,7 @@ class Timers:
         self._is_running = False
 
     def call_at(self, due: float, act: Callable[[], object]) -> None:
-        """Run ``act`` at monotonic ``due`` or, when that has passed, with the next due events; never inside this call."""
+        """Run ``act`` at monotonic ``due`` or, when that has passed, with the next due events; never in this call."""
         heappush(self._heap, (max(due, self._clock.monotonic()), next(self._arrivals), act))
         self._arm()
 
