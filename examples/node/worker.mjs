@@ -50,7 +50,7 @@ const jsm = await jetstreamManager(nc, { checkAPI: false });
 
 const LANES = [
   ["CB_WORK", `${capability}-high`, `cb.task.${capability}.high`],
-  ["CB_LATER", `${capability}-due`, `cb.due.${capability}.*`],
+  ["CB_LATER", `${capability}-due`, `cb.due.${capability}`],
   ["CB_WORK", `${capability}-normal`, `cb.task.${capability}`],
   ["CB_WORK", `${capability}-low`, `cb.task.${capability}.low`],
 ];
@@ -180,7 +180,7 @@ function arrived(message) {
     mayHaveRun: id !== own || m.deliveryCount > 1 || Number(get("Cb-Attempt") ?? 1) > 1,
     redelivered: m.deliveryCount > 1,
     attempt: Number(get("Cb-Attempt") ?? 1) || 1,
-    lane: m.subject.endsWith(".high") ? "high" : m.subject.endsWith(".low") ? "low" : "normal",
+    lane: get("Cb-Lane") ?? m.subject.match(/^cb\.task\..*\.(high|low)$/)?.[1] ?? "normal",
     deadline: get("Cb-Deadline"),
     replyTo: get("Cb-Reply-To"),
     claimedAt: new Date(),
@@ -319,21 +319,25 @@ class Stopped extends Error {
 
 /** Screen a task that may have been run before. False: it is dealt with, do not run it. */
 async function mayRun(claim) {
-  if (claim.redelivered) {
-    while (performance.now() < connectedAt + QUARANTINE_MS || !connected) await sleep(50);
+  const read = () =>
+    patiently(() => readMany(nc, [resultSubject(capability, claim.id), `cb.attempt.${capability}.${escape(claim.id)}.*`]));
+  const isRecorded = () => found.some(([subject]) => subject.startsWith("cb.result."));
+  const newest = () => found.filter(([subject]) => subject.startsWith("cb.attempt.")).map(([, r]) => r).sort((a, b) => b.n - a.n)[0];
+  let found = claim.redelivered ? await read() : [];
+  // Most redeliveries are retries: the last run wrote down how it ended, so nobody can be running them.
+  if (!isRecorded() && (newest()?.kind ?? "started") === "started") {
+    while (claim.redelivered && (performance.now() < connectedAt + QUARANTINE_MS || !connected)) await sleep(50);
+    // First who runs it, then what is recorded: a run that ends between the two questions is seen by the second.
+    const held = await isHeld(claim);
+    found = await read();
+    if (held && !isRecorded()) return false; // without any answer: the holder's own extensions keep it
   }
-  // First who runs it, then what is recorded: a run that ends between the two questions is seen by the second.
-  const held = await isHeld(claim);
-  const found = await patiently(() =>
-    readMany(nc, [resultSubject(capability, claim.id), `cb.attempt.${capability}.${escape(claim.id)}.*`]),
-  );
-  if (found.some(([subject]) => subject.startsWith("cb.result."))) {
+  if (isRecorded()) {
     claim.m.ack();
     return false;
   }
-  if (held) return false; // without any answer: the holder's own extensions keep it
   const history = found.map(([, record]) => record).sort((a, b) => a.n - b.n);
-  const last = history.at(-1);
+  const last = newest();
   const failures = history.filter((r) => r.kind === "failed").length;
   claim.n = (last?.n ?? 0) + 1;
   if (last?.kind === "failed" && claim.attempt <= failures) {
@@ -455,8 +459,9 @@ async function schedule(claim, delayMs, attempt) {
   }
   h.set("Cb-Task-Id", claim.id);
   h.set("Cb-Attempt", String(attempt));
+  h.set("Cb-Lane", claim.lane); // for the record; the firing comes on a lane of its own
   h.set("Nats-Schedule", `@at ${new Date(Date.now() + delayMs).toISOString()}`);
-  h.set("Nats-Schedule-Target", `cb.due.${capability}.${claim.lane}`);
+  h.set("Nats-Schedule-Target", `cb.due.${capability}`);
   await patiently(() => store(nc, `cb.later.${escape(claim.id)}`, claim.m.data, h));
 }
 
