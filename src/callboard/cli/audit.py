@@ -43,7 +43,10 @@ def _filters(function: F) -> F:
     return function
 
 
-@command.command("tail", epilog=example("callboard audit tail --follow", "callboard audit tail --capability search --since 1h --json"))
+@command.command(
+    "tail",
+    epilog=example("callboard audit tail --follow", "callboard audit tail --capability search --since 1h --json"),
+)
 @click.option("--limit", type=click.IntRange(0, 10_000), default=20, show_default=True, help="How many of the past.")
 @click.option("--follow", "-f", is_flag=True, help="Go on with what comes, until Ctrl-C.")
 @_filters

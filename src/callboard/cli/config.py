@@ -13,7 +13,9 @@ def command() -> None:
     """Look at the settings."""
 
 
-@command.command("show", epilog=example("callboard config show --origin", "CALLBOARD_WORKER__CONCURRENCY=16 callboard config show"))
+@command.command(
+    "show", epilog=example("callboard config show --origin", "CALLBOARD_WORKER__CONCURRENCY=16 callboard config show")
+)
 @click.argument("prefix", default="")
 @click.option("--origin", is_flag=True, help="Say where each value came from.")
 @json_option

@@ -24,8 +24,12 @@ OUT = Path("callboard-report")
 
 @click.command("demo", epilog=example("callboard demo", "callboard demo ~/notes --out /tmp/report"))
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False), default=Path())
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=OUT, help=f"Report folder.  [default: {OUT}]")
-@click.option("--data", type=click.Path(path_type=Path, file_okay=False), default=DATA, help=f"Data folder.  [default: {DATA}]")
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), default=OUT, help=f"Report folder.  [default: {OUT}]"
+)
+@click.option(
+    "--data", type=click.Path(path_type=Path, file_okay=False), default=DATA, help=f"Data folder.  [default: {DATA}]"
+)
 @click.option("--processes", type=click.IntRange(1, 64), default=3, help="Worker processes.  [default: 3]")
 @click.option("--concurrency", type=click.IntRange(1, 64), default=2, help="Slots of each.  [default: 2]")
 @click.option("--max-files", type=click.IntRange(1, 100_000), default=5000, help="Files at most.  [default: 5000]")
@@ -166,4 +170,3 @@ def _say(options: DemoOptions, demo: Demo) -> None:
     click.echo("Look at the audit trail of this run:")
     click.echo(f"  callboard up --data {options.data_dir} --port 0     (in one terminal)")
     click.echo("  callboard audit tail --limit 20        (in another)")
-

@@ -43,7 +43,9 @@ async def hello(name: str, task: TaskContext) -> str:
 
 @click.command("init", epilog=example("callboard init", "callboard init --yes --folder shop"))
 @click.option("--yes", is_flag=True, help="Ask nothing; take the defaults.")
-@click.option("--folder", type=click.Path(path_type=Path, file_okay=False), default=Path(), help="Where.  [default: here]")
+@click.option(
+    "--folder", type=click.Path(path_type=Path, file_okay=False), default=Path(), help="Where.  [default: here]"
+)
 @json_option
 @pass_session
 def command(session: Session, *, yes: bool, folder: Path) -> None:

@@ -28,11 +28,15 @@ _SHOWN_BYTES = 65_536
 @click.option("--agent", metavar="TYPE[/KEY]", help="Only mail, steps and events of this actor.")
 @click.option("--task", help="Only what bears this task's id.")
 @click.option("--subject", "topic", metavar="PATTERN", help="Only these subjects; * and > as in NATS.")
-@click.option("--correlation", metavar="ID", help="Only what bears this id: trace, message or task id, in header or body.")
+@click.option(
+    "--correlation", metavar="ID", help="Only what bears this id: trace, message or task id, in header or body."
+)
 @click.option("--stream", "streams", multiple=True, type=click.Choice(_STREAMS), help="Only these.  [default: all]")
 @click.option("--since", type=SINCE, help="Only what was stored since: a span (2h) or a time.")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=20, show_default=True)
-@click.option("--before", type=SINCE, help="Only what was stored before; the `stored_at` of the last line gives the next page.")
+@click.option(
+    "--before", type=SINCE, help="Only what was stored before; the `stored_at` of the last line gives the next page."
+)
 @json_option
 @global_options
 @pass_session
@@ -78,9 +82,7 @@ async def _log(
         for stream in chosen:
             filters = _filters(agent, topic)
             try:
-                page = await audit.newest_stored(
-                    bus, stream, filters=filters, limit=limit, since=since, keeps=keeps
-                )
+                page = await audit.newest_stored(bus, stream, filters=filters, limit=limit, since=since, keeps=keeps)
             except NotFoundError:
                 if streams:
                     raise

@@ -130,6 +130,12 @@ def main(args: Sequence[str] | None = None) -> None:
             raise
         click.echo(f"error[{error.code}]: {error}", err=True)
         status = status_of(error)
+    except Exception as error:
+        if session.debug:
+            raise
+        text = f"{type(error).__name__}: {error}; this is a fault of Callboard, --debug shows where"
+        click.echo(f"error[internal]: {text}", err=True)
+        status = FAILED
     sys.exit(status if isinstance(status, int) else OK)
 
 

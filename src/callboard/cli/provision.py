@@ -10,7 +10,9 @@ from callboard.cli.session import Session, example, global_options, json_option,
 
 @click.command("provision", epilog=example("callboard provision --plan", "callboard provision --capability search"))
 @click.option("--plan", "only_plan", is_flag=True, help="Show what would change; exit 1 if anything would.")
-@click.option("--capability", "capabilities", multiple=True, help="Make the consumers of this one too; may be repeated.")
+@click.option(
+    "--capability", "capabilities", multiple=True, help="Make the consumers of this one too; may be repeated."
+)
 @click.option("--allow-destructive", is_flag=True, help="Allow changes that lose stored data.")
 @json_option
 @global_options

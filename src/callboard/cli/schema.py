@@ -6,7 +6,13 @@ import click
 
 from callboard.cli.session import example, json_option
 
-KINDS = {"record": "TaskRecord", "attempt": "AttemptRecord", "dead": "DeadLetter", "beat": "Beat", "progress": "Progress"}
+KINDS = {
+    "record": "TaskRecord",
+    "attempt": "AttemptRecord",
+    "dead": "DeadLetter",
+    "beat": "Beat",
+    "progress": "Progress",
+}
 
 
 @click.command("schema", epilog=example("callboard schema record > record.schema.json"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -55,7 +54,21 @@ class Session:
         from callboard.runtime.server_folder import running
 
         here = running(settings.server.data_dir)
-        return settings if here is None else Settings.load(file=self.files or None, flags={**given, "nats.url": here.url})
+        return (
+            settings if here is None else Settings.load(file=self.files or None, flags={**given, "nats.url": here.url})
+        )
+
+    def command_settings(self) -> Settings:
+        """Return the settings with the patience of a person: three seconds to connect, unless it was set.
+
+        Raises:
+            ConfigError: If a setting is wrong.
+        """
+        settings = self.settings()
+        if settings.origins()["nats.connect_deadline_s"] != "default":
+            return settings
+        nats = settings.nats.model_copy(update={"connect_deadline_s": COMMAND_CONNECT_S})
+        return settings.model_copy(update={"nats": nats})
 
     @asynccontextmanager
     async def bus(self, name: str) -> AsyncIterator[Bus]:
@@ -67,11 +80,7 @@ class Session:
         """
         from callboard.runtime.host import connector
 
-        settings = self.settings()
-        if settings.origins()["nats.connect_deadline_s"] == "default":
-            nats = settings.nats.model_copy(update={"connect_deadline_s": COMMAND_CONNECT_S})
-            settings = settings.model_copy(update={"nats": nats})
-        bus = await connector(settings)(f"cli-{name}")
+        bus = await connector(self.command_settings())(f"cli-{name}")
         try:
             yield bus
         finally:
@@ -79,7 +88,10 @@ class Session:
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run ``work`` on a loop of its own; Ctrl-C cancels it."""
-        return asyncio.run(work, debug=False)
+        # 25 ms that `--help` does not need
+        import asyncio
+
+        return asyncio.run(work)
 
 
 pass_session = click.make_pass_decorator(Session, ensure=True)

@@ -109,7 +109,9 @@ def _says(record: TaskRecord) -> str:
     return ""
 
 
-@command.command("show", epilog=example("callboard tasks show search/2026-11-21/7", "callboard tasks show '~17' --json"))
+@command.command(
+    "show", epilog=example("callboard tasks show search/2026-11-21/7", "callboard tasks show '~17' --json")
+)
 @click.argument("task_id", metavar="TASK")
 @click.option("--capability", help="Narrow the search to this one.")
 @json_option

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 
 @click.command("up", epilog=example("callboard up", "callboard up --port 0 --data /tmp/callboard --profile fast"))
-@click.option("--data", type=click.Path(path_type=Path, file_okay=False), help="Data folder.  [default: .callboard/data]")
+@click.option(
+    "--data", type=click.Path(path_type=Path, file_okay=False), help="Data folder.  [default: .callboard/data]"
+)
 @click.option("--port", type=click.IntRange(0, 65_535), help="Port on 127.0.0.1; 0 takes a free one.  [default: 4222]")
 @click.option("--http-port", type=click.IntRange(0, 65_535), help="Monitoring port; 0 is off.  [default: 0]")
 @click.option(
@@ -83,9 +85,13 @@ async def _provision(settings: Settings, url: str) -> None:
 
 def _tell(session: Session, state: RunningServer, settings: Settings) -> None:
     if session.json:
-        emit({"event": "ready", "url": state.url, "pid": state.pid, "http_url": state.http_url, "version": state.version})
+        emit(
+            {"event": "ready", "url": state.url, "pid": state.pid, "http_url": state.http_url, "version": state.version}
+        )
         return
-    click.echo(f"NATS {state.version} is ready at {state.url}; data in {settings.server.data_dir}, profile {state.profile}")
+    click.echo(
+        f"NATS {state.version} is ready at {state.url}; data in {settings.server.data_dir}, profile {state.profile}"
+    )
     click.echo("Next, in another terminal of this folder:")
     click.echo("  callboard worker start hello.py     serve capabilities (`callboard init` writes an example)")
     click.echo("""  callboard submit hello '"world"' --wait""")

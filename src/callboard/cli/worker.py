@@ -50,7 +50,9 @@ def _worker_options(function: F) -> F:
 
 @command.command(
     "start",
-    epilog=example("callboard worker start hello.py", "callboard worker start shop.tasks --processes 3 --concurrency 8 --pool fast"),
+    epilog=example(
+        "callboard worker start hello.py", "callboard worker start shop.tasks --processes 3 --concurrency 8 --pool fast"
+    ),
 )
 @_worker_options
 @click.option("--processes", type=click.IntRange(1, 512), help="Processes; each has its own slots.  [default: 1]")
@@ -76,7 +78,14 @@ def start(session: Session, modules: tuple[str, ...], *, processes: int | None, 
 @click.option("--quiet", is_flag=True)
 @pass_session
 def child(
-    session: Session, modules: tuple[str, ...], *, slot: int, parent_fd: int, parent_pid: int, quiet: bool, **flags: Any  # noqa: ANN401
+    session: Session,
+    modules: tuple[str, ...],
+    *,
+    slot: int,
+    parent_fd: int,
+    parent_pid: int,
+    quiet: bool,
+    **flags: Any,  # noqa: ANN401
 ) -> None:
     """Be one process of ``worker start --processes N``; it is started by that, not by people."""
     from callboard.runtime.processes import die_with_parent
@@ -143,7 +152,11 @@ def _supervise(session: Session, settings: Settings, modules: Sequence[str], fla
     for name, option in (("concurrency", "--concurrency"), ("pool", "--pool"), ("labels", "--labels")):
         if flags[name] is not None:
             parts += [option, str(flags[name])]
-    for name, option in (("drain_grace_s", "--drain-grace"), ("health_port", "--health-port"), ("log_level", "--log-level")):
+    for name, option in (
+        ("drain_grace_s", "--drain-grace"),
+        ("health_port", "--health-port"),
+        ("log_level", "--log-level"),
+    ):
         if flags[name] is not None:
             parts += [option, str(flags[name])]
     parts += ["--nats", settings.nats.url, *(word for file in session.files for word in ("--config", str(file)))]
@@ -194,7 +207,9 @@ def ls(session: Session) -> None:
     )
 
 
-@command.command("drain", epilog=example("callboard worker drain shop-4211-a1b2c3", "callboard worker drain shop --wait"))
+@command.command(
+    "drain", epilog=example("callboard worker drain shop-4211-a1b2c3", "callboard worker drain shop --wait")
+)
 @click.argument("worker")
 @click.option("--wait", is_flag=True, help="Wait until they have stopped.")
 @json_option

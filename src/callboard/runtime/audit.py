@@ -79,9 +79,7 @@ async def read(
     Raises:
         NotFoundError: If there is no ledger.
     """
-    stream = bus.read(
-        subjects.LEDGER, subjects=wanted.subjects(), start_time=since, start_seq=start_seq, follow=follow
-    )
+    stream = bus.read(subjects.LEDGER, subjects=wanted.subjects(), start_time=since, start_seq=start_seq, follow=follow)
     async with closing(stream) as messages:
         async for stored in messages:
             entry = as_entry(stored)

@@ -10,14 +10,16 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 from callboard.runtime import events, logs, metrics, subjects
 from callboard.runtime.bus import provision
 from callboard.runtime.bus.base import Bus
 from callboard.runtime.capability import DEFAULT_POOL, Capability
+from callboard.runtime.client import Client
 from callboard.runtime.config import Settings
-from callboard.runtime.errors import CallboardError
+from callboard.runtime.errors import CallboardError, ConfigError
 from callboard.runtime.health import Health, HealthServer
 from callboard.runtime.pool import PoolRules
 from callboard.runtime.retry import RetryPolicy
@@ -33,6 +35,7 @@ TASK_STREAMS = (subjects.WORK, subjects.LATER, subjects.LEDGER, subjects.DEAD)
 ORPHAN_GRACE_S = 3.0
 
 _log = logs.get_logger(__name__)
+_bus_log = logs.get_logger("callboard.runtime.bus")
 
 
 def connector(settings: Settings) -> Connect:
@@ -49,9 +52,59 @@ def connector(settings: Settings) -> Connect:
             user=nats.user,
             password=nats.password.get_secret_value() if nats.password else None,
             token=nats.token.get_secret_value() if nats.token else None,
+            nkey_seed=_seed(nats.nkey_seed_file),
+            creds=_path(nats.creds_file),
+            tls_ca=_path(nats.tls_ca_file),
+            tls_cert=_path(nats.tls_cert_file),
+            tls_key=_path(nats.tls_key_file),
+            inbox_prefix=nats.inbox_prefix,
+            connect_deadline_s=nats.connect_deadline_s,
+            on_event=_log_event,
         )
 
     return connect
+
+
+def _path(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _seed(path: Path | None) -> str | None:
+    try:
+        return None if path is None else path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        message = f"nats.nkey_seed_file: {path} cannot be read: {error.strerror}"
+        raise ConfigError(message) from error
+
+
+def _log_event(event: str, fields: dict[str, object]) -> None:
+    _bus_log.info(event, **fields)
+
+
+@asynccontextmanager
+async def connect(
+    url: str | None = None, *, name: str = "client", settings: Settings | None = None
+) -> AsyncIterator[Client]:
+    """Open a client for the time of a block: ``async with connect() as client: await client.call("hello", "world")``.
+
+    Args:
+        url: The server; None takes the one of the settings.
+        name: What the server's monitoring calls us.
+        settings: All settings; None loads them as commands do (file, environment).
+
+    Raises:
+        BusConnectError: If there is no server.
+        BusAuthError: If it refuses us.
+        ConfigError: If a setting is wrong.
+    """
+    loaded = settings or Settings.load(flags={"nats.url": url})
+    if settings is not None and url is not None:
+        loaded = settings.model_copy(update={"nats": settings.nats.model_copy(update={"url": url})})
+    bus = await connector(loaded)(name)
+    try:
+        yield Client(bus, claim_check_bytes=int(loaded.work.claim_check_bytes))
+    finally:
+        await bus.close()
 
 
 def worker_options(settings: Settings) -> WorkerOptions:
@@ -271,4 +324,3 @@ def stats_of(worker: Worker) -> metrics.WorkerStats:
         stats.pools[name] = shown
         stats.lapsed += own.endings["lapsed"]
     return stats
-

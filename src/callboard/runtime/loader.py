@@ -42,7 +42,9 @@ def load_capabilities(targets: Sequence[str]) -> list[Capability[..., Any]]:
         for capability in capabilities:
             known = found.get(capability.name)
             if known is not None and known is not capability:
-                message = f"{target} and {owner[capability.name]} both have a capability {capability.name!r}: rename one"
+                message = (
+                    f"{target} and {owner[capability.name]} both have a capability {capability.name!r}: rename one"
+                )
                 raise ModuleLoadError(message)
             found[capability.name] = capability
             owner[capability.name] = target

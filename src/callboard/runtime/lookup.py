@@ -230,4 +230,3 @@ def _attempts(found: list[Stored]) -> list[AttemptRecord]:
             except DecodeError:
                 continue
     return sorted(attempts, key=lambda note: note.n)
-
