@@ -15,6 +15,7 @@ from callboard.runtime.errors import CallboardError
 CODES = {
     "BackpressureError": "backpressure",
     "BlobCorruptError": "blob_corrupt",
+    "ApiError": "bus_api",
     "BusAuthError": "bus_auth",
     "BusClosedError": "bus_closed",
     "BusConnectError": "bus_connect",
