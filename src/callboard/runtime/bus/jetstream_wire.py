@@ -32,7 +32,7 @@ from callboard.runtime.errors import (
 
 Json = dict[str, Any]
 
-NO_MESSAGE = {10037, 10043, 10057}
+DELETE_FAILED = 10057
 STREAM_MISSING = 10059
 CONSUMER_MISSING = 10014
 

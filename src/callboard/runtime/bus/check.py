@@ -1,4 +1,4 @@
-"""What may leave for the broker. The client's own validation is off (it costs more), so this is the only guard."""
+"""What may leave for a broker: the one guard of both adapters (the client library's own, which costs more, is off)."""
 
 from __future__ import annotations
 
@@ -36,8 +36,11 @@ def check_filter(subject: str) -> None:
         InvalidNameError: If it is not.
     """
     _check_text(subject)
-    if ">" in subject and any(">" in token for token in subject.removesuffix(">").split(".")):
-        message = f"pattern {subject[:80]!r} is not usable: '>' stands alone, as the last token"
+    *tokens, last = subject.split(".")
+    if last not in {"*", ">"}:
+        tokens.append(last)
+    if any((">" in token) or ("*" in token and token != "*") for token in tokens):
+        message = f"pattern {subject[:80]!r} is not usable: '*' stands alone in a token, '>' alone in the last one"
         raise InvalidNameError(message, name=subject[:80])
 
 
