@@ -18,11 +18,23 @@ from callboard.runtime.retry import RetryPolicy
 from tests.chaos.journal import Journal
 
 How = Literal[
-    "sleep", "block", "raise", "give_up", "exit", "segfault", "recurse", "unencodable", "sys_exit", "hang", "memory"
+    "sleep",
+    "block",
+    "raise",
+    "give_up",
+    "fragile",
+    "exit",
+    "segfault",
+    "recurse",
+    "unencodable",
+    "sys_exit",
+    "hang",
+    "memory",
 ]
 NAME = "chaos"
 RETRY_GAP_S = 0.4
 ATTEMPTS = 4
+STOPPED_S = 2.0
 
 
 class Job(Struct, frozen=True, kw_only=True):
@@ -31,12 +43,16 @@ class Job(Struct, frozen=True, kw_only=True):
     Attributes:
         n: Its number in the load.
         failures: Attempts that raise before one succeeds, for ``raise``.
+        is_final: Whether ``fragile`` raises an error after which no attempt can help.
+
+    ``fragile`` sleeps and raises when it finds that its process was stopped meanwhile.
     """
 
     n: int
     how: How = "sleep"
     sleep_s: float = 0.0
     failures: int = 0
+    is_final: bool = False
 
 
 def make(journal: Journal, *, concurrency: int, gap_s: float = RETRY_GAP_S) -> list[Capability[..., object]]:
@@ -73,6 +89,8 @@ async def _do(job: Job, task: TaskContext) -> object:
             await asyncio.sleep(job.sleep_s)
             message = "no further attempt can help"
             raise TerminalError(message)
+        case "fragile":
+            await _sleep_unless_stopped(job)
         case "hang":
             await asyncio.Event().wait()
         case "unencodable":
@@ -80,6 +98,18 @@ async def _do(job: Job, task: TaskContext) -> object:
         case _:
             _harm(job)
     return {"n": job.n}
+
+
+async def _sleep_unless_stopped(job: Job) -> None:
+    until_s = time.monotonic() + job.sleep_s
+    seen_s = time.monotonic()
+    while seen_s < until_s:
+        await asyncio.sleep(0.02)
+        now_s = time.monotonic()
+        if now_s - seen_s > STOPPED_S:
+            message = "the process was stopped in mid-work"
+            raise TerminalError(message) if job.is_final else ValueError(message)
+        seen_s = now_s
 
 
 def _harm(job: Job) -> None:
