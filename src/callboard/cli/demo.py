@@ -65,6 +65,10 @@ def command(  # noqa: PLR0913 - one parameter an option
         kill=kill,
         max_files=max_files,
     )
+    from callboard.runtime import logs
+
+    # the worker that dies on purpose is no news; what goes wrong is
+    logs.configure(level="error", form="console")
     # without workers or server left behind: the first Ctrl-C cancels, everything is taken down in order
     demo = asyncio.run(_run(session, options))
     book = demo.ledger

@@ -75,6 +75,7 @@ def start(session: Session, modules: tuple[str, ...], *, processes: int | None, 
 @click.option("--slot", type=int, required=True)
 @click.option("--parent-fd", type=int, required=True)
 @click.option("--parent-pid", type=int, required=True)
+@click.option("--quiet", is_flag=True)
 @pass_session
 def child(
     session: Session,
@@ -83,6 +84,7 @@ def child(
     slot: int,
     parent_fd: int,
     parent_pid: int,
+    quiet: bool,
     **flags: Any,  # noqa: ANN401
 ) -> None:
     """Be one process of ``worker start --processes N``; it is started by that, not by people."""
@@ -90,7 +92,8 @@ def child(
 
     os.set_inheritable(parent_fd, False)  # noqa: FBT003 - positional only
     die_with_parent(parent_pid)
-    _serve(session, _settings(session, flags, processes=1), modules, slot=slot, parent_fd=parent_fd)
+    settings = _settings(session, flags, processes=1)
+    _serve(session, settings, modules, slot=slot, parent_fd=parent_fd, is_quiet=quiet)
 
 
 def _settings(session: Session, flags: dict[str, Any], *, processes: int | None) -> Settings:
@@ -99,7 +102,13 @@ def _settings(session: Session, flags: dict[str, Any], *, processes: int | None)
 
 
 def _serve(
-    session: Session, settings: Settings, modules: Sequence[str], *, slot: int = 0, parent_fd: int | None = None
+    session: Session,
+    settings: Settings,
+    modules: Sequence[str],
+    *,
+    slot: int = 0,
+    parent_fd: int | None = None,
+    is_quiet: bool = False,
 ) -> None:
     from callboard.runtime import host
     from callboard.runtime.loader import load_capabilities
@@ -111,6 +120,8 @@ def _serve(
     def on_ready(worker: Worker) -> None:
         if parent_fd is not None:
             tell_ready(parent_fd)
+        if is_quiet:
+            return
         if session.json:
             emit({"event": "ready", "worker": worker.id, "pid": os.getpid(), "capabilities": sorted(worker.pools)})
             return

@@ -246,7 +246,7 @@ class _Digesting:
 @asynccontextmanager
 async def _workers(options: DemoOptions, url: str) -> AsyncIterator[asyncio.Task[int]]:
     command = [sys.executable, "-m", "callboard", "worker", "child", "callboard.agents.digest.service"]
-    command += ["--concurrency", str(options.concurrency), "--log-level", "error", "--json", "--nats", url]
+    command += ["--concurrency", str(options.concurrency), "--log-level", "error", "--quiet", "--nats", url]
     command += ["--parent-pid", str(os.getpid())]
     group = ProcessGroup(
         lambda slot, fd: [*command, "--slot", str(slot), "--parent-fd", str(fd)],

@@ -12,9 +12,8 @@ from callboard.agents.digest.digest import Digest, digest_bytes
 from callboard.agents.digest.merge import Corpus, merge
 from callboard.runtime.capability import capability
 from callboard.runtime.client import Client
-from callboard.runtime.config import Settings
+from callboard.runtime.context import current_task
 from callboard.runtime.errors import RetryableError, TerminalError
-from callboard.runtime.host import connector
 
 
 class FileTask(Struct, frozen=True, kw_only=True):
@@ -52,17 +51,13 @@ async def merge_digests(task: MergeTask) -> Corpus:
     Raises:
         RetryableError: If a task has no record yet.
     """
-    bus = await connector(Settings.load())("digest-merge")
-    try:
-        client = Client(bus)
-        digests: list[Digest] = []
-        for task_id in task.tasks:
-            record = await client.record("digest", task_id)
-            if record is None:
-                message = f"task {task_id} is not finished"
-                raise RetryableError(message, after_s=2.0)
-            if record.status == "completed":
-                digests.append(msgspec.convert(await client.value_of(record), Digest))
-    finally:
-        await bus.close()
+    client = Client(current_task().bus)
+    digests: list[Digest] = []
+    for task_id in task.tasks:
+        record = await client.record("digest", task_id)
+        if record is None:
+            message = f"task {task_id} is not finished"
+            raise RetryableError(message, after_s=2.0)
+        if record.status == "completed":
+            digests.append(msgspec.convert(await client.value_of(record), Digest))
     return await asyncio.to_thread(merge, digests)
