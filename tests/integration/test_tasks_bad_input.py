@@ -30,7 +30,7 @@ async def plot(point: Point) -> int:
 
 
 @capability(concurrency=2)
-async def echo(value: Any) -> Any:  # noqa: ANN401
+async def echo(value: dict[str, Any] | str) -> dict[str, Any] | str:
     return value
 
 
@@ -157,11 +157,11 @@ async def test_a_handler_that_recurses_for_ever_is_retried_and_buried(world: Wor
 
 async def test_a_large_inline_payload_fits_its_record_whatever_the_ending(world: World) -> None:
     @capability(concurrency=1)
-    async def fail(value: Any) -> None:
+    async def fail(value: dict[str, Any] | str) -> None:
         raise ValueError(str(value)[:10])
 
     @capability(concurrency=1)
-    async def later(value: Any) -> None:
+    async def later(value: dict[str, Any] | str) -> None:
         message = "much later"
         raise RetryableError(message, after_s=3600)
 

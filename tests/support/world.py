@@ -1,4 +1,4 @@
-"""A whole Callboard in one process: a broker, its topology, a client, and workers that start, stop and die on demand."""
+"""A whole Callboard in one process: a broker, its topology, a client, and workers that come and go on demand."""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ from callboard.runtime.errors import (
     DeadlineError,
     TaskCancelledError,
 )
+from callboard.runtime.lease import LeaseKeeper
 from callboard.runtime.outcome import Cancelled, Expired, Failed, Returned
 from callboard.runtime.questions import Answers, Questions
 from callboard.runtime.record import failure_of
@@ -54,6 +55,7 @@ class Admission:
         *,
         bus: Bus,
         settler: Settler,
+        keeper: LeaseKeeper,
         questions: Questions,
         blobs: BlobStore,
         clock: Clock,
@@ -67,6 +69,7 @@ class Admission:
             host: Where admitted claims go.
             bus: The worker's connection.
             settler: Ends what is not admitted.
+            keeper: Knows whether a claim is still ours.
             questions: Asks ledger and workers.
             blobs: Where large payloads lie.
             clock: Time.
@@ -79,6 +82,7 @@ class Admission:
         self._host = host
         self._bus = bus
         self._settler = settler
+        self._keeper = keeper
         self._questions = questions
         self._blobs = blobs
         self._clock = clock
@@ -102,8 +106,8 @@ class Admission:
     # --- asking
 
     async def _screen(self, claims: list[Claim]) -> None:
-        fresh = [claim for claim in claims if claim.delivery.delivered == 1]
-        again = [claim for claim in claims if claim.delivery.delivered > 1]
+        fresh = [claim for claim in claims if claim.delivery.delivered == 1 and not claim.is_doubtful]
+        again = [claim for claim in claims if claim.delivery.delivered > 1 or claim.is_doubtful]
         if fresh:
             self._judge(fresh, await self._persist(lambda: self._questions.ask(fresh)))
         if not again:
@@ -193,6 +197,10 @@ class Admission:
                 await self._clock.sleep(WATCH_S)
 
     async def _ready(self, claim: Claim) -> None:
+        if claim.linked_at != self._bus.connected_at or self._keeper.has_lapsed(claim):
+            # the link was lost while it was asked about: the broker hands it out again, to us or to somebody else
+            self._settler.drop(claim)
+            return
         if self._host.is_closed:
             self._settler.settle(claim, Returned(NO_SLOT_RETURN_S))
             return

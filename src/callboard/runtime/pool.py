@@ -22,10 +22,11 @@ from callboard.runtime.blobs import BlobStore
 from callboard.runtime.bus import header
 from callboard.runtime.bus.base import Bus, Delivery, Pull
 from callboard.runtime.capability import Capability
-from callboard.runtime.claim import Claim, StopReason
+from callboard.runtime.claim import Claim, StopReason, parse_deadline
 from callboard.runtime.clock import Clock
 from callboard.runtime.commit import Committer
 from callboard.runtime.context import TaskContext
+from callboard.runtime.doubt import Doubt
 from callboard.runtime.errors import BusError, InputError, TaskCancelledError
 from callboard.runtime.lanes import PULL_LANES, Lanes, PullLane
 from callboard.runtime.lease import LeaseKeeper
@@ -109,6 +110,7 @@ class Pool:
         self._opening = asyncio.Lock()
         self._next_due = False
         self.lingering = 0
+        self._doubt = Doubt(bus, clock=clock, spawn=self._fire)
         self._loop = asyncio.get_running_loop()
         # slots run in copies of this: what starts one may be a handler that left its own variables behind
         self._clean = contextvars.copy_context()
@@ -119,6 +121,7 @@ class Pool:
             self,
             bus=self._bus,
             settler=self._settler,
+            keeper=self._keeper,
             questions=questions,
             blobs=blobs,
             clock=self.clock,
@@ -276,6 +279,7 @@ class Pool:
     def _take_in(self) -> None:
         now_s = self.clock.monotonic()
         now = self.clock.now()
+        self._doubt.look()
         arrived = self._arrived[:]
         self._arrived.clear()
         stalled = now_s - self._keeper.loop_ticked_at > MAX_STALL_S
@@ -287,9 +291,13 @@ class Pool:
                 # else's by now: say nothing, the broker hands it out again
                 self.stats.stalled += 1
                 continue
+            if delivery.token in self._keeper.claims:
+                # a server that lost its last moments hands out the very delivery that we have already
+                continue
             claim = self._claim(delivery, now_s, now)
+            claim.is_doubtful = delivery.seq <= self._doubt.up_to[lane]
             self._keeper.add(claim)
-            if claim.delivery.headers is not None or claim.delivery.delivered > 1:
+            if claim.delivery.headers is not None or claim.delivery.delivered > 1 or claim.is_doubtful:
                 self._sort(claim, now, asked)
             else:
                 self.make_ready(claim)
@@ -301,6 +309,7 @@ class Pool:
     def _claim(self, delivery: Delivery, now_s: float, now: datetime) -> Claim:
         _, lane = subjects.split_task(delivery.subject)
         claim = Claim(delivery, capability=self.capability.name, lane=lane, now_s=now_s, now=now)
+        claim.linked_at = self._doubt.linked_at
         self.stats.claimed += 1
         self.stats.wait_time.observe(max(0.0, now.timestamp() - delivery.time_ns / 1e9))
         return claim
@@ -321,7 +330,7 @@ class Pool:
         is_known = needs_questions(
             delivered=claim.delivery.delivered, attempt=claim.attempt, has_client_id=claim.has_client_id
         )
-        if is_known or header.CLAIM_CHECK in headers:
+        if is_known or claim.is_doubtful or header.CLAIM_CHECK in headers:
             # also when no slot is free or the pool is closed: until we know that nobody else is running it we may
             # neither hand it back nor write down that it was
             asked.append(claim)
@@ -379,6 +388,14 @@ class Pool:
             self._start_slots()
         self._regrant()
 
+    def may_begin(self, claim: Claim) -> bool:
+        """Return whether a claim is still ours; one whose lease lapsed before its run is let go of."""
+        has_lapsed = self._keeper.has_lapsed(claim)
+        if has_lapsed:
+            # this process was stopped or cut off since it came: somebody else may be running it
+            self._settler.drop(claim)
+        return not has_lapsed
+
     def context_of(self, claim: Claim) -> TaskContext:
         """Return what the handler may know of ``claim``."""
         return TaskContext(
@@ -389,6 +406,7 @@ class Pool:
             deadline=claim.context_deadline,
             headers=dict(claim.delivery.headers or {}),
             worker=self._keeper.worker,
+            bus=self._bus,
             clock=self.clock,
             send=self._send_progress,
         )
@@ -454,21 +472,3 @@ class Pool:
             return
         for lane, count in self._lanes.allot(free).items():
             self._pulls[lane].grant(count)
-
-
-def parse_deadline(value: str | None) -> datetime | None:
-    """Return the time in a ``Cb-Deadline`` header, None when absent.
-
-    Raises:
-        InputError: If it is not an RFC 3339 time with an offset.
-    """
-    if value is None:
-        return None
-    try:
-        moment = datetime.fromisoformat(value)
-    except ValueError:
-        moment = None
-    if moment is None or moment.tzinfo is None:
-        message = f"Cb-Deadline {value[:40]!r} is not an RFC 3339 time such as 2026-11-21T09:30:00Z"
-        raise InputError(message)
-    return moment
