@@ -16,15 +16,8 @@ from callboard.runtime.errors import InputError, InvalidNameError
 from callboard.runtime.record import Submission
 from callboard.runtime.subjects import Lane
 
-MAX_HEADERS_KEPT = 64 * 1024
-MAX_HEADER_KEPT = 1024
-
 # One or more tokens of visible ASCII; no wildcard can be published to.
 _SUBJECT = re.compile(r"[!-)+-\-/-=?-~]+(\.[!-)+-\-/-=?-~]+)*")
-_OWN_HEADERS = frozenset(
-    {header.MSG_ID, header.CONTENT_TYPE, header.TRACEPARENT, header.DEADLINE, header.TASK_ID, header.ATTEMPT}
-)
-
 StopReason = Literal["cancel", "timeout", "deadline", "drain"]
 
 
@@ -136,9 +129,6 @@ class Claim:
         check = headers.get(header.CLAIM_CHECK) if headers is not None else None
         payload, payload_b64 = record.as_payload(delivery.data, is_json=self._may_embed())
         kept = {k: v for k, v in headers.items() if k != header.CLAIM_CHECK} if headers is not None else None
-        if kept and sum(len(k) + len(v) for k, v in kept.items()) > MAX_HEADERS_KEPT:
-            # a record must fit into one message, whatever was sent
-            kept = {k: v for k, v in kept.items() if len(k) + len(v) <= MAX_HEADER_KEPT and k in _OWN_HEADERS}
         return Submission(
             seq=delivery.seq,
             at=record.stored_at(delivery.time_ns),
