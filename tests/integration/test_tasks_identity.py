@@ -15,7 +15,7 @@ from callboard.runtime.capability import capability
 from callboard.runtime.clock import SYSTEM_CLOCK
 from callboard.runtime.context import current_task
 from callboard.runtime.retry import RetryPolicy
-from tests.support.waiting import eventually
+from tests.support.eventually import eventually
 from tests.support.world import QUICK, World
 
 WINDOW_S = 0.2
@@ -95,7 +95,7 @@ async def test_the_same_id_while_the_first_is_running_is_not_run_beside_it(callb
     first = await world.start(once)
     if where == "other worker":
         other = await world.start(once)
-        await eventually(lambda: bool(other.worker.peers()), timeout_s=5)
+        await eventually(lambda: bool(other.worker.peers()), within_s=5)
     handle = await world.client.submit(once, 1, id="once/1")
     await eventually(lambda: len(runs) == 1)
     await forgotten(world.bus)
@@ -104,11 +104,11 @@ async def test_the_same_id_while_the_first_is_running_is_not_run_beside_it(callb
     if where == "worker that has just started":
         await world.start(once)
     seen = SYSTEM_CLOCK.monotonic()
-    await eventually(lambda: SYSTEM_CLOCK.monotonic() > seen + 1.6, timeout_s=5)
+    await eventually(lambda: SYSTEM_CLOCK.monotonic() > seen + 1.6, within_s=5)
     assert len(runs) == 1
     go.set()
     assert await world.client.wait(again, timeout_s=5) == 1
-    await eventually(lambda: _is_empty(world), timeout_s=8)
+    await eventually(lambda: _is_empty(world), within_s=8)
     assert len(runs) == 1
     assert first.worker.id
 
@@ -140,7 +140,7 @@ async def test_two_copies_of_one_id_that_wait_for_their_retry_are_not_both_run(c
     await forgotten(world.bus)
     await world.client.submit(once, 1, id="once/1")
     assert await world.client.wait(handle, timeout_s=8) == 1
-    await eventually(lambda: _is_empty(world), timeout_s=8)
+    await eventually(lambda: _is_empty(world), within_s=8)
     assert most == 1
     assert runs == {1: 1, 2: 1}
 
@@ -171,7 +171,7 @@ async def test_a_redelivery_without_a_free_slot_does_not_start_what_another_work
         await forgotten(world.bus)
     await world.start(work)
     seen = SYSTEM_CLOCK.monotonic()
-    await eventually(lambda: SYSTEM_CLOCK.monotonic() > seen + 2, timeout_s=5)
+    await eventually(lambda: SYSTEM_CLOCK.monotonic() > seen + 2, within_s=5)
     assert runs == {"a": 1, "b": 1}
     go.set()
     await world.all_recorded("work", 2)
@@ -223,7 +223,7 @@ async def test_a_task_that_kills_its_workers_is_buried(callboard_world: World) -
     handle = await world.client.submit(poison, 1)
     for number in (1, 2):
         running = await world.start(poison, options=options)
-        await eventually(lambda number=number: runs == number, timeout_s=8)  # type: ignore[misc]
+        await eventually(lambda number=number: runs == number, within_s=8)  # type: ignore[misc]
         await running.kill()
     await world.start(poison, options=options)
     found = await world.client.wait_record(handle, timeout_s=10)

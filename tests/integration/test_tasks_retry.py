@@ -15,7 +15,7 @@ from callboard.runtime.context import current_task
 from callboard.runtime.errors import DeadlineError, RetryableError, TerminalError
 from callboard.runtime.retry import RetryPolicy
 from callboard.runtime.settle import SettleRules
-from tests.support.waiting import eventually
+from tests.support.eventually import eventually
 from tests.support.world import QUICK, World
 
 # Retries over a tenth of a second go by schedule, so that a test need not wait for half a minute.
@@ -142,7 +142,9 @@ async def test_a_cancellation_of_something_else_is_an_error_of_the_handler(callb
 
 
 @pytest.mark.parametrize("named", [True, False])
-async def test_a_long_back_off_is_held_by_the_server_and_keeps_id_and_count(callboard_world: World, named: bool) -> None:
+async def test_a_long_back_off_is_held_by_the_server_and_keeps_id_and_count(
+    callboard_world: World, named: bool
+) -> None:
     world = callboard_world
     seen: list[tuple[str, int, str]] = []
 
