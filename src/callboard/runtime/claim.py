@@ -156,24 +156,6 @@ class Claim:
         return f"<Claim {self.capability} {self.task_id} {self.stage.value} attempt={self.attempt}>"
 
 
-def parse_deadline(value: str | None) -> datetime | None:
-    """Return the time in a ``Cb-Deadline`` header, None when absent.
-
-    Raises:
-        InputError: If it is not an RFC 3339 time with an offset.
-    """
-    if value is None:
-        return None
-    try:
-        moment = datetime.fromisoformat(value)
-    except ValueError:
-        moment = None
-    if moment is None or moment.tzinfo is None:
-        message = f"Cb-Deadline {value[:40]!r} is not an RFC 3339 time such as 2026-11-21T09:30:00Z"
-        raise InputError(message)
-    return moment
-
-
 def _is_utf8(data: bytes) -> bool:
     try:
         data.decode()
