@@ -209,11 +209,14 @@ async def test_following_goes_on_where_it_was(bus: JetStreamBus, nats_server: Na
     task = asyncio.create_task(follow())
     for round_number in range(1, 4):
         await bus.store_many([Write("l.a", b"") for _ in range(100)])
+        # A reader that has not begun yet is told of the break; one that has goes on by itself.
+        await eventually(lambda: seen)
         nats_server.kill()
         await _down(bus)
         await nats_server.start()
         await _up(bus)
         await eventually(lambda: len(seen) >= round_number * 100)  # noqa: B023 - awaited in this very turn
+        assert not task.done()
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert seen == list(range(1, 301))
