@@ -18,10 +18,7 @@ _SIGNS = {"ok": "ok  ", "note": "note", "warning": "warn", "problem": "FAIL"}
 _COLOURS = {"ok": "green", "note": "blue", "warning": "yellow", "problem": "red"}
 
 
-@click.command(
-    "doctor",
-    epilog=example("callboard doctor", "callboard doctor --json | jq '.findings[].fix'"),
-)
+@click.command("doctor", epilog=example("callboard doctor", "callboard doctor --bundle --json"))
 @click.option("--bundle", is_flag=True, help=f"Write findings, settings and versions to {BUNDLE}, secrets taken out.")
 @json_option
 @global_options

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -52,7 +53,7 @@ async def hello(name: str, task: TaskContext) -> str:
 def command(session: Session, /, *, yes: bool, folder: Path) -> None:
     """Write callboard.yaml and hello.py, a capability to begin with. What exists is left as it is."""
     url = _URL
-    if not yes and not session.json and click.get_text_stream("stdin").isatty():
+    if not yes and not session.json and sys.stdin.isatty():
         url = click.prompt("NATS server", default=url)
     files = {"callboard.yaml": _config(url), "hello.py": _HELLO}
     folder.mkdir(parents=True, exist_ok=True)
