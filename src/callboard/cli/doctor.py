@@ -26,8 +26,8 @@ _COLOURS = {"ok": "green", "note": "blue", "warning": "yellow", "problem": "red"
 def command(session: Session, /, *, bundle: bool) -> None:
     """Check what Callboard stands on, and say what to do about each fault.
 
-    Looks at the server and its limits, syncing, streams and their headroom, consumers, disk, clocks, dead letters, waiting
-    work that nobody offers, and workers. Ends with status 1 when there is a problem (a warning is none).
+    Looks at the server and its limits, syncing, streams and their headroom, consumers, disk, clocks, dead letters,
+    waiting work that nobody offers, and workers. Ends with status 1 when there is a problem (a warning is none).
     """
     findings = session.run(_examine(session))
     if bundle:

@@ -60,8 +60,8 @@ def _worker_options(function: F) -> F:
 def start(session: Session, /, modules: tuple[str, ...], *, processes: int | None, **flags: Any) -> None:  # noqa: ANN401
     """Serve the capabilities of each MODULE: a dotted name, or the path of a .py file.
 
-    SIGTERM or Ctrl-C drains: nothing new is taken, running tasks may finish, the rest is handed back. A second one stops
-    at once. A process that crashes is started again. Several of these, here or on other hosts, share the work.
+    SIGTERM or Ctrl-C drains: nothing new is taken, running tasks may finish, the rest is handed back. A second one
+    stops at once. A process that crashes is started again. Several of these, here or on other hosts, share the work.
     """
     settings = _settings(session, flags, processes=processes)
     if settings.worker.processes == 1:
