@@ -136,7 +136,9 @@ async def test_inboxes_are_unique_and_can_be_heard(bus: Bus) -> None:
     await eventually(lambda: heard)
 
 
-@pytest.mark.parametrize("subject", ["", "a b", "a\r\nPUB b", "a\tb", "a\0", ".a", "a.", "a..b", "a.*", "a.>", "\ud800"])
+@pytest.mark.parametrize(
+    "subject", ["", "a b", "a\r\nPUB b", "a\tb", "a\0", ".a", "a.", "a..b", "a.*", "a.>", "\ud800"]
+)
 async def test_a_subject_that_is_none_is_refused(bus: Bus, subject: str) -> None:
     with pytest.raises(InvalidNameError):
         await bus.publish(subject, b"")

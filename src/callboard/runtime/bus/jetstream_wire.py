@@ -236,18 +236,6 @@ def to_stream_info(body: Mapping[str, Any]) -> StreamInfo:
     )
 
 
-def differences(wanted: StreamConfig, found: StreamConfig) -> list[str]:
-    """Return ``field: found instead of wanted`` for every setting that differs, whatever the order of subjects."""
-    lines = []
-    for name in StreamConfig.__struct_fields__:
-        ours, theirs = getattr(wanted, name), getattr(found, name)
-        if name in {"subjects", "sources"}:
-            ours, theirs = sorted(ours, key=repr), sorted(theirs, key=repr)
-        if ours != theirs:
-            lines.append(f"{name}: {theirs!r} instead of {ours!r}")
-    return lines
-
-
 def _from_source(source: Source) -> Json:
     match source.filters:
         case ():

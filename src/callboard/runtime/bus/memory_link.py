@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from callboard.runtime.bus.base import DEFAULT_TIMEOUT_S, Message, ServerInfo
-from callboard.runtime.bus.header import Headers
 from callboard.runtime.bus.check import check_headers, check_size, check_subject
+from callboard.runtime.bus.header import Headers
 from callboard.runtime.bus.memory_broker import MAX_PAYLOAD_BYTES, BrokerCore
 from callboard.runtime.bus.memory_pull import MemoryPull, MemorySubscription
 from callboard.runtime.errors import (
