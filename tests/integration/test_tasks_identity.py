@@ -223,7 +223,7 @@ async def test_a_task_that_kills_its_workers_is_buried(callboard_world: World) -
     handle = await world.client.submit(poison, 1)
     for number in (1, 2):
         running = await world.start(poison, options=options)
-        await eventually(lambda number=number: runs == number, within_s=8)  # type: ignore[misc]
+        await eventually(lambda number=number: runs == number, within_s=8)
         await running.kill()
     await world.start(poison, options=options)
     found = await world.client.wait_record(handle, timeout_s=10)

@@ -77,10 +77,14 @@ async def test_a_full_queue_refuses_the_submitter_and_loses_nothing(callboard_wo
     assert info is not None
     await world.bus.update_stream(replace(info.config, max_bytes=200_000))
     accepted: list[int] = []
-    with pytest.raises(BackpressureError):
+
+    async def fill() -> None:
         for number in range(1000):
             await world.client.submit("work", [number, "x" * 2000], id=f"work/{number}")
             accepted.append(number)
+
+    with pytest.raises(BackpressureError):
+        await fill()
     assert 50 < len(accepted) < 100
     results = await world.client.submit_many("work", [[n, "x" * 2000] for n in range(1000, 1005)])
     assert all(isinstance(result, BackpressureError) for result in results)

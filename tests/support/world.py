@@ -177,14 +177,11 @@ async def open_world(
 ) -> AsyncIterator[World]:
     """Give a provisioned world on one of the two adapters; a jetstream one runs a nats-server of its own."""
     async with contextlib.AsyncExitStack() as stack:
+        connect: Connect
         if kind == "memory":
-            broker = MemoryBroker(clock)
-
-            async def connect(name: str) -> Bus:
-                return broker.connect(name=name)
+            connect = _memory(clock)
         else:
-            server = _server(folder)
-            connect = await stack.enter_async_context(server)
+            connect = await stack.enter_async_context(_server(folder))
         bus = await connect("world")
         await apply(bus, await plan(bus, declared(settings or TopologySettings())))
         world = World(kind, connect, bus, clock=clock)
@@ -192,6 +189,15 @@ async def open_world(
             yield world
         finally:
             await world.close()
+
+
+def _memory(clock: Clock) -> Connect:
+    broker = MemoryBroker(clock)
+
+    async def connect(name: str) -> Bus:
+        return broker.connect(name=name)
+
+    return connect
 
 
 @asynccontextmanager
