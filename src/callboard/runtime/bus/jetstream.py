@@ -22,7 +22,7 @@ from callboard.runtime.bus.base import ServerInfo
 from callboard.runtime.bus.header import Headers
 from callboard.runtime.bus.jetstream_address import Address
 from callboard.runtime.bus.jetstream_bus import JetStreamBus
-from callboard.runtime.bus.jetstream_link import Listener, Raw
+from callboard.runtime.bus.jetstream_link import Listener, Raw, Sink
 from callboard.runtime.bus.jetstream_state import LinkState, within
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 from callboard.runtime.errors import (
@@ -209,8 +209,9 @@ class NatsLink(LinkState):
 
         listener = _Listener(self, subject, queue, guarded)
         self._listeners.add(listener)
-        with suppress(nats.errors.ConnectionClosedError):
-            await listener.subscribe(self._client)
+        if not self._is_reviving:
+            with suppress(nats.errors.ConnectionClosedError):
+                await listener.subscribe(self._client)
         return listener
 
     def forget(self, listener: _Listener) -> None:
@@ -360,6 +361,9 @@ class NatsLink(LinkState):
                     for listener in list(self._listeners):
                         await listener.subscribe(client)
                     await client.flush()
+                    # Those that were made meanwhile; sending does not suspend, so none can come in between.
+                    for listener in list(self._listeners):
+                        await listener.subscribe(client)
                     break
                 except (CallboardError, nats.errors.Error) as error:
                     self.report(events.BUS_FAILED, {"code": "reconnect", "message": str(error)})
@@ -438,18 +442,6 @@ class _Client(Client):
             wait.exception()
 
 
-class _Sink:
-    """What the client takes for a future: it hands over each message at once, in its read loop, without a queue."""
-
-    __slots__ = ("set_result",)
-
-    def __init__(self, deliver: Callable[[Raw], None]) -> None:
-        self.set_result = deliver
-
-    def cancelled(self) -> bool:
-        return False
-
-
 class _Listener:
     """A subscription, and what it takes to make it again with another client."""
 
@@ -458,12 +450,16 @@ class _Listener:
         self._subject = subject
         self._queue = queue
         self._deliver = deliver
+        self._client: _Client | None = None
         self._handle: ClientSubscription | None = None
         self._is_closed = False
 
     async def subscribe(self, client: _Client) -> None:
-        """Listen by this client."""
-        sink = cast("asyncio.Future[Any]", _Sink(self._deliver))
+        """Listen by this client; harmless when done already."""
+        if self._client is client:
+            return
+        self._client = client
+        sink = cast("asyncio.Future[Any]", Sink(self._deliver))
         self._handle = await client.subscribe(self._subject, queue=self._queue, future=sink)
 
     async def close(self) -> None:
