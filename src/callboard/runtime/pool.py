@@ -67,7 +67,7 @@ class Pool:
         slots: Places; may be changed while it runs.
         running: Slots that run a task now, by the claim's token.
         is_paused: True while an operator holds the capability back.
-        lingering: Slots whose task is settled and whose thread still runs.
+        lingering: Slots whose run was stopped and whose thread still goes on, and since when (monotonic seconds).
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class Pool:
         self._is_open = False
         self._opening = asyncio.Lock()
         self._next_due = False
-        self.lingering = 0
+        self.lingering: dict[Slot, float] = {}
         self._doubt = Doubt(bus, clock=clock, spawn=self._fire)
         self._loop = asyncio.get_running_loop()
         # slots run in copies of this: what starts one may be a handler that left its own variables behind
@@ -315,7 +315,7 @@ class Pool:
         return claim
 
     def _taken(self) -> int:
-        return len(self.running) + self.lingering + len(self.ready) + len(self._admission.claims)
+        return len(self.running) + len(self.lingering) + len(self.ready) + len(self._admission.claims)
 
     def _sort(self, claim: Claim, now: datetime, asked: list[Claim]) -> None:
         """Send a claim with headers, or a redelivered one, to where it belongs."""
@@ -370,7 +370,7 @@ class Pool:
 
     def _start_slots(self) -> None:
         while self.ready and len(self._busy) < self.slots:
-            starting = len(self._busy) - len(self.running) - self.lingering
+            starting = len(self._busy) - len(self.running) - len(self.lingering)
             if starting >= len(self.ready) or (starting and not self.running):
                 # a slot was started in this turn and has not begun: it may well do everything by itself
                 return
