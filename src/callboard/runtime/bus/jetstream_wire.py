@@ -103,10 +103,11 @@ def to_pub_ack(raw: Raw, subject: str) -> PubAck | BusError | None:
     try:
         body = _PUB_ACK.decode(raw.data)
     except ValueError:
-        # Somebody answered a plain request subject that is no stream's.
-        return BusError(f"what answered on {subject!r} is no stream")
+        body = _PubAckBody()
     if body.error is not None:
         return to_error(body.error.code, body.error.err_code, body.error.description, what=subject)
+    if not body.stream:
+        return BusError(f"{subject}: what answered is no stream")
     return PubAck(body.stream, body.seq, body.duplicate, body.count)
 
 
