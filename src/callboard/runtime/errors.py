@@ -140,7 +140,7 @@ class InvalidHeaderError(InputError):
     code = "invalid_header"
 
 
-class PayloadTooLargeError(InputError):
+class PayloadTooLargeError(InputError, BusError):
     """Raised when a payload is over the limit.
 
     Attributes:

@@ -1,0 +1,505 @@
+"""The bus on NATS JetStream. The one file that imports the client library; the parts beside it know only the link.
+
+The client is used by its public names alone. Where its behaviour is worked around, the comment says which behaviour
+and when the workaround can go; all was seen with nats-py 2.16.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
+from typing import Any, cast
+
+import nats.errors
+from nats.aio.client import Client, Server
+from nats.aio.subscription import Subscription as ClientSubscription
+
+from callboard.runtime import events
+from callboard.runtime.bus.base import ServerInfo
+from callboard.runtime.bus.header import Headers
+from callboard.runtime.bus.jetstream_address import Address
+from callboard.runtime.bus.jetstream_bus import JetStreamBus
+from callboard.runtime.bus.jetstream_link import Listener, Raw
+from callboard.runtime.bus.jetstream_state import LinkState
+from callboard.runtime.clock import SYSTEM_CLOCK, Clock
+from callboard.runtime.errors import (
+    BackpressureError,
+    BusAuthError,
+    BusClosedError,
+    BusConnectError,
+    BusError,
+    BusTimeoutError,
+    CallboardError,
+    InvalidHeaderError,
+    MissingExtraError,
+    PayloadTooLargeError,
+)
+from callboard.runtime.ids import new_token
+
+_PING_S = 2
+_RECONNECT_S = 0.2
+# Beyond this the client waits for the socket by itself and, while it waits, swallows the cancelling of its caller; so
+# it is set out of reach, and `_room` waits at a lower mark. It is also what is kept for a reconnect.
+_BUFFER_BYTES = 64 << 20
+_FULL_BYTES = 4 << 20
+_ROOM_S = 0.001
+_QUICK_TURNS = 3
+# A pong that comes for a flush which gave up ends the client's read loop. With pings every two seconds the connection
+# is made anew long before this.
+_PONG_S = 3600
+_CLOSE_S = 1.0
+_ATTEMPT_S = 10.0
+_MAX_PAUSE_S = 5.0
+
+__all__ = ["JetStreamBus", "connect"]
+
+_DENIED = re.compile(r'permissions violation for (publish to|subscription to) "([^"]*)"')
+_REFUSED_AUTH = ("authorization violation", "authentication expired", "authentication revoked", "nkey", "jwt")
+
+
+async def connect(
+    servers: str | Sequence[str],
+    *,
+    name: str,
+    user: str | None = None,
+    password: str | None = None,
+    token: str | None = None,
+    nkey_seed: str | None = None,
+    creds: str | None = None,
+    tls_ca: str | None = None,
+    tls_cert: str | None = None,
+    tls_key: str | None = None,
+    tls_hostname: str | None = None,
+    inbox_prefix: str = "_INBOX",
+    connect_deadline_s: float = 10.0,
+    clock: Clock = SYSTEM_CLOCK,
+    on_event: Callable[[str, dict[str, object]], None] | None = None,
+) -> JetStreamBus:
+    """Connect and check that the server can do what Callboard needs. Once connected, it reconnects for ever.
+
+    Credentials and TLS files are those of ``Address``. ``on_event`` is told what happens to the connection: a name of
+    the catalogue ``events`` and its fields. ``inbox_prefix`` is where answers come in; each user of a server with
+    permissions needs its own. A refusal of the credentials ends the attempt at once, silence after
+    ``connect_deadline_s``.
+
+    Raises:
+        BusConnectError: If no server answered in time.
+        BusAuthError: If the server refused the credentials.
+        PermissionDeniedError: If we may not listen below ``inbox_prefix``.
+        TopologyError: If the server is older than 2.12 or has JetStream switched off.
+        ConfigError: If a URL or a TLS file is not usable.
+    """
+    address = Address(
+        servers,
+        user=user,
+        password=password,
+        token=token,
+        nkey_seed=nkey_seed,
+        creds=creds,
+        tls_ca=tls_ca,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        tls_hostname=tls_hostname,
+    )
+    link = NatsLink(address, name=name, inbox_prefix=inbox_prefix, clock=clock, on_event=on_event)
+    deadline = clock.monotonic() + connect_deadline_s
+    await link.open(connect_deadline_s)
+    bus = JetStreamBus(link, name=name)
+    try:
+        await bus.start(deadline)
+    except BaseException:
+        await bus.close()
+        raise
+    return bus
+
+
+class NatsLink(LinkState):
+    """The client, watched: it is made anew when it gives up, and replaced when it hangs."""
+
+    def __init__(
+        self,
+        address: Address,
+        *,
+        name: str,
+        inbox_prefix: str,
+        clock: Clock,
+        on_event: Callable[[str, dict[str, object]], None] | None,
+    ) -> None:
+        super().__init__(servers=address.text, clock=clock, on_event=on_event)
+        self.base = f"{inbox_prefix}.{new_token()}"
+        self.max_payload = 1 << 20
+        self._address = address
+        self._name = name
+        self._client = _Client()
+        self._listeners: set[_Listener] = set()
+        self._attempts = 0
+        self._avoided = ""
+        self._last_error = ""
+
+    # --- life
+
+    async def open(self, deadline_s: float) -> None:
+        """Connect for the first time.
+
+        Raises:
+            BusConnectError: If no server answered in time.
+            BusAuthError: If one refused the credentials.
+        """
+        self._client = await self._dial(deadline_s)
+        self._stand()
+        self.spawn(self._watch(), "bus-watch")
+
+    async def finish(self) -> None:
+        """Send what is waiting, for a second at most."""
+        if self.is_up and not self._is_closed:
+            with suppress(BusError):
+                await self.flush(_CLOSE_S)
+
+    async def close(self) -> None:
+        """Disconnect and end every task. Closing twice is harmless."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self.is_up = False
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await _dispose(self._client)
+        self.report(events.BUS_CLOSED, {"server": self._address.text})
+
+    def describe(self) -> ServerInfo:
+        """Return what the client tells of the server."""
+        version = self._client.connected_server_version
+        url = self._client.connected_url
+        text = f"{version.major}.{version.minor}.{version.patch}"
+        return ServerInfo(
+            name="",
+            version=f"{text}-{version.prerelease}" if version.prerelease else text,
+            url=f"{url.scheme}://{url.netloc}" if url is not None else self._address.text,
+            max_payload_bytes=self.max_payload,
+        )
+
+    # --- traffic
+
+    async def send(self, subject: str, data: bytes, reply: str, headers: Headers | None) -> None:
+        """Publish; checked by the caller."""
+        client = self._client
+        if client.pending_data_size > _FULL_BYTES:
+            await self._room()
+        try:
+            await client.publish(subject, data, reply, cast("dict[str, str] | None", headers or None))
+        except nats.errors.Error as error:
+            raise self._send_error(error) from error
+
+    async def listen(self, subject: str, deliver: Callable[[Raw], None], queue: str = "") -> Listener:
+        """Hear ``subject``."""
+        if self._is_closed:
+            raise _closed()
+
+        def guarded(raw: Raw) -> None:
+            # An exception that leaves a sink ends the client's read loop while it still counts as connected.
+            try:
+                deliver(raw)
+            except Exception as error:  # noqa: BLE001 - a sink is anybody's code
+                self.report(events.BUS_FAILED, {"code": "sink", "message": f"{raw.subject}: {error!r}"})
+
+        listener = _Listener(self, subject, queue, guarded)
+        self._listeners.add(listener)
+        with suppress(nats.errors.ConnectionClosedError):
+            await listener.subscribe(self._client)
+        return listener
+
+    def forget(self, listener: _Listener) -> None:
+        """Replay it no more."""
+        self._listeners.discard(listener)
+
+    async def flush(self, timeout_s: float) -> None:
+        """Wait until the server has taken everything sent so far, through a reconnect if there is time.
+
+        Raises:
+            BusTimeoutError: If it has not in time.
+        """
+        deadline = self.clock.monotonic() + timeout_s
+        while not self.is_up and not self._is_closed and self.clock.monotonic() < deadline:
+            await self.clock.sleep(min(_RECONNECT_S, timeout_s))
+        if self._is_closed:
+            raise _closed()
+        try:
+            await self._client.flush(max(0.001, deadline - self.clock.monotonic()))
+        except nats.errors.Error as error:
+            message = f"the server did not confirm within {timeout_s:g} s what was sent"
+            raise BusTimeoutError(message) from error
+
+    # --- connecting
+
+    async def _dial(self, deadline_s: float) -> _Client:
+        """Return a connected client; it calls back only once it is ours."""
+        client = _Client()
+        refused: asyncio.Future[None] = self.loop.create_future()
+        last: list[Exception] = []
+
+        async def on_error(error: Exception) -> None:
+            if client is self._client:
+                self._failed(error)
+            else:
+                last[:] = [error]
+                if any(sign in str(error).lower() for sign in _REFUSED_AUTH) and not refused.done():
+                    refused.set_result(None)
+
+        task = self.loop.create_task(self._connect(client, on_error), name="bus-connect")
+        try:
+            await asyncio.wait({task, refused}, timeout=deadline_s, return_when=asyncio.FIRST_COMPLETED)
+            if task.done() and not task.cancelled() and task.exception() is None:
+                return client
+        except BaseException:
+            await self._abandon(client, task)
+            raise
+        failure = task.exception() if task.done() and not task.cancelled() else None
+        await self._abandon(client, task)
+        raise self._dial_error(failure or (last[0] if last else None), deadline_s, is_refused=refused.done())
+
+    async def _connect(self, client: _Client, on_error: Callable[[Exception], Coroutine[Any, Any, None]]) -> None:
+        async def on_down() -> None:
+            if client is self._client:
+                self._fall()
+
+        async def on_up() -> None:
+            if client is self._client:
+                self._rise()
+
+        async def on_closed() -> None:
+            if client is self._client and not self._is_closed:
+                self._fall()
+                self._revive("the client gave up")
+
+        await client.connect(
+            list(self._address.urls),
+            name=self._name,
+            error_cb=on_error,
+            disconnected_cb=on_down,
+            reconnected_cb=on_up,
+            closed_cb=on_closed,
+            reconnect_to_server_handler=self._choose,
+            max_reconnect_attempts=-1,
+            reconnect_time_wait=cast("int", _RECONNECT_S),
+            ping_interval=_PING_S,
+            max_outstanding_pings=2,
+            pending_size=_BUFFER_BYTES,
+            inbox_prefix=self.base,
+            skip_subject_validation=True,
+            **self._address.options,
+        )
+
+    async def _abandon(self, client: _Client, task: asyncio.Task[None]) -> None:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await _dispose(client)
+
+    def _dial_error(self, error: BaseException | None, deadline_s: float, *, is_refused: bool) -> CallboardError:
+        servers = self._address.text
+        if is_refused:
+            return BusAuthError(f"the server at {servers} refused the credentials: check user, password, token or nkey")
+        if isinstance(error, ImportError):
+            return MissingExtraError("nkeys and .creds files need one more package: pip install 'nats-py[nkeys]'")
+        return BusConnectError(
+            f"no NATS server at {servers} answered within {deadline_s:g} s ({error or 'no answer'}): start one with "
+            "`nats-server -js`, or check the address"
+        )
+
+    def _choose(self, servers: list[Server], _info: dict[str, Any]) -> tuple[Server | None, float]:
+        """Return where to go next and after which pause; the client calls this before each attempt to reconnect."""
+        self._attempts += 1
+        others = [server for server in servers if server.uri.netloc != self._avoided] or servers
+        # All clients of a server that died come at once: the first attempt is spread as well.
+        pause_s = random.uniform(0, 0.05) if self._attempts == 1 else _RECONNECT_S * random.uniform(0.5, 1.5)
+        return random.choice(others), pause_s
+
+    def _failed(self, error: Exception) -> None:
+        """Take an error that the client reports and attributes to no call."""
+        self._progress_at = self.clock.monotonic()
+        text = str(error) or type(error).__name__
+        denied = _DENIED.search(text)
+        if denied is not None:
+            self._deny(denied[1].split(" ")[0], denied[2])
+            return
+        if isinstance(error, nats.errors.StaleConnectionError | OSError):
+            self._fall()
+        if text != self._last_error:
+            self._last_error = text
+            self.report(events.BUS_FAILED, {"code": "client", "message": text})
+
+    def _has_link(self) -> bool:
+        return self._client.is_connected
+
+    def _entered(self) -> None:
+        self.max_payload = self._client.max_payload
+        self._attempts = 0
+        self._avoided = self._last_error = ""
+
+    def _left(self) -> None:
+        self._client.drop_flushes()
+
+    async def _leave(self) -> None:
+        url = self._client.connected_url
+        self._avoided = url.netloc if url is not None else ""
+        await self._client.force_reconnect()
+
+    async def _replace(self) -> None:
+        """Put a new client in place of one that will not come back. What the old one had buffered is lost."""
+        old, self._client = self._client, _Client()
+        pause_s = _RECONNECT_S
+        try:
+            self.spawn(_dispose(old), "bus-dispose-client")
+            while True:
+                try:
+                    client = await self._dial(_ATTEMPT_S)
+                    for listener in list(self._listeners):
+                        await listener.subscribe(client)
+                    await client.flush()
+                    break
+                except (CallboardError, nats.errors.Error) as error:
+                    self.report(events.BUS_FAILED, {"code": "reconnect", "message": str(error)})
+                    await self.clock.sleep(pause_s * random.uniform(0.75, 1.25))
+                    pause_s = min(pause_s * 2, _MAX_PAUSE_S)
+            self._client = client
+            self._rise()
+        finally:
+            self._is_reviving = False
+
+    # --- small things
+
+    async def _room(self) -> None:
+        """Wait until the socket has taken half of what is buffered."""
+        while self._client.pending_data_size > _FULL_BYTES // 2:
+            if self._is_closed:
+                raise _closed()
+            if not self.is_up:
+                message = f"not connected, and {_FULL_BYTES} bytes wait for the reconnect already: try again later"
+                raise BackpressureError(message)
+            await self.clock.sleep(_ROOM_S)
+
+    def _send_error(self, error: nats.errors.Error) -> CallboardError:
+        if self._is_closed:
+            return _closed()
+        match error:
+            case nats.errors.MaxPayloadError():
+                return PayloadTooLargeError("the message is over the server's limit", limit_bytes=self.max_payload)
+            case nats.errors.BadHeaderError():
+                return InvalidHeaderError(str(error))
+            case nats.errors.ConnectionClosedError() | nats.errors.OutboundBufferLimitError():
+                return BackpressureError("not connected, and nothing more is kept for the reconnect: try again later")
+            case _:
+                return BusError(str(error))
+
+
+class _Client(Client):
+    """The client with a cheaper message, and with a flush that means what it says."""
+
+    # Called with keywords for each message; a Struct's constructor is in C.
+    msg_class = Raw  # type: ignore[assignment] # it is only ever called
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._waits: set[asyncio.Task[None]] = set()
+
+    async def flush(self, timeout: float = 10) -> None:  # noqa: ASYNC109 - the client's own signature
+        """Wait until the server has taken everything published before.
+
+        The client's own writes its ping ahead of what waits in its buffer, and a pong that comes after it gave up ends
+        the read loop. Here the buffer goes first, and the pong is waited for to the end of the connection.
+        """
+        turns = 0
+        while self.pending_data_size and self.is_connected:
+            await SYSTEM_CLOCK.sleep(0 if turns < _QUICK_TURNS else _ROOM_S)
+            turns += 1
+            if turns * _ROOM_S > timeout:
+                raise nats.errors.FlushTimeoutError
+        wait = asyncio.get_running_loop().create_task(super().flush(_PONG_S), name="bus-flush")
+        self._waits.add(wait)
+        wait.add_done_callback(self._waited)
+        await asyncio.wait({wait}, timeout=timeout)
+        if not wait.done() or wait.cancelled():
+            raise nats.errors.FlushTimeoutError
+        wait.result()
+
+    def drop_flushes(self) -> None:
+        """End those whose pong will not come, now that nothing is read any more."""
+        for wait in self._waits:
+            wait.cancel()
+
+    def _waited(self, wait: asyncio.Task[None]) -> None:
+        self._waits.discard(wait)
+        if not wait.cancelled():
+            # Looked at, or the loop would complain about those who had given up.
+            wait.exception()
+
+
+class _Sink:
+    """What the client takes for a future: it hands over each message at once, in its read loop, without a queue."""
+
+    __slots__ = ("set_result",)
+
+    def __init__(self, deliver: Callable[[Raw], None]) -> None:
+        self.set_result = deliver
+
+    def cancelled(self) -> bool:
+        return False
+
+
+class _Listener:
+    """A subscription, and what it takes to make it again with another client."""
+
+    def __init__(self, link: NatsLink, subject: str, queue: str, deliver: Callable[[Raw], None]) -> None:
+        self._link = link
+        self._subject = subject
+        self._queue = queue
+        self._deliver = deliver
+        self._handle: ClientSubscription | None = None
+        self._is_closed = False
+
+    async def subscribe(self, client: _Client) -> None:
+        """Listen by this client."""
+        sink = cast("asyncio.Future[Any]", _Sink(self._deliver))
+        self._handle = await client.subscribe(self._subject, queue=self._queue, future=sink)
+
+    async def close(self) -> None:
+        """End it at once."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._link.forget(self)
+            if self._handle is not None:
+                with suppress(nats.errors.Error):
+                    await self._handle.unsubscribe()
+
+    async def drain(self) -> None:
+        """End it at the server, and here after what was on its way has come."""
+        if self._is_closed or self._handle is None or not self._link.is_up:
+            await self.close()
+            return
+        self._is_closed = True
+        self._link.forget(self)
+        await _within(cast("Coroutine[Any, Any, None]", self._handle.drain()), _CLOSE_S)  # type: ignore[no-untyped-call] # untyped in the client
+
+
+async def _dispose(client: _Client) -> None:
+    # It waits for its socket to be written out, which never ends when the server is stopped.
+    await _within(client.close(), _CLOSE_S)
+    client.drop_flushes()
+
+
+async def _within(work: Coroutine[Any, Any, None], limit_s: float) -> None:
+    """Run what may hang or fail without harm."""
+    task = asyncio.get_running_loop().create_task(work, name="bus-within")
+    await asyncio.wait({task}, timeout=limit_s)
+    if not task.done():
+        task.cancel()
+    with suppress(nats.errors.Error, OSError, AssertionError, asyncio.CancelledError):
+        await task
+
+
+def _closed() -> BusClosedError:
+    return BusClosedError("this bus was closed")

@@ -1,0 +1,234 @@
+"""Streams and consumers through the JetStream API."""
+
+from __future__ import annotations
+
+from msgspec import json
+
+from callboard.runtime.bus.base import ConsumerConfig, ConsumerInfo, StreamConfig, StreamInfo
+from callboard.runtime.bus.jetstream_call import Calls
+from callboard.runtime.bus.jetstream_check import check_filter, check_name
+from callboard.runtime.bus.jetstream_link import Raw
+from callboard.runtime.bus.jetstream_wire import (
+    NO_MESSAGE,
+    ApiError,
+    Json,
+    differences,
+    from_consumer,
+    from_stream,
+    overlay,
+    to_consumer_info,
+    to_error,
+    to_stream,
+    to_stream_info,
+)
+from callboard.runtime.errors import BusError, NoRespondersError, NotFoundError, TopologyError
+
+API_TIMEOUT_S = 5.0
+API_PREFIX = "$JS.API."
+
+_NAME_TAKEN = 10058
+
+
+class Administration:
+    """The part of the bus that makes, changes and describes streams and consumers."""
+
+    _api_calls: Calls[Raw]
+
+    async def _api(self, path: str, body: Json | None = None, *, timeout_s: float = API_TIMEOUT_S) -> Json:
+        """Ask the API and return its answer.
+
+        Raises:
+            BusError: If it refused, or nobody answered.
+        """
+        subject = API_PREFIX + path
+        try:
+            raw, _ = await self._api_calls.one(subject, json.encode(body) if body else b"", timeout_s)
+        except NoRespondersError as error:
+            message = f"{subject}: JetStream does not answer; it is switched off, starting or without a leader"
+            raise NoRespondersError(message) from error
+        answer: Json = json.decode(raw.data)
+        failure = answer.get("error")
+        if failure:
+            text = failure.get("description", "")
+            raise to_error(failure.get("code", 0), failure.get("err_code", 0), text, what=path)
+        return answer
+
+    # --- streams
+
+    async def stream_info(self, name: str) -> StreamInfo | None:
+        """Return a stream's settings and state, or None when it does not exist."""
+        body = await self._stream(name)
+        return None if body is None else to_stream_info(body)
+
+    async def stream_names(self) -> list[str]:
+        """Return the names of all streams of the account, sorted. One request per 1,024."""
+        names: list[str] = []
+        while True:
+            answer = await self._api("STREAM.NAMES", {"offset": len(names)})
+            found = answer.get("streams") or []
+            names += found
+            if not found or len(names) >= answer.get("total", 0):
+                return sorted(names)
+
+    async def create_stream(self, config: StreamConfig) -> StreamInfo:
+        """Create it; succeeds when it exists with the same settings.
+
+        Raises:
+            TopologyError: If one with other settings exists, or the server refused or changed a setting.
+        """
+        check_name(config.name, what="stream")
+        try:
+            answer = await self._api(f"STREAM.CREATE.{config.name}", from_stream(config))
+        except ApiError as error:
+            if error.err_code != _NAME_TAKEN:
+                raise TopologyError(str(error)) from error
+            found = await self._stream(config.name)
+            changed = differences(config, to_stream(found["config"])) if found else []
+            message = f"stream {config.name} exists with other settings: {'; '.join(changed) or error}"
+            raise TopologyError(message) from error
+        except BusError as error:
+            raise _as_topology(error) from error
+        return _compared(config, answer)
+
+    async def update_stream(self, config: StreamConfig) -> StreamInfo:
+        """Change settings in place; those that ``StreamConfig`` does not know stay as they are. Two round trips.
+
+        Raises:
+            TopologyError: If the server refused or silently changed a setting.
+            NotFoundError: If it does not exist.
+        """
+        found = await self._stream(config.name)
+        if found is None:
+            message = f"stream {config.name} does not exist"
+            raise NotFoundError(message)
+        try:
+            answer = await self._api(f"STREAM.UPDATE.{config.name}", overlay(found["config"], config))
+        except BusError as error:
+            raise _as_topology(error) from error
+        return _compared(config, answer)
+
+    async def delete_stream(self, name: str) -> bool:
+        """Delete a stream with all it holds; False when there was none."""
+        check_name(name, what="stream")
+        try:
+            await self._api(f"STREAM.DELETE.{name}")
+        except NotFoundError:
+            return False
+        return True
+
+    async def subject_counts(self, stream: str, subject: str = ">") -> dict[str, int]:
+        """Return how many messages each matching subject holds. One request per 100,000 subjects."""
+        check_name(stream, what="stream")
+        check_filter(subject)
+        counts: dict[str, int] = {}
+        while True:
+            answer = await self._api(f"STREAM.INFO.{stream}", {"subjects_filter": subject, "offset": len(counts)})
+            found = answer["state"].get("subjects") or {}
+            counts |= found
+            if not found or len(counts) >= answer.get("total", 0):
+                return counts
+
+    async def purge(self, stream: str, *, subject: str | None = None, below_seq: int | None = None) -> int:
+        """Delete messages, all or those on ``subject`` and before ``below_seq``; return how many."""
+        check_name(stream, what="stream")
+        body: Json = {}
+        if subject is not None:
+            check_filter(subject)
+            body["filter"] = subject
+        if below_seq is not None:
+            if below_seq <= 1:
+                # The API reads 0 as "all".
+                return 0
+            body["seq"] = below_seq
+        answer = await self._api(f"STREAM.PURGE.{stream}", body)
+        return int(answer.get("purged", 0))
+
+    async def delete_message(self, stream: str, seq: int) -> bool:
+        """Delete one message, without overwriting its bytes on disk; False when there was none."""
+        check_name(stream, what="stream")
+        try:
+            await self._api(f"STREAM.MSG.DELETE.{stream}", {"seq": seq, "no_erase": True})
+        except ApiError as error:
+            if error.err_code in NO_MESSAGE:
+                return False
+            raise
+        except NotFoundError:
+            if await self._stream(stream) is None:
+                raise
+            return False
+        return True
+
+    async def _stream(self, name: str) -> Json | None:
+        check_name(name, what="stream")
+        try:
+            return await self._api(f"STREAM.INFO.{name}")
+        except NotFoundError:
+            return None
+
+    # --- consumers
+
+    async def consumer_info(self, stream: str, name: str) -> ConsumerInfo | None:
+        """Return a consumer's settings and state, or None."""
+        check_name(stream, what="stream")
+        check_name(name, what="consumer")
+        try:
+            return to_consumer_info(await self._api(f"CONSUMER.INFO.{stream}.{name}"))
+        except NotFoundError:
+            return None
+
+    async def consumers(self, stream: str) -> list[ConsumerInfo]:
+        """Return all durable consumers of a stream. One request per 256.
+
+        Raises:
+            NotFoundError: If the stream does not exist.
+        """
+        check_name(stream, what="stream")
+        bodies: list[Json] = []
+        while True:
+            answer = await self._api(f"CONSUMER.LIST.{stream}", {"offset": len(bodies)})
+            found = answer.get("consumers") or []
+            bodies += found
+            if not found or len(bodies) >= answer.get("total", 0):
+                return [to_consumer_info(body) for body in bodies if body["config"].get("durable_name")]
+
+    async def create_consumer(self, stream: str, config: ConsumerConfig) -> ConsumerInfo:
+        """Create or update a durable consumer.
+
+        Raises:
+            TopologyError: If the server refused it.
+            NotFoundError: If the stream does not exist.
+        """
+        check_name(stream, what="stream")
+        check_name(config.name, what="consumer")
+        check_filter(config.filter_subject)
+        path = f"CONSUMER.CREATE.{stream}.{config.name}.{config.filter_subject}"
+        try:
+            answer = await self._api(path, {"stream_name": stream, "config": from_consumer(config), "action": ""})
+        except BusError as error:
+            raise _as_topology(error) from error
+        return to_consumer_info(answer)
+
+    async def delete_consumer(self, stream: str, name: str) -> bool:
+        """Delete a consumer; False when there was none."""
+        check_name(stream, what="stream")
+        check_name(name, what="consumer")
+        try:
+            await self._api(f"CONSUMER.DELETE.{stream}.{name}")
+        except NotFoundError:
+            return False
+        return True
+
+
+def _compared(wanted: StreamConfig, answer: Json) -> StreamInfo:
+    info = to_stream_info(answer)
+    changed = differences(wanted, info.config)
+    if changed:
+        # For example, schedules switch the ban on purges off without a word.
+        message = f"the server took stream {wanted.name} with other settings than asked: {'; '.join(changed)}"
+        raise TopologyError(message)
+    return info
+
+
+def _as_topology(error: BusError) -> BusError:
+    # What says nothing about the settings (timeouts, permissions, a missing stream) stays what it is.
+    return TopologyError(str(error)) if isinstance(error, ApiError) or error.code == "backpressure" else error

@@ -1,0 +1,100 @@
+"""Plain subjects on NATS: publish, subscribe, request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import count
+
+from callboard.runtime.bus.base import DEFAULT_TIMEOUT_S, Message, Subscription
+from callboard.runtime.bus.header import Headers
+from callboard.runtime.bus.jetstream_call import Calls
+from callboard.runtime.bus.jetstream_check import check_filter, check_headers, check_name, check_size, check_subject
+from callboard.runtime.bus.jetstream_link import Link, Raw
+from callboard.runtime.errors import BusTimeoutError, PermissionDeniedError
+
+_SUBSCRIBE_TIMEOUT_S = 5.0
+
+
+class Core:
+    """The part of the bus without streams."""
+
+    _link: Link
+    _requests: Calls[Raw]
+    _inboxes: count[int]
+
+    def inbox(self) -> str:
+        """Return a new unique subject below this connection's inbox prefix."""
+        return f"{self._link.base}.u.{next(self._inboxes)}"
+
+    async def publish(
+        self, subject: str, data: bytes = b"", *, headers: Headers | None = None, reply: str = ""
+    ) -> None:
+        """Send without confirmation. No round trip, and none of the socket unless it is full."""
+        check_subject(subject)
+        if reply:
+            check_subject(reply)
+        check_size(len(data) + (check_headers(headers) if headers else 0), self._link.max_payload)
+        await self._link.send(subject, data, reply, headers)
+
+    async def subscribe(self, subject: str, sink: Callable[[Message], None], *, queue: str = "") -> Subscription:
+        """Hear ``subject``. Waits one round trip while the link is up, so that nothing sent afterwards is missed.
+
+        Raises:
+            PermissionDeniedError: If the server's permissions refuse it.
+        """
+        check_filter(subject)
+        if queue:
+            check_name(queue, what="queue group")
+
+        def deliver(raw: Raw) -> None:
+            sink(Message(raw.subject, raw.data, raw.headers, raw.reply))
+
+        refusal = _Refusal(f"{subject} {queue}".strip().lower())
+        self._link.attach(refusal)
+        try:
+            listener = await self._link.listen(subject, deliver, queue)
+            if self._link.is_up:
+                # When the link goes down meanwhile: subscriptions are replayed as soon as it stands again.
+                with suppress(BusTimeoutError):
+                    await self._link.flush(_SUBSCRIBE_TIMEOUT_S)
+        finally:
+            self._link.detach(refusal)
+        if refusal.message:
+            await listener.close()
+            raise PermissionDeniedError(refusal.message, subject=subject)
+        return listener
+
+    async def request(
+        self, subject: str, data: bytes = b"", *, headers: Headers | None = None, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> Message:
+        """Publish and wait for the first answer."""
+        check_subject(subject)
+        check_size(len(data) + (check_headers(headers) if headers else 0), self._link.max_payload)
+        raw, _ = await self._requests.one(subject, data, timeout_s, headers)
+        return Message(raw.subject, raw.data, raw.headers, raw.reply)
+
+    async def flush(self, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        """Wait until the server has taken everything sent so far."""
+        await self._link.flush(timeout_s)
+
+
+class _Refusal:
+    """Hears whether a subscription is refused while it is being made."""
+
+    def __init__(self, wanted: str) -> None:
+        self.wanted = wanted
+        self.message = ""
+
+    def went_down(self) -> None:
+        pass
+
+    def came_up(self) -> None:
+        pass
+
+    def tick(self, now: float) -> None:
+        pass
+
+    def denied(self, subject: str, message: str) -> None:
+        if "subscription" in message and subject == self.wanted.split(" ")[0]:
+            self.message = message

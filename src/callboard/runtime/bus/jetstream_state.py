@@ -1,0 +1,162 @@
+"""What becomes of the connection: its ups and downs, who is told of them, and when it is taken for dead."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from callboard.runtime import events
+from callboard.runtime.bus.jetstream_link import WHO, Part
+from callboard.runtime.clock import Clock
+
+_TICK_S = 0.5
+_STALLED_S = 8.0
+# JetStream timeouts in a row, and the silence they must span, before the node is taken for cut off.
+_UNANSWERED = 3
+_SILENT_S = 1.0
+
+
+class LinkState(ABC):
+    """The part of the link that needs no client: a client tells it what happens, and is told what to do."""
+
+    def __init__(
+        self, *, servers: str, clock: Clock, on_event: Callable[[str, dict[str, object]], None] | None
+    ) -> None:
+        self.clock = clock
+        self.loop = asyncio.get_running_loop()
+        self.is_up = False
+        self.connected_at = clock.monotonic()
+        self._servers = servers
+        self._on_event = on_event
+        self._parts: list[Part] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._is_closed = False
+        self._is_reviving = False
+        self._down_at = self._progress_at = self._answered_at = self.connected_at
+        self._unanswered = 0
+
+    def __repr__(self) -> str:
+        return f"<link to {self._servers} {'up' if self.is_up else 'down'}>"
+
+    @abstractmethod
+    def _has_link(self) -> bool:
+        """Whether the client is connected."""
+
+    @abstractmethod
+    def _entered(self) -> None:
+        """The link stands."""
+
+    @abstractmethod
+    def _left(self) -> None:
+        """The link is lost."""
+
+    @abstractmethod
+    async def _leave(self) -> None:
+        """Give up a node that seems cut off, for another if there is one."""
+
+    @abstractmethod
+    async def _replace(self) -> None:
+        """Put a new client in the place of one that will not come back, and ``_rise``."""
+
+    # --- for the parts
+
+    def attach(self, part: Part) -> None:
+        """Tell ``part`` about the connection from now on."""
+        self._parts.append(part)
+
+    def detach(self, part: Part) -> None:
+        """Stop telling it."""
+        if part in self._parts:
+            self._parts.remove(part)
+
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Run ``work`` beside; it is cancelled when the link closes, and an error of it is reported."""
+        if self._is_closed:
+            work.close()
+            return
+        task = self.loop.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+
+    def report(self, event: str, fields: dict[str, object]) -> None:
+        """Tell whoever watches the bus."""
+        if self._on_event is not None:
+            self._on_event(event, fields)
+
+    # --- is JetStream there
+
+    def answered(self) -> None:
+        """JetStream has answered a request."""
+        self._unanswered = 0
+        self._answered_at = self.clock.monotonic()
+
+    def unanswered(self) -> None:
+        """A request to JetStream ran into its timeout."""
+        self._unanswered += 1
+        silent_s = self.clock.monotonic() - self._answered_at
+        if self._unanswered < _UNANSWERED or silent_s < _SILENT_S or not self.is_up:
+            return
+        # A node cut off from its peers keeps its clients for ever, while the link itself is healthy.
+        self._unanswered = 0
+        self.report(events.BUS_RECONNECT_FORCED, {"server": self._servers, "silent_s": round(silent_s, 1)})
+        self.spawn(self._leave(), "bus-force-reconnect")
+
+    # --- ups and downs
+
+    def _fall(self) -> None:
+        if not self.is_up:
+            return
+        self.is_up = False
+        self._down_at = self._progress_at = self.clock.monotonic()
+        self._left()
+        self.report(events.BUS_DISCONNECTED, {"server": self._servers})
+        for part in list(self._parts):
+            part.went_down()
+
+    def _stand(self) -> None:
+        self.is_up = True
+        self.connected_at = self._answered_at = self.clock.monotonic()
+        self._unanswered = 0
+        self._entered()
+
+    def _rise(self) -> None:
+        # Between two ticks the client may lose and regain the link without a word.
+        self._fall()
+        self._stand()
+        away_s = round(self.connected_at - self._down_at, 3)
+        self.report(events.BUS_RECONNECTED, {"server": self._servers, "away_s": away_s})
+        for part in list(self._parts):
+            part.came_up()
+
+    async def _watch(self) -> None:
+        while not self._is_closed:
+            await self.clock.sleep(_TICK_S)
+            now = self.clock.monotonic()
+            if self.is_up and not self._has_link():
+                self._fall()
+            if not self.is_up and now - self._progress_at > _STALLED_S:
+                # It waits for a socket that will not close, or its reconnecting task died of an error.
+                self._revive("the client hangs")
+            for part in list(self._parts):
+                part.tick(now)
+
+    def _revive(self, reason: str) -> None:
+        if not self._is_reviving:
+            self._is_reviving = True
+            self.report(events.BUS_RECONNECT_FORCED, {"server": self._servers, "reason": reason})
+            self.spawn(self._replace(), "bus-replace-client")
+
+    def _deny(self, kind: str, subject: str) -> None:
+        verb = "publish on" if kind == "publish" else "subscription to"
+        message = f"the server's permissions refuse {verb} {subject!r}"
+        if subject != WHO.lower():
+            self.report(events.BUS_REFUSED, {"subject": subject, "message": message})
+        for part in list(self._parts):
+            part.denied(subject, message)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.report(events.BUS_FAILED, {"code": "task", "message": f"{task.get_name()}: {error!r}"})

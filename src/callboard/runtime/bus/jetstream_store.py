@@ -1,0 +1,107 @@
+"""Stored subjects on JetStream: single writes, pipelines and atomic batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from callboard.runtime.bus import header
+from callboard.runtime.bus.base import DEFAULT_TIMEOUT_S, MAX_BATCH, PubAck, Write
+from callboard.runtime.bus.jetstream_call import Calls
+from callboard.runtime.bus.jetstream_check import check_headers, check_size, check_subject
+from callboard.runtime.bus.jetstream_link import Link
+from callboard.runtime.errors import BusError, BusTimeoutError, InputError
+from callboard.runtime.ids import new_token
+
+# What the three headers of a batch add at most: names, a 16-character id, four digits.
+_BATCH_HEADERS_BYTES = 100
+
+
+class Writer:
+    """The writing part of the bus."""
+
+    _link: Link
+    _stores: Calls[PubAck]
+
+    async def store(self, write: Write, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> PubAck:
+        """Store one message and wait for the broker's word. One round trip."""
+        self._check(write)
+        ack, _ = await self._stores.one(write.subject, write.data, timeout_s, write.headers)
+        return ack
+
+    async def store_many(
+        self, writes: Sequence[Write], *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> list[PubAck | BusError]:
+        """Store each message on its own, pipelined. One round trip, one future and one timer, whatever the number.
+
+        Raises:
+            InputError: If one of them cannot be sent at all (size, header, subject); none is sent then.
+        """
+        if not writes:
+            return []
+        for write in writes:
+            self._check(write)
+        call = self._stores.open([write.subject for write in writes], timeout_s)
+        send = self._link.send
+        try:
+            for write, reply in zip(writes, self._stores.reply_subjects(call), strict=True):
+                await send(write.subject, write.data, reply, write.headers)
+        except BusError as error:
+            # Those sent before keep their answers; the rest never left.
+            call.fail(error)
+        except BaseException:
+            self._stores.forget(call)
+            raise
+        return [answer or _no_answer() for answer in await self._stores.wait(call)]
+
+    async def store_batch(self, writes: Sequence[Write], *, timeout_s: float = DEFAULT_TIMEOUT_S) -> PubAck:
+        """Store 1 to 1,000 messages of one stream, all or none. One round trip.
+
+        Raises:
+            InputError: If there are none or too many, or one cannot be sent at all.
+        """
+        if not 1 <= len(writes) <= MAX_BATCH:
+            message = f"a batch takes 1 to {MAX_BATCH} writes, this one has {len(writes)}: split it"
+            raise InputError(message)
+        for write in writes:
+            self._check(write, more_bytes=_BATCH_HEADERS_BYTES)
+        # Replies come to the first, when the server cannot begin a batch, and to the last; the rest ask for none.
+        ends = [write.subject for write in writes]
+        call = self._stores.open(ends, timeout_s, is_whole=True)
+        try:
+            await self._send_batch(writes, self._stores.reply(call, 0), self._stores.reply(call, len(writes) - 1))
+        except BaseException:
+            self._stores.forget(call)
+            raise
+        answer = (await self._stores.wait(call))[-1]
+        if isinstance(answer, BusError):
+            raise answer
+        return answer or _raise(_no_answer())
+
+    async def _send_batch(self, writes: Sequence[Write], first_reply: str, last_reply: str) -> None:
+        send = self._link.send
+        batch = new_token()
+        last = len(writes) - 1
+        for index, write in enumerate(writes):
+            headers = dict(write.headers) if write.headers else {}
+            headers[header.BATCH_ID] = batch
+            headers[header.BATCH_SEQ] = str(index + 1)
+            reply = first_reply if index == 0 else ""
+            if index == last:
+                headers[header.BATCH_COMMIT] = "1"
+                reply = last_reply
+            await send(write.subject, write.data, reply, headers)
+
+    def _check(self, write: Write, *, more_bytes: int = 0) -> None:
+        check_subject(write.subject)
+        size_bytes = len(write.data) + more_bytes
+        if write.headers:
+            size_bytes += check_headers(write.headers)
+        check_size(size_bytes, self._link.max_payload)
+
+
+def _no_answer() -> BusTimeoutError:
+    return BusTimeoutError("no answer; the outcome is unknown")
+
+
+def _raise(error: BusError) -> PubAck:
+    raise error

@@ -1,0 +1,318 @@
+"""Our settings and errors in the words of the JetStream API, and back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from msgspec import Struct
+from msgspec.json import Decoder
+
+from callboard.runtime.bus.base import (
+    ConsumerConfig,
+    ConsumerInfo,
+    Delivery,
+    PubAck,
+    Source,
+    Stored,
+    StreamConfig,
+    StreamInfo,
+)
+from callboard.runtime.bus.jetstream_link import Raw
+from callboard.runtime.errors import (
+    BackpressureError,
+    BusError,
+    ConflictError,
+    NotFoundError,
+    PayloadTooLargeError,
+)
+
+Json = dict[str, Any]
+
+NO_MESSAGE = {10037, 10043, 10057}
+STREAM_MISSING = 10059
+CONSUMER_MISSING = 10014
+
+_CONFLICTS = {10070, 10071, 10177, 10201}
+_FULL = {10023, 10047, 10077, 10122, 10175, 10210, 10211}
+_TOO_LARGE = {10054, 10199}
+_MISSING = {CONSUMER_MISSING, STREAM_MISSING, 10037, 10043}
+_LAST_SEQ = re.compile(r"wrong last sequence: (\d+)")
+_NS = 1_000_000_000
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_BATCH_LIMIT = 429
+# What a direct get adds to the stored headers.
+_DIRECT = {"Nats-Stream", "Nats-Subject", "Nats-Sequence", "Nats-Time-Stamp", "Nats-Num-Pending", "Nats-Last-Sequence"}
+
+# $JS.ACK.<stream>.<consumer>.<delivered>.<seq>.<consumer seq>.<time>.<pending>; the longer form has <domain>.<account>
+# before the stream and may have one more token at its end.
+_SHORT_TOKENS = 9
+_SHORT_OFFSET = 4
+_LONG_OFFSET = 6
+
+_PLAIN_STREAM = {
+    "name": "name",
+    "retention": "retention",
+    "storage": "storage",
+    "replicas": "num_replicas",
+    "discard": "discard",
+    "discard_new_per_subject": "discard_new_per_subject",
+    "max_bytes": "max_bytes",
+    "max_msgs": "max_msgs",
+    "max_msgs_per_subject": "max_msgs_per_subject",
+    "max_msg_bytes": "max_msg_size",
+    "max_consumers": "max_consumers",
+    "allow_atomic": "allow_atomic",
+    "allow_direct": "allow_direct",
+    "allow_rollup": "allow_rollup_hdrs",
+    "allow_msg_ttl": "allow_msg_ttl",
+    "allow_schedules": "allow_msg_schedules",
+    "deny_delete": "deny_delete",
+    "deny_purge": "deny_purge",
+}
+_OPTIONAL_STREAM = ("subjects", "sources", "subject_transform", "persist_mode")
+
+
+class _Failure(Struct):
+    code: int = 0
+    err_code: int = 0
+    description: str = ""
+
+
+class _PubAckBody(Struct):
+    stream: str = ""
+    seq: int = 0
+    duplicate: bool = False
+    count: int = 1
+    error: _Failure | None = None
+
+
+_PUB_ACK = Decoder(_PubAckBody)
+
+
+# --- answers
+
+
+def to_pub_ack(raw: Raw, subject: str) -> PubAck | BusError | None:
+    """Return the broker's word on a write; None for the empty receipt of a batch's first message."""
+    if not raw.data:
+        return None
+    try:
+        body = _PUB_ACK.decode(raw.data)
+    except ValueError:
+        # Somebody answered a plain request subject that is no stream's.
+        return BusError(f"what answered on {subject!r} is no stream")
+    if body.error is not None:
+        return to_error(body.error.code, body.error.err_code, body.error.description, what=subject)
+    return PubAck(body.stream, body.seq, body.duplicate, body.count)
+
+
+def to_error(code: int, err_code: int, text: str, *, what: str) -> BusError:
+    """Return our error for one of the API; its text names ``what`` and the broker's number."""
+    message = f"{what}: {text or 'refused'} ({err_code or code})"
+    if err_code in _CONFLICTS or (err_code in _FULL and "per subject" in text):
+        found = _LAST_SEQ.search(text)
+        return ConflictError(message, last_seq=int(found[1]) if found else 0)
+    if err_code in _TOO_LARGE:
+        return PayloadTooLargeError(message)
+    if err_code in _FULL or code == _BATCH_LIMIT:
+        return BackpressureError(message)
+    if err_code in _MISSING:
+        return NotFoundError(message)
+    return ApiError(message, code=code, err_code=err_code)
+
+
+class ApiError(BusError):
+    """Raised when the JetStream API refused a request and no narrower error fits.
+
+    Attributes:
+        status: The API's status, as in HTTP.
+        err_code: The API's number for the reason.
+    """
+
+    def __init__(self, message: str, *, code: int = 0, err_code: int = 0) -> None:
+        super().__init__(message)
+        self.status = code
+        self.err_code = err_code
+
+
+# --- messages
+
+
+def to_delivery(raw: Raw) -> Delivery:
+    """Return what a consumer has handed out, read from its reply subject.
+
+    Raises:
+        ValueError: If that is no delivery's reply subject.
+    """
+    tokens = raw.reply.split(".")
+    at = _SHORT_OFFSET if len(tokens) == _SHORT_TOKENS else _LONG_OFFSET
+    return Delivery(
+        raw.subject,
+        raw.data,
+        raw.headers,
+        raw.reply,
+        int(tokens[at + 1]),
+        int(tokens[at]),
+        int(tokens[at + 4]),
+        int(tokens[at + 3]),
+    )
+
+
+def consumer_seq(token: str) -> int:
+    """Return a delivery's place in its consumer's numbering, 1 for the first."""
+    tokens = token.split(".")
+    return int(tokens[(_SHORT_OFFSET if len(tokens) == _SHORT_TOKENS else _LONG_OFFSET) + 2])
+
+
+def to_stored(raw: Raw) -> Stored:
+    """Return the message that a direct get has answered with."""
+    headers = raw.headers or {}
+    kept = {name: value for name, value in headers.items() if name not in _DIRECT}
+    return Stored(
+        headers.get("Nats-Subject", ""),
+        raw.data,
+        int(headers.get("Nats-Sequence", "0")),
+        to_time(headers.get("Nats-Time-Stamp", "")) or _EPOCH,
+        kept or None,
+    )
+
+
+def delivered_as_stored(delivery: Delivery) -> Stored:
+    """Return a delivery of a reader as the message it is."""
+    time = _EPOCH + timedelta(microseconds=delivery.time_ns // 1000)
+    return Stored(delivery.subject, delivery.data, delivery.seq, time, delivery.headers)
+
+
+def to_time(text: str) -> datetime | None:
+    """Return an API time, to the microsecond; None for the zero time."""
+    if not text or text.startswith("0001-"):
+        return None
+    return datetime.fromisoformat(text).astimezone(UTC)
+
+
+# --- streams
+
+
+def from_stream(config: StreamConfig) -> Json:
+    """Return the API's form of a stream's settings; what is not set is left out."""
+    body: Json = {theirs: getattr(config, ours) for ours, theirs in _PLAIN_STREAM.items()}
+    body["max_age"] = round(config.max_age_s * _NS)
+    body["duplicate_window"] = round(config.duplicate_window_s * _NS)
+    if config.subjects:
+        body["subjects"] = list(config.subjects)
+    if config.sources:
+        body["sources"] = [_from_source(source) for source in config.sources]
+    if config.subject_transform is not None:
+        body["subject_transform"] = dict(zip(("src", "dest"), config.subject_transform, strict=True))
+    if config.persist_async:
+        body["persist_mode"] = "async"
+    return body
+
+
+def overlay(found: Json, config: StreamConfig) -> Json:
+    """Return ``found`` with our settings on top, so that an update keeps what we do not know (placement, metadata)."""
+    kept = {name: value for name, value in found.items() if name not in _OPTIONAL_STREAM}
+    return kept | from_stream(config)
+
+
+def to_stream(body: Mapping[str, Any]) -> StreamConfig:
+    """Return a stream's settings from the API's form; the server leaves out what is off."""
+    plain = {ours: body[theirs] for ours, theirs in _PLAIN_STREAM.items() if body.get(theirs) is not None}
+    transform = body.get("subject_transform")
+    return StreamConfig(
+        **plain,
+        subjects=tuple(body.get("subjects") or ()),
+        max_age_s=body.get("max_age", 0) / _NS,
+        duplicate_window_s=body.get("duplicate_window", 0) / _NS,
+        persist_async=body.get("persist_mode") == "async",
+        sources=_to_sources(body.get("sources") or ()),
+        subject_transform=(transform.get("src", ""), transform.get("dest", "")) if transform else None,
+    )
+
+
+def to_stream_info(body: Mapping[str, Any]) -> StreamInfo:
+    """Return a stream's settings and state from STREAM.INFO or STREAM.CREATE."""
+    state = body.get("state") or {}
+    cluster = body.get("cluster")
+    return StreamInfo(
+        config=to_stream(body["config"]),
+        messages=state.get("messages", 0),
+        size_bytes=state.get("bytes", 0),
+        first_seq=state.get("first_seq", 0),
+        last_seq=state.get("last_seq", 0),
+        consumers=state.get("consumer_count", 0),
+        first_time=to_time(state.get("first_ts", "")),
+        leader="" if cluster is None else cluster.get("leader") or None,
+    )
+
+
+def differences(wanted: StreamConfig, found: StreamConfig) -> list[str]:
+    """Return ``field: found instead of wanted`` for every setting that differs, whatever the order of subjects."""
+    lines = []
+    for name in StreamConfig.__struct_fields__:
+        ours, theirs = getattr(wanted, name), getattr(found, name)
+        if name in {"subjects", "sources"}:
+            ours, theirs = sorted(ours, key=repr), sorted(theirs, key=repr)
+        if ours != theirs:
+            lines.append(f"{name}: {theirs!r} instead of {ours!r}")
+    return lines
+
+
+def _from_source(source: Source) -> Json:
+    match source.filters:
+        case ():
+            return {"name": source.name}
+        case (only,):
+            return {"name": source.name, "filter_subject": only}
+        case several:
+            # An empty destination keeps the subject.
+            return {"name": source.name, "subject_transforms": [{"src": each, "dest": ""} for each in several]}
+
+
+def _to_sources(bodies: Iterable[Mapping[str, Any]]) -> tuple[Source, ...]:
+    found: dict[str, tuple[str, ...]] = {}
+    for body in bodies:
+        single = body.get("filter_subject")
+        filters = (single,) if single else tuple(each["src"] for each in body.get("subject_transforms") or ())
+        # One stream may stand there several times, once for each filter.
+        found[body["name"]] = found.get(body["name"], ()) + filters
+    return tuple(Source(name, filters) for name, filters in found.items())
+
+
+# --- consumers
+
+
+def from_consumer(config: ConsumerConfig) -> Json:
+    """Return the API's form of a durable consumer's settings."""
+    return {
+        "name": config.name,
+        "durable_name": config.name,
+        "ack_policy": "explicit",
+        "deliver_policy": "all",
+        "filter_subject": config.filter_subject,
+        "ack_wait": round(config.ack_wait_s * _NS),
+        "max_deliver": config.max_deliver,
+        "max_ack_pending": config.max_ack_pending,
+    }
+
+
+def to_consumer_info(body: Mapping[str, Any]) -> ConsumerInfo:
+    """Return a consumer's settings and state from CONSUMER.INFO."""
+    config = body["config"]
+    filters = config.get("filter_subjects") or [config.get("filter_subject", "")]
+    return ConsumerInfo(
+        stream=body["stream_name"],
+        config=ConsumerConfig(
+            name=body["name"],
+            filter_subject=filters[0],
+            ack_wait_s=config.get("ack_wait", 0) / _NS,
+            max_ack_pending=config.get("max_ack_pending", 0),
+            max_deliver=config.get("max_deliver", -1),
+        ),
+        pending=body.get("num_pending", 0),
+        ack_pending=body.get("num_ack_pending", 0),
+        redelivered=body.get("num_redelivered", 0),
+    )
