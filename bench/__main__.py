@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 import sys
 import time
 from pathlib import Path
@@ -21,6 +22,8 @@ h profile of row a"""
 def main() -> None:
     """Measure, print, write JSON."""
     options, path = _options()
+    # as Ctrl-C: the servers and workers that we started end with us
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     asyncio.run(_run(options, path))
 
 

@@ -13,19 +13,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
-import nats
-
 from callboard.runtime import server_binary
 from callboard.runtime.bus import provision, topology
-from callboard.runtime.bus.base import Bus
+from callboard.runtime.bus.base import Bus, Write
 from callboard.runtime.bus.jetstream import connect
 from callboard.runtime.config import TopologySettings
+from callboard.runtime.errors import BusError
 
 Mode = Literal["default", "always"]
 MODES: tuple[Mode, ...] = ("default", "always")
 PAYLOAD_BYTES = 256
 PAYLOAD = b'{"text":"' + b"x" * (PAYLOAD_BYTES - 11) + b'"}'
-BATCH = 500
+IN_FLIGHT = 1000
 _START_S = 20.0
 _CONFIG = """
 listen: "127.0.0.1:-1"
@@ -82,18 +81,14 @@ class Broker:
         await self.provision()
 
     async def fill(self, subject: str, count: int, payload: bytes = PAYLOAD) -> None:
-        """Put tasks into the queue, in atomic batches."""
-        client = await nats.connect(self.url)
-        for start in range(0, count, BATCH):
-            size = min(BATCH, count - start)
-            headers = {"Nats-Batch-Id": f"{subject}-{start}"}
-            for number in range(1, size):
-                await client.publish(subject, payload, headers=headers | {"Nats-Batch-Sequence": str(number)})
-            last = headers | {"Nats-Batch-Sequence": str(size), "Nats-Batch-Commit": "1"}
-            answer = await client.request(subject, payload, timeout=30, headers=last)
-            if b'"error"' in answer.data:
-                raise RuntimeError(answer.data.decode())
-        await client.close()
+        """Put tasks into the queue, each a plain publish without headers, as any client would."""
+        async with self.bus() as bus:
+            for start in range(0, count, IN_FLIGHT):
+                writes = [Write(subject, payload)] * min(IN_FLIGHT, count - start)
+                answers = await bus.store_many(writes, timeout_s=30)
+                for answer in answers:
+                    if isinstance(answer, BusError):
+                        raise answer
 
     async def _start(self) -> None:
         binary = server_binary.find()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+from msgspec import Struct
+
 from bench.job import Job, Meter, Report, main, until, until_empty
 from bench.sampler import Sampler
 from callboard.runtime import subjects
@@ -13,9 +15,15 @@ from callboard.runtime.capability import Capability
 from callboard.runtime.worker import Worker
 
 
-async def noop(text: str) -> bool:
+class Input(Struct):
+    """The payload."""
+
+    text: str
+
+
+async def noop(value: Input) -> bool:
     """Do nothing with the decoded payload."""
-    return bool(text)
+    return bool(value.text)
 
 
 async def work(job: Job) -> Report:
@@ -41,13 +49,16 @@ async def work(job: Job) -> Report:
             pending += info.pending + info.ack_pending if info else 0
         return pending
 
-    await until(lambda: endings["completed"] >= job.warm)
+    await until(lambda: endings["completed"] >= job.warm or endings["failed"] > 0)
     before = endings["completed"]
     sampler = Sampler()
     if job.profile:
         sampler.start()
     meter = Meter()
-    await until(lambda: endings["completed"] >= job.count)
+    await until(lambda: endings["completed"] >= job.count or endings["failed"] > 0)
+    if endings["completed"] != job.count:
+        message = f"not every task was completed once: {endings}"
+        raise RuntimeError(message)
     await until_empty(left)
     report = meter.report(job.count - before, note=_note(worker))
     if job.profile:

@@ -12,6 +12,7 @@ import sys
 import time
 
 import nats
+from msgspec import Struct
 from nats.aio.msg import Msg
 
 from callboard.runtime.bus.base import Bus
@@ -23,9 +24,15 @@ ECHO = "bench.echo"
 BEGAN = "bench.began"
 
 
-async def stamp(text: str) -> int:
+class Input(Struct):
+    """The payload."""
+
+    text: str
+
+
+async def stamp(_: Input) -> int:
     """Return when the handler began, in nanoseconds of the wall clock."""
-    return time.time_ns() if text else 0
+    return time.time_ns()
 
 
 async def main(url: str, capability: str) -> None:
@@ -35,9 +42,9 @@ async def main(url: str, capability: str) -> None:
     async def echo(message: Msg) -> None:
         await message.respond(message.data)
 
-    async def linger(text: str) -> None:
+    async def linger(value: Input) -> None:
         """Say who runs the task, then stay until killed."""
-        await client.publish(BEGAN, f"{text} {os.getpid()}".encode())
+        await client.publish(BEGAN, f"{value.text} {os.getpid()}".encode())
         await client.flush()
         await asyncio.sleep(600)
 
