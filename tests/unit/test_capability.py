@@ -80,7 +80,7 @@ def test_names_that_cannot_be_a_token_are_refused(name: str) -> None:
 
 def test_an_annotation_that_cannot_be_resolved_is_found_at_start() -> None:
     @capability("wrong")
-    def wrong(q: "Nowhere") -> None: ...  # type: ignore[name-defined]  # noqa: F821 - wrong on purpose
+    def wrong(q: Nowhere) -> None: ...  # type: ignore[name-defined]  # noqa: F821 - wrong on purpose
 
     with pytest.raises(ConfigError, match="wrong"):
         wrong.prepare()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import msgspec
 import pydantic
@@ -35,7 +36,7 @@ class AsModel(pydantic.BaseModel):
 
 
 @pytest.mark.parametrize("kind", [AsStruct, AsDataclass, AsModel])
-def test_every_kind_of_message_goes_both_ways(kind: Any) -> None:
+def test_every_kind_of_message_goes_both_ways(kind: Callable[..., object]) -> None:
     value = kind(text="x", n=3)
     assert codec.decoder(kind)(codec.encode(value)) == value
 
@@ -68,7 +69,9 @@ def test_msgpack_is_taken_by_its_content_type() -> None:
         (b"\xc1", "application/msgpack", "does not fit"),
     ],
 )
-def test_bad_payloads_are_named_and_never_anything_but_a_decode_error(data: bytes, content_type: str | None, says: str) -> None:
+def test_bad_payloads_are_named_and_never_anything_but_a_decode_error(
+    data: bytes, content_type: str | None, says: str
+) -> None:
     with pytest.raises(DecodeError, match=says):
         codec.decoder(AsStruct)(data, content_type)
 

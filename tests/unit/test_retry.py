@@ -25,7 +25,11 @@ def test_default_gaps_double_from_two_seconds_and_the_third_failure_is_final() -
 
 def test_the_error_is_kept_as_data() -> None:
     outcome = RetryPolicy(attempts=1).decide(ValueError("no such row"), 1)
-    assert (outcome.failure.code, outcome.failure.type, outcome.failure.message) == ("handler", "ValueError", "no such row")
+    assert (outcome.failure.code, outcome.failure.type, outcome.failure.message) == (
+        "handler",
+        "ValueError",
+        "no such row",
+    )
 
 
 @pytest.mark.parametrize("error", [TerminalError("x"), DecodeError("x")])
@@ -51,11 +55,11 @@ def test_fixed_gaps_repeat_the_last() -> None:
 
 
 def test_an_error_whose_text_cannot_be_made_is_still_reported() -> None:
-    class Mute(Exception):
+    class MuteError(Exception):
         def __str__(self) -> str:
             raise RuntimeError
 
-    assert RetryPolicy().decide(Mute(), 3).failure.message == "Mute"
+    assert RetryPolicy().decide(MuteError(), 3).failure.message == "MuteError"
 
 
 @given(attempt=st.integers(1, 10_000), roll=st.floats(0, 1))

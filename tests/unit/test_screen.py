@@ -12,7 +12,9 @@ from callboard.runtime.screen import Bury, Drop, Reschedule, Run, Skip, Verdict,
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 
 
-def note(n: int, kind: AttemptKind, *, attempt: int = 1, due_s: float | None = None, scheduled: bool = False) -> AttemptRecord:
+def note(
+    n: int, kind: AttemptKind, *, attempt: int = 1, due_s: float | None = None, scheduled: bool = False
+) -> AttemptRecord:
     return AttemptRecord(
         v=1,
         task="t",
@@ -27,7 +29,9 @@ def note(n: int, kind: AttemptKind, *, attempt: int = 1, due_s: float | None = N
     )
 
 
-def ask(*history: AttemptRecord, delivered: int = 2, attempt: int = 1, recorded: bool = False, held: bool = False) -> Verdict:
+def ask(
+    *history: AttemptRecord, delivered: int = 2, attempt: int = 1, recorded: bool = False, held: bool = False
+) -> Verdict:
     return screen(
         delivered=delivered,
         header_attempt=attempt,

@@ -136,7 +136,7 @@ class DataFolder:
             port=port,
             http_port=http_port,
             server_name=server_name,
-            max_file_bytes=self._max_file_bytes(settings),
+            max_file_bytes=self.max_file_bytes(settings),
         )
         self.config_file.write_text(text, encoding="utf-8")
 
@@ -148,7 +148,12 @@ class DataFolder:
                 said += path.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-lines:]
         return "\n".join(said) or "(it said nothing)"
 
-    def _max_file_bytes(self, settings: ServerSettings) -> int:
+    def max_file_bytes(self, settings: ServerSettings) -> int:
+        """Return how much streams may take on disk: the setting, or what the disk has room for.
+
+        Raises:
+            ServerStartError: If that is too little for streams.
+        """
         if settings.max_file_bytes:
             return settings.max_file_bytes
         disk = shutil.disk_usage(self.path)

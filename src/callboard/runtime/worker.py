@@ -18,7 +18,7 @@ from callboard.runtime.blobs import BlobStore
 from callboard.runtime.bus.base import Bus, KvEntry, Message, Subscription
 from callboard.runtime.bus.kv import Bucket
 from callboard.runtime.bus.topology import due_consumer, task_consumers
-from callboard.runtime.capability import DEFAULT_CONCURRENCY, Capability
+from callboard.runtime.capability import DEFAULT_CONCURRENCY, DEFAULT_POOL, Capability
 from callboard.runtime.claim import Claim
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 from callboard.runtime.commit import Committer
@@ -41,7 +41,7 @@ class WorkerOptions(Struct, frozen=True, kw_only=True):
 
     Attributes:
         concurrency: Slots of a capability that names no number itself.
-        pool: Serve only capabilities of this pool; None serves all.
+        pool: Serve only capabilities of this pool and those that name none; None serves all.
         drain_grace_s: How long running tasks may go on after a stop was asked for.
         max_block_s: The lease of a handler that blocks the loop is kept this long.
     """
@@ -93,7 +93,7 @@ class Worker:
             ConfigError: If an annotation of a capability cannot be decoded into.
         """
         self.options = options or WorkerOptions()
-        wanted = [c for c in capabilities if self.options.pool is None or c.pool == self.options.pool]
+        wanted = [c for c in capabilities if self.options.pool is None or c.pool in (self.options.pool, DEFAULT_POOL)]
         if not wanted:
             pools = sorted({c.pool for c in capabilities})
             message = (
@@ -297,7 +297,8 @@ class Worker:
             request = decode_cancel(message.data)
         except msgspec.DecodeError:
             return
-        if any([pool.cancel(request.task, request.reason) for pool in self.pools.values()]):
+        found = [pool.cancel(request.task, request.reason) for pool in self.pools.values()]
+        if any(found):
             self._reply(bus, message, {"worker": self.id, "cancelled": True})
 
     def _on_order(self, bus: Bus, message: Message) -> None:

@@ -22,6 +22,7 @@ from callboard.runtime.bus.base import (
 )
 from callboard.runtime.bus.jetstream_link import Raw
 from callboard.runtime.errors import (
+    ApiError,
     BackpressureError,
     BusError,
     ConflictError,
@@ -31,7 +32,7 @@ from callboard.runtime.errors import (
 
 Json = dict[str, Any]
 
-NO_MESSAGE = {10037, 10043, 10057}
+DELETE_FAILED = 10057
 STREAM_MISSING = 10059
 CONSUMER_MISSING = 10014
 
@@ -122,20 +123,6 @@ def to_error(code: int, err_code: int, text: str, *, what: str) -> BusError:
     if err_code in _MISSING:
         return NotFoundError(message)
     return ApiError(message, code=code, err_code=err_code)
-
-
-class ApiError(BusError):
-    """Raised when the JetStream API refused a request and no narrower error fits.
-
-    Attributes:
-        status: The API's status, as in HTTP.
-        err_code: The API's number for the reason.
-    """
-
-    def __init__(self, message: str, *, code: int = 0, err_code: int = 0) -> None:
-        super().__init__(message)
-        self.status = code
-        self.err_code = err_code
 
 
 # --- messages
@@ -247,18 +234,6 @@ def to_stream_info(body: Mapping[str, Any]) -> StreamInfo:
         first_time=to_time(state.get("first_ts", "")),
         leader="" if cluster is None else cluster.get("leader") or None,
     )
-
-
-def differences(wanted: StreamConfig, found: StreamConfig) -> list[str]:
-    """Return ``field: found instead of wanted`` for every setting that differs, whatever the order of subjects."""
-    lines = []
-    for name in StreamConfig.__struct_fields__:
-        ours, theirs = getattr(wanted, name), getattr(found, name)
-        if name in {"subjects", "sources"}:
-            ours, theirs = sorted(ours, key=repr), sorted(theirs, key=repr)
-        if ours != theirs:
-            lines.append(f"{name}: {theirs!r} instead of {ours!r}")
-    return lines
 
 
 def _from_source(source: Source) -> Json:
