@@ -65,6 +65,10 @@ _STATUS: Final[dict[str, int]] = {
     "task_timeout": UNFINISHED,
 }
 
+_HINTS: Final[dict[str, str]] = {
+    "bus_connect": "`callboard up` runs a server here; --nats, CALLBOARD_NATS__URL or callboard.yaml name another one",
+}
+
 
 class Commands(click.Group):
     """A group that knows its commands by name and imports each when it is used."""
@@ -129,6 +133,8 @@ def main(args: Sequence[str] | None = None) -> None:
         if session.debug:
             raise
         click.echo(f"error[{error.code}]: {error}", err=True)
+        if error.code in _HINTS:
+            click.echo(_HINTS[error.code], err=True)
         status = status_of(error)
     except Exception as error:
         if session.debug:

@@ -11,6 +11,7 @@ from msgspec import UNSET
 from callboard.runtime import ids, record, subjects
 from callboard.runtime.bus import header
 from callboard.runtime.bus.base import Delivery
+from callboard.runtime.errors import InputError
 from callboard.runtime.record import Submission
 from callboard.runtime.subjects import Lane
 
@@ -31,6 +32,9 @@ class Claim:
 
     Attributes:
         extended_at: Monotonic seconds when the lease was last known to be ours: arrival or latest extension.
+        is_doubtful: It says that it is a first delivery, and the broker may have forgotten an earlier one.
+        is_stale: Its lease was once overdue: somebody else may have got the task, whatever was extended since.
+        linked_at: ``Bus.connected_at`` of the link it came by.
         number: Next attempt record's number.
         is_restart: Whether a ``started`` record must precede the run.
         started_at: Monotonic start of the run, None before.
@@ -40,8 +44,8 @@ class Claim:
 
     __slots__ = (
         "arrived_at", "attempt", "capability", "claimed_at", "context_deadline", "crashes", "delivery", "ends_at",
-        "extended_at", "is_json", "is_restart", "is_suspect", "lane", "number", "own_id", "payload", "reply_to",
-        "stage", "started_at", "stop_reason", "stop_text", "task_id", "token",
+        "extended_at", "is_doubtful", "is_json", "is_restart", "is_stale", "is_suspect", "lane", "linked_at", "number",
+        "own_id", "payload", "reply_to", "stage", "started_at", "stop_reason", "stop_text", "task_id", "token",
     )  # fmt: skip
 
     def __init__(self, delivery: Delivery, *, capability: str, lane: Lane, now_s: float, now: datetime) -> None:
@@ -61,6 +65,9 @@ class Claim:
         self.number = 1
         self.is_restart = False
         self.is_suspect = False
+        self.is_doubtful = False
+        self.is_stale = False
+        self.linked_at = 0.0
         self.started_at: float | None = None
         self.ends_at: float | None = None
         self.stop_reason: StopReason | None = None
@@ -119,3 +126,21 @@ class Claim:
     def __repr__(self) -> str:
         """Return what tests and logs want to see; never the payload."""
         return f"<Claim {self.capability} {self.task_id} {self.stage.value} attempt={self.attempt}>"
+
+
+def parse_deadline(value: str | None) -> datetime | None:
+    """Return the time in a ``Cb-Deadline`` header, None when absent.
+
+    Raises:
+        InputError: If it is not an RFC 3339 time with an offset.
+    """
+    if value is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(value)
+    except ValueError:
+        moment = None
+    if moment is None or moment.tzinfo is None:
+        message = f"Cb-Deadline {value[:40]!r} is not an RFC 3339 time such as 2026-11-21T09:30:00Z"
+        raise InputError(message)
+    return moment

@@ -81,13 +81,19 @@ class LeaseKeeper:
         self.claims.pop(claim.token, None)
 
     def has_lapsed(self, claim: Claim) -> bool:
-        """Return whether the broker may have given the claim to somebody else since we last extended it."""
-        return self._clock.monotonic() - claim.extended_at > self._ack_wait_s
+        """Return whether the broker may have given the claim to somebody else since it came to us.
+
+        Once overdue is overdue for good: a late extension is accepted by the broker and acts on whoever has it now.
+        """
+        return claim.is_stale or self._clock.monotonic() - claim.extended_at > self._ack_wait_s
 
     def holds(self, task: str, *, seq: int = 0, asker: Claim | None = None) -> bool:
         """Return whether this process is running ``task``, or is about to by a message that came before ``seq``."""
         for claim in list(self.claims.values()):
             if claim.task_id != task or claim is asker:
+                continue
+            if claim.is_stale and claim.stage in (Stage.SCREENING, Stage.READY):
+                # it will not be run here
                 continue
             if claim.stage in (Stage.RUNNING, Stage.SETTLING, Stage.READY):
                 return True
@@ -133,6 +139,10 @@ class LeaseKeeper:
 
     async def _extend(self, bus: Bus, now_s: float) -> None:
         due = self.due(now_s)
+        for claim in due:
+            claim.is_stale = claim.is_stale or now_s - claim.extended_at > self._ack_wait_s
+        # a run that is under way goes on and is kept: whoever got the task meanwhile asks us before running it
+        due = [claim for claim in due if not claim.is_stale or claim.stage in (Stage.RUNNING, Stage.SETTLING)]
         if not due or not bus.is_connected:
             return
         await bus.extend([claim.token for claim in due])

@@ -20,10 +20,11 @@ from callboard.runtime.blobs import BlobStore, parse_claim
 from callboard.runtime.bus import header
 from callboard.runtime.bus.base import Bus, Delivery, Pull
 from callboard.runtime.capability import Capability
-from callboard.runtime.claim import Claim, Stage, StopReason
+from callboard.runtime.claim import Claim, Stage, StopReason, parse_deadline
 from callboard.runtime.clock import Clock
 from callboard.runtime.commit import Committer
 from callboard.runtime.context import TaskContext
+from callboard.runtime.doubt import Doubt
 from callboard.runtime.errors import BusError, CallboardError, CrashLimitError, DeadlineError, InputError
 from callboard.runtime.lanes import PULL_LANES, Lanes, PullLane
 from callboard.runtime.lease import LeaseKeeper
@@ -103,6 +104,7 @@ class Pool:
         self._next_due = False
         self.lingering = 0
         self._suspect = asyncio.Lock()
+        self._doubt = Doubt(bus, clock=clock, spawn=self._fire)
         self._loop = asyncio.get_running_loop()
 
     # --- life
@@ -208,6 +210,7 @@ class Pool:
     def _take_in(self) -> None:
         now_s = self.clock.monotonic()
         now = self.clock.now()
+        self._doubt.look()
         arrived = self._arrived[:]
         self._arrived.clear()
         stalled = now_s - self._keeper.loop_ticked_at > MAX_STALL_S
@@ -219,11 +222,15 @@ class Pool:
                 # else's by now: say nothing, the broker hands it out again
                 self.stats.stalled += 1
                 continue
+            if delivery.token in self._keeper.claims:
+                # a server that lost its last moments hands out the very delivery that we have already
+                continue
             claim = self._claim(delivery, now_s, now)
+            claim.is_doubtful = delivery.seq <= self._doubt.up_to[lane]
             self._keeper.add(claim)
             if self.is_draining or self.is_paused or self._taken() >= self.slots:
                 self._settler.settle(claim, Returned(NO_SLOT_RETURN_S))
-            elif claim.delivery.headers is not None or claim.delivery.delivered > 1:
+            elif claim.delivery.headers is not None or claim.delivery.delivered > 1 or claim.is_doubtful:
                 self._sort(claim, now, asked)
             else:
                 self.ready.append(claim)
@@ -235,6 +242,7 @@ class Pool:
     def _claim(self, delivery: Delivery, now_s: float, now: datetime) -> Claim:
         _, lane = subjects.split_task(delivery.subject)
         claim = Claim(delivery, capability=self.capability.name, lane=lane, now_s=now_s, now=now)
+        claim.linked_at = self._doubt.linked_at
         self.stats.claimed += 1
         self.stats.wait_time.observe(max(0.0, now.timestamp() - delivery.time_ns / 1e9))
         return claim
@@ -254,7 +262,7 @@ class Pool:
         is_known = needs_questions(
             delivered=claim.delivery.delivered, attempt=claim.attempt, has_client_id=claim.has_client_id
         )
-        if is_known or header.CLAIM_CHECK in headers:
+        if is_known or claim.is_doubtful or header.CLAIM_CHECK in headers:
             claim.stage = Stage.SCREENING
             self._screening[claim.token] = claim
             asked.append(claim)
@@ -270,8 +278,8 @@ class Pool:
     # --- screening
 
     async def _screen(self, claims: list[Claim]) -> None:
-        fresh = [claim for claim in claims if claim.delivery.delivered == 1]
-        again = [claim for claim in claims if claim.delivery.delivered > 1]
+        fresh = [claim for claim in claims if claim.delivery.delivered == 1 and not claim.is_doubtful]
+        again = [claim for claim in claims if claim.delivery.delivered > 1 or claim.is_doubtful]
         if fresh:
             self._judge(fresh, await self._persist(lambda: self._questions.ask(fresh)))
         if not again:
@@ -356,6 +364,10 @@ class Pool:
                 await self.clock.sleep(SWEEP_S)
 
     async def _ready(self, claim: Claim) -> None:
+        if claim.linked_at != self._bus.connected_at or self._keeper.has_lapsed(claim):
+            # the link was lost while it was asked about: the broker hands it out again, to us or to somebody else
+            self._settler.drop(claim)
+            return
         if claim.is_restart and not await self._settler.note_start(claim):
             self._settler.drop(claim)
             return
@@ -411,6 +423,14 @@ class Pool:
         if self.ready:
             self._start_slots()
         self._regrant()
+
+    def may_begin(self, claim: Claim) -> bool:
+        """Return whether a claim is still ours; one whose lease lapsed before its run is let go of."""
+        has_lapsed = self._keeper.has_lapsed(claim)
+        if has_lapsed:
+            # this process was stopped or cut off since it came: somebody else may be running it
+            self._settler.drop(claim)
+        return not has_lapsed
 
     def context_of(self, claim: Claim) -> TaskContext:
         """Return what the handler may know of ``claim``."""
@@ -481,21 +501,3 @@ class Pool:
             return
         for lane, count in self._lanes.allot(free).items():
             self._pulls[lane].grant(count)
-
-
-def parse_deadline(value: str | None) -> datetime | None:
-    """Return the time in a ``Cb-Deadline`` header, None when absent.
-
-    Raises:
-        InputError: If it is not an RFC 3339 time with an offset.
-    """
-    if value is None:
-        return None
-    try:
-        moment = datetime.fromisoformat(value)
-    except ValueError:
-        moment = None
-    if moment is None or moment.tzinfo is None:
-        message = f"Cb-Deadline {value[:40]!r} is not an RFC 3339 time such as 2026-11-21T09:30:00Z"
-        raise InputError(message)
-    return moment

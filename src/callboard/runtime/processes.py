@@ -207,6 +207,11 @@ class ProcessGroup:
             hearing = asyncio.create_task(self._hear(child, ours), name=f"process-{child.slot}-hear")
             try:
                 return await child.process.wait()
+            except asyncio.CancelledError:
+                # nobody will look after it any more
+                child.send(signal.SIGKILL)
+                _ = await child.process.wait()
+                raise
             finally:
                 hearing.cancel()
         finally:

@@ -45,6 +45,10 @@ class SlotHost(Protocol):
         """Start further slots in the next loop turn, if claims are ready."""
         ...
 
+    def may_begin(self, claim: Claim) -> bool:
+        """Return whether the claim is still ours; if not, it is let go of."""
+        ...
+
     def context_of(self, claim: Claim) -> TaskContext:
         """Return what the handler may know."""
         ...
@@ -100,6 +104,8 @@ class Slot:
         pool = self._pool
         self.claim = claim
         self._context = None
+        if not pool.may_begin(claim):
+            return
         claim.stage = Stage.RUNNING
         claim.started_at = pool.clock.monotonic()
         pool.running[claim.token] = self

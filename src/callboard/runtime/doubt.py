@@ -1,0 +1,67 @@
+"""Which first deliveries may not be the first: those of tasks that were stored before the link was made anew.
+
+A server that is killed loses the last tenth of a second of what it knew about deliveries, and hands those tasks out again
+as if for the first time (seen with nats-server 2.15.1, with ``sync_interval: always`` and without).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from callboard.runtime import subjects
+from callboard.runtime.bus.base import Bus
+from callboard.runtime.clock import Clock
+from callboard.runtime.errors import BusError
+from callboard.runtime.lanes import PULL_LANES, PullLane
+
+_RETRY_S = 0.05
+
+
+class Doubt:
+    """Knows, by lane, up to which sequence a first delivery must be asked about.
+
+    Attributes:
+        linked_at: ``Bus.connected_at`` of the link it speaks of.
+        up_to: Highest doubtful sequence; 0 as long as the link has not been lost, infinite until it is known.
+    """
+
+    __slots__ = ("_bus", "_clock", "_spawn", "linked_at", "up_to")
+
+    def __init__(self, bus: Bus, *, clock: Clock, spawn: Callable[[Coroutine[Any, Any, None], str], None]) -> None:
+        """Doubt nothing before the first loss of the link.
+
+        Args:
+            bus: The worker's connection.
+            clock: Time.
+            spawn: Starts a named task in the worker's task group.
+        """
+        self._bus = bus
+        self._clock = clock
+        self._spawn = spawn
+        self.linked_at = bus.connected_at
+        self.up_to: dict[PullLane, float] = dict.fromkeys(PULL_LANES, 0)
+
+    def look(self) -> None:
+        """Notice a new link; called before each burst of deliveries, costs one comparison."""
+        if self._bus.connected_at != self.linked_at:
+            self.linked_at = self._bus.connected_at
+            self.up_to = dict.fromkeys(PULL_LANES, math.inf)
+            self._spawn(self._measure(self.linked_at), "pool-doubt")
+
+    async def _measure(self, linked_at: float) -> None:
+        """Replace "all" by the last sequences the streams have now: whatever is stored later cannot have been out."""
+        while True:
+            try:
+                work = await self._bus.stream_info(subjects.WORK)
+                later = await self._bus.stream_info(subjects.LATER)
+            except BusError:
+                await self._clock.sleep(_RETRY_S)
+                continue
+            if linked_at != self.linked_at:
+                return
+            for lane in PULL_LANES:
+                info = later if lane == "due" else work
+                self.up_to[lane] = info.last_seq if info is not None else math.inf
+            return

@@ -1,0 +1,90 @@
+"""Workers that are broken on purpose: each takes one protection away, and the checker must notice.
+
+These are patches of the product made inside test workers; the product has no switch for any of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from callboard.runtime import pool, settle
+from callboard.runtime.bus.base import Bus
+from callboard.runtime.claim import Claim
+from callboard.runtime.lease import LeaseKeeper
+from callboard.runtime.questions import Questions
+from callboard.runtime.settle import Settler
+from callboard.runtime.slot import Slot
+
+
+def ack_before_effect() -> None:
+    """Settle a task when it begins."""
+    run_one = Slot._run_one
+
+    async def broken(self: Slot, claim: Claim) -> None:
+        host: Any = self._pool
+        await host._bus.ack([claim.token], confirm=True)
+        await run_one(self, claim)
+
+    Slot._run_one = broken  # type: ignore[method-assign]
+
+
+def no_holds() -> None:
+    """Ask nobody who runs a redelivery."""
+
+    async def nobody(self: Questions, claims: Sequence[Claim]) -> set[str]:
+        return set()
+
+    Questions._held = nobody  # type: ignore[method-assign]
+    LeaseKeeper.holds = lambda *_args, **_options: False  # type: ignore[method-assign]
+
+
+def no_questions() -> None:
+    """Run whatever arrives: the message id is the only guard."""
+    pool.needs_questions = lambda **_facts: False  # type: ignore[assignment]
+
+
+def bare_nak() -> None:
+    """Give a task back without a delay."""
+
+    async def give_back(self: Settler, claim: Claim, delay_s: float, name: str) -> None:
+        self._forget(claim, name)
+        bus: Bus = self._bus
+        await bus.publish(claim.token, b"-NAK")
+
+    Settler._give_back = give_back  # type: ignore[method-assign]
+
+
+def lapsed_leases_still_answer() -> None:
+    """Believe in a lease however long it was not extended."""
+    LeaseKeeper.has_lapsed = lambda self, claim: False  # type: ignore[method-assign]
+
+
+def no_pull_after_reconnect() -> None:
+    """Stay connected and deaf after the link was lost."""
+    from callboard.runtime.bus.jetstream_pull import StandingPull
+
+    def stay_deaf(self: StandingPull) -> None:
+        self._is_closed = True
+
+    StandingPull.came_up = stay_deaf  # type: ignore[method-assign]
+
+
+def slow_keeper_thread() -> None:
+    """Nothing is patched: the worker runs its keeper on its own loop; see ``worker_main``."""
+
+
+BREAKAGES: dict[str, Callable[[], None]] = {
+    function.__name__: function
+    for function in (
+        ack_before_effect,
+        no_holds,
+        no_questions,
+        bare_nak,
+        lapsed_leases_still_answer,
+        no_pull_after_reconnect,
+    )
+}
+
+_ = (asyncio, settle)

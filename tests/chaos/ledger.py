@@ -1,0 +1,202 @@
+"""The ledger run: thousands of tasks, killed workers, killed servers, an outage and a frozen worker; nothing may be lost.
+
+``python -m tests.chaos.ledger --tasks 5000 --seed 7`` runs it by hand and prints its table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from msgspec import Struct
+
+from tests.chaos.checker import Evidence, Fault, Verdict, account, check, runs_of
+from tests.chaos.handlers import Job
+from tests.chaos.stage import Stage, staged
+from tests.chaos.waiting import eventually
+
+OUTAGE_S = 6.0
+FREEZE_S = 7.0
+RESPAWN_AFTER_S = 1.0
+QUIET_S = 4.0
+SETTLE_WITHIN_S = 120.0
+
+
+class Plan(Struct, frozen=True, kw_only=True):
+    """How large a run is."""
+
+    tasks: int = 5000
+    seed: int = 7
+    workers: int = 4
+    concurrency: int = 16
+    worker_kills: int = 4
+    server_kills: int = 2
+    outages: int = 1
+    freezes: int = 1
+
+
+class Report(Struct, frozen=True, kw_only=True):
+    """What a run left."""
+
+    plan: Plan
+    faults: list[Fault]
+    evidence: Evidence
+    verdict: Verdict
+    began_s: float
+    took_s: float
+
+    @property
+    def problems(self) -> list[str]:
+        """Broken promises; a run in which nothing ran again has tested nothing and is one of them."""
+        found = list(self.verdict.problems)
+        if not self.verdict.reruns:
+            found.append("no task ran a second time: this has tested nothing")
+        if len(self.evidence.acked) != self.plan.tasks:
+            found.append(f"{len(self.evidence.acked)} of {self.plan.tasks} tasks were acknowledged")
+        return found
+
+    def __str__(self) -> str:
+        """Return the table."""
+        verdict, plan = self.verdict, self.plan
+        runs = runs_of(self.evidence.events, self.evidence.deaths)
+        lines = [
+            f"seed {plan.seed}: {plan.tasks} tasks, {plan.workers} workers of {plan.concurrency} slots, {self.took_s:.0f} s",
+            f"{'at s':>6}  {'fault':<28}{'starts so far':>14}{'in flight':>11}{'re-runs after':>15}",
+        ]
+        for fault, starts, in_flight, reruns in account(self.faults, runs):
+            lines.append(f"{fault.at_s - self.began_s:6.1f}  {fault.name:<28}{starts:>14}{in_flight:>11}{reruns:>15}")
+        lines.append(
+            f"starts {verdict.starts}, re-runs {verdict.reruns}, lost {len(verdict.lost)}, double records "
+            f"{len(verdict.doubled)}, phantom {len(verdict.phantom)}, dead letters {len(self.evidence.dead)}, "
+            f"starts while another living worker ran it {len(verdict.overlaps)}"
+        )
+        lines += [f"  overlap: {a.task} by {a.pid} {a.start_s - self.began_s:.2f}..{a.end_s - self.began_s:.2f}, "
+                  f"by {b.pid} at {b.start_s - self.began_s:.2f}" for a, b in verdict.overlaps[:10]]  # fmt: skip
+        return "\n".join(lines)
+
+
+def jobs_of(plan: Plan) -> list[Job]:
+    """Return the jobs: most short, some of a second or two, one in fifty of up to twelve; one in fifty fails once."""
+    dice = random.Random(plan.seed)
+    jobs = []
+    for n in range(plan.tasks):
+        roll = dice.random()
+        sleep_s = dice.uniform(0.02, 0.3) if roll < 0.9 else dice.uniform(0.3, 2) if roll < 0.98 else dice.uniform(2, 12)
+        is_failing = dice.random() < 0.02  # noqa: PLR2004
+        jobs.append(Job(n=n, how="raise" if is_failing else "sleep", failures=1, sleep_s=round(sleep_s, 3)))
+    return jobs
+
+
+class Nemesis:
+    """Injects the faults of a plan, in a seeded order, while work is under way."""
+
+    def __init__(self, stage: Stage, plan: Plan) -> None:
+        self.faults: list[Fault] = []
+        self._stage = stage
+        self._plan = plan
+        self._dice = random.Random(plan.seed + 1)
+
+    async def run(self) -> None:
+        """Inject every fault, spread over the progress of the load."""
+        plan = self._plan
+        acts: list[Callable[[], Awaitable[None]]] = (
+            [self._kill_worker] * plan.worker_kills
+            + [self._kill_server] * plan.server_kills
+            + [self._outage] * plan.outages
+            + [self._freeze] * plan.freezes
+        )
+        self._dice.shuffle(acts)
+        for index, act in enumerate(acts):
+            share = (index + 0.6 + self._dice.uniform(-0.25, 0.25)) / (len(acts) + 1)
+            await self._progress(share)
+            await act()
+            await asyncio.sleep(QUIET_S)
+
+    async def _progress(self, share: float) -> None:
+        wanted = int(share * self._plan.tasks)
+        await eventually(
+            lambda: self._stage.fleet.count("end") >= wanted,
+            within_s=SETTLE_WITHIN_S,
+            what=f"progress to {wanted} ended runs",
+            every_s=0.25,
+        )
+
+    async def _kill_worker(self) -> None:
+        fleet = self._stage.fleet
+        worker = self._dice.choice(fleet.alive)
+        at_s = fleet.kill(worker)
+        self.faults.append(Fault(name="worker killed", at_s=at_s, pids=frozenset({worker.pid})))
+        await asyncio.sleep(RESPAWN_AFTER_S)
+        await fleet.start()
+
+    async def _kill_server(self) -> None:
+        at_s = await self._stage.server.restart()
+        self.faults.append(Fault(name="server killed, same store", at_s=at_s))
+
+    async def _outage(self) -> None:
+        at_s = self._stage.server.kill()
+        self.faults.append(Fault(name=f"server away for {OUTAGE_S:g} s", at_s=at_s))
+        await asyncio.sleep(OUTAGE_S)
+        await self._stage.server.start()
+
+    async def _freeze(self) -> None:
+        fleet = self._stage.fleet
+        worker = self._dice.choice(fleet.alive)
+        at_s = fleet.freeze(worker)
+        self.faults.append(Fault(name=f"worker frozen for {FREEZE_S:g} s", at_s=at_s, pids=frozenset({worker.pid})))
+        await asyncio.sleep(FREEZE_S)
+        fleet.thaw(worker)
+
+
+async def run(plan: Plan, folder: Path) -> Report:
+    """Run it and return the report."""
+    began_s = time.monotonic()
+    async with staged(folder, concurrency=plan.concurrency) as stage:
+        for _ in range(plan.workers):
+            await stage.fleet.start(is_awaited=False)
+        for worker in stage.fleet.workers:
+            await stage.fleet.ready(worker)
+        nemesis = Nemesis(stage, plan)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(stage.load.submit_all(jobs_of(plan), seed=plan.seed), name="load")
+            group.create_task(nemesis.run(), name="nemesis")
+        await stage.settled(within_s=SETTLE_WITHIN_S)
+        evidence = await stage.evidence()
+        return Report(
+            plan=plan,
+            faults=nemesis.faults,
+            evidence=evidence,
+            verdict=check(evidence),
+            began_s=began_s,
+            took_s=time.monotonic() - began_s,
+        )
+
+
+def main() -> int:
+    """Run from the command line; the status is 1 when a promise was broken."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tasks", type=int, default=Plan().tasks)
+    parser.add_argument("--seed", type=int, default=Plan().seed)
+    parser.add_argument("--workers", type=int, default=Plan().workers)
+    parser.add_argument("--concurrency", type=int, default=Plan().concurrency)
+    parser.add_argument("--keep", type=Path, help="folder for journals and the server's store, kept afterwards")
+    given = parser.parse_args()
+    plan = Plan(tasks=given.tasks, seed=given.seed, workers=given.workers, concurrency=given.concurrency)
+    with tempfile.TemporaryDirectory(prefix="callboard-chaos-") as scratch:
+        folder = given.keep or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        report = asyncio.run(run(plan, folder))
+    print(report)  # noqa: T201 - a command
+    for problem in report.problems:
+        print(f"BROKEN: {problem}")  # noqa: T201 - a command
+    return 1 if report.problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

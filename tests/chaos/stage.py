@@ -1,0 +1,130 @@
+"""A server, workers and a load together, and the evidence they leave."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+from msgspec import structs
+
+from callboard.runtime import record, subjects
+from callboard.runtime.bus import header, provision
+from callboard.runtime.bus.base import Bus, StreamConfig
+from callboard.runtime.bus.jetstream import connect
+from callboard.runtime.bus.topology import declared
+from callboard.runtime.config import TopologySettings
+from callboard.runtime.errors import BusError
+from tests.chaos.checker import Evidence, Verdict, check
+from tests.chaos.fleet import Fleet
+from tests.chaos.load import Load
+from tests.chaos.server import Server
+from tests.chaos.waiting import eventually
+
+_MIB = 1 << 20
+SETTINGS = TopologySettings(
+    queue_max_bytes=64 * _MIB, ledger_max_bytes=64 * _MIB, audit_max_bytes=8 * _MIB, dead_max_bytes=8 * _MIB,
+    tokens_max_bytes=_MIB,
+)  # fmt: skip
+Tweak = Callable[[StreamConfig], StreamConfig]
+
+
+class Stage:
+    """Everything of one chaos run."""
+
+    def __init__(self, server: Server, bus: Bus, fleet: Fleet) -> None:
+        self.server = server
+        self.bus = bus
+        self.fleet = fleet
+        self.load = Load(bus)
+
+    async def settled(self, *, within_s: float) -> None:
+        """Wait until nothing waits, runs or is scheduled; two equal looks are needed."""
+        await eventually(self._is_empty, within_s=within_s, what="an empty queue", every_s=0.2)
+        await eventually(self._is_empty, within_s=within_s, what="a queue that stays empty", every_s=0.2)
+
+    async def evidence(self) -> Evidence:
+        """Gather what is known now."""
+        self.fleet.note_deaths()
+        effects: Counter[str] = Counter()
+        statuses: dict[str, str] = {}
+        async for stored in self.bus.read(subjects.LEDGER, subjects=("cb.result.>",)):
+            entry = record.decode_task(stored.data)
+            effects[entry.task] += 1
+            statuses[entry.task] = entry.status
+        return Evidence(
+            acked=frozenset(self.load.acked),
+            offered=frozenset(self.load.offered),
+            unnamed_unknown=self.load.unnamed_unknown,
+            effects=effects,
+            statuses=statuses,
+            dead=frozenset(await self.dead()),
+            pending=frozenset(await self._pending()),
+            events=self.fleet.events(),
+            deaths=tuple(self.fleet.deaths),
+        )
+
+    async def verdict(self) -> Verdict:
+        """Return what the checker says now."""
+        return check(await self.evidence())
+
+    async def dead(self) -> dict[str, record.DeadLetter]:
+        """Return the dead letters by task."""
+        letters = [record.decode_dead(s.data) async for s in self.bus.read(subjects.DEAD, subjects=("cb.dead.task.>",))]
+        return {letter.task: letter for letter in letters}
+
+    async def depth(self) -> int:
+        """Return how many tasks wait or run."""
+        info = await self.bus.stream_info(subjects.WORK)
+        later = await self.bus.stream_info(subjects.LATER)
+        if info is None or later is None:
+            message = "the streams are gone"
+            raise AssertionError(message)
+        return info.messages + later.messages
+
+    async def _is_empty(self) -> bool:
+        try:
+            return await self.depth() == 0
+        except BusError:
+            # the server is on its way down or up
+            return False
+
+    async def _pending(self) -> set[str]:
+        found = set()
+        for stream in (subjects.WORK, subjects.LATER):
+            async for stored in self.bus.read(stream):
+                headers = stored.headers or {}
+                found.add(headers.get(header.TASK_ID) or headers.get(header.MSG_ID) or f"~{stored.seq}")
+        return found
+
+
+@contextlib.asynccontextmanager
+async def staged(
+    folder: Path, *, tweak: Tweak | None = None, max_file_bytes: int = 4 << 30, **workers: Any
+) -> AsyncIterator[Stage]:
+    """Start a server with the topology; workers take ``workers`` as their defaults. Everything ends with the block."""
+    server = Server(folder, max_file_bytes=max_file_bytes)
+    fleet: Fleet | None = None
+    try:
+        await server.start()
+        bus = await connect(server.url, name="chaos-harness")
+        try:
+            await _provision(bus, tweak)
+            fleet = Fleet(folder, url=server.url, **workers)
+            yield Stage(server, bus, fleet)
+        finally:
+            if fleet is not None:
+                fleet.end()
+            await asyncio.wait_for(bus.close(), 10)
+    finally:
+        server.kill()
+
+
+async def _provision(bus: Bus, tweak: Tweak | None) -> None:
+    wanted = declared(SETTINGS)
+    if tweak is not None:
+        wanted = structs.replace(wanted, streams=tuple(tweak(stream) for stream in wanted.streams))
+    await provision.apply(bus, await provision.plan(bus, wanted))
