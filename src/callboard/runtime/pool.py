@@ -416,11 +416,6 @@ class Pool:
             if len(self.ready) <= self._active - len(self.running):
                 return
 
-    async def breathe(self) -> None:
-        """Ask for more work, and let the loop turn once."""
-        self._regrant()
-        await self.clock.sleep(0)
-
     def rested(self, slot: Slot) -> None:
         """Take a slot back; its task has ended."""
         self._active -= 1

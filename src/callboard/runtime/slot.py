@@ -29,9 +29,6 @@ from callboard.runtime.outcome import Cancelled, Completed, Expired, Failed, Out
 from callboard.runtime.record import failure_of
 
 DRAIN_RETURN_S = 0.05
-# A handler that never waits would run a whole burst in one turn of the loop, and the broker would idle meanwhile. After
-# so many, what is done goes out and new work is asked for: the broker works on one half while we work on the other.
-RUNS_A_TURN = 32
 
 
 class SlotHost(Protocol):
@@ -50,10 +47,6 @@ class SlotHost(Protocol):
 
     def may_begin(self, claim: Claim) -> bool:
         """Return whether the claim is still ours; if not, it is let go of."""
-        ...
-
-    async def breathe(self) -> None:
-        """Ask for more work, and let the loop turn once."""
         ...
 
     def context_of(self, claim: Claim) -> TaskContext:
@@ -94,14 +87,8 @@ class Slot:
         pool = self._pool
         context.holder.set(self)
         clean = contextvars.copy_context()
-        runs = 0
         try:
             while pool.ready:
-                if runs == RUNS_A_TURN:
-                    runs = 0
-                    await pool.breathe()
-                    continue
-                runs += 1
                 claim = pool.ready.popleft()
                 if pool.ready:
                     pool.next_is_due()
