@@ -14,6 +14,8 @@ from bench.table import Row, Side
 CONCURRENCIES = (8, 256)
 MAIN_CONCURRENCY = 64
 WARM = 500
+# A batch settles up to a thousand tasks at one moment.
+LEAST = 3000
 GOALS = {"default": "6x", "always": "2x"}
 # Tasks a second to begin with; a side's own last rate replaces them.
 GUESSES = {("ours", "default"): 15_000.0, ("naive", "default"): 5_000.0, ("ours", "always"): 3_000.0}
@@ -46,7 +48,7 @@ class Rounds:
         guess = GUESSES.get((side, self._broker.mode), GUESS)
         rate = self._rates.get((side, concurrency), guess)
         warm = 100 if self._options.is_quick else WARM
-        tasks = warm + max(200, int(rate * self._options.seconds))
+        tasks = warm + max(LEAST, int(rate * self._options.seconds))
         capability = f"{side}{next(_numbers)}"
         await self._broker.reset()
         for index, lane in enumerate(lanes):
