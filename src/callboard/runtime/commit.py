@@ -30,7 +30,7 @@ _MARGIN = 2.0
 Mode = Literal["single", "batch"]
 
 
-class Stands(Struct, frozen=True):
+class Stands(Struct, frozen=True, gc=False):
     """The record is stored; ``is_ours`` is False when another one stood there first, and then that one counts."""
 
     is_ours: bool
@@ -46,7 +46,7 @@ Result = Stands | Refused
 _OURS = Stands(is_ours=True)
 
 
-class Entry(Struct):
+class Entry(Struct, gc=False):
     """A record on its way: its write and whom to tell."""
 
     write: Write
@@ -127,9 +127,11 @@ class Committer:
 
     def add(self, write: Write, done: Callable[[Result], None]) -> None:
         """Take a record; ``done`` is called on the loop when it stands or never can."""
+        if not self._waiting:
+            # with others waiting both are as they should be, and they cost as much as the rest of this call
+            self._wake.set()
+            self._idle.clear()
         self._waiting.append(Entry(write, done))
-        self._wake.set()
-        self._idle.clear()
 
     async def drain(self) -> None:
         """Wait until every record taken so far stands."""
