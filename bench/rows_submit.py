@@ -53,7 +53,9 @@ async def rows(broker: Broker, options: Options) -> list[Row]:
         compare = _Comparison(broker, options)
         if broker.mode == "default":
             found = [
-                await compare.row("submit, pipelined", str(IN_FLIGHT), pipelined, publish_async, "publish_async", "1.5x"),
+                await compare.row(
+                    "submit, pipelined", str(IN_FLIGHT), pipelined, publish_async, "publish_async", "1.5x"
+                ),
                 await compare.row("submit_many", str(BATCHES), batched, publish_async, "publish_async", "1.5x"),
             ]
         else:
@@ -78,9 +80,7 @@ class _Comparison:
         self._broker = broker
         self._options = options
 
-    async def row(
-        self, what: str, in_flight: str, ours: Way, base: Way, name: str, goal: str
-    ) -> Row:
+    async def row(self, what: str, in_flight: str, ours: Way, base: Way, name: str, goal: str) -> Row:
         """Measure one pair."""
         sides = Side(name="ours"), Side(name=name)
         sizes = [await self._size(way) for way in (ours, base)]

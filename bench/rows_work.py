@@ -41,9 +41,7 @@ class Rounds:
             naive.append(await self.one("naive", concurrency))
         return ours, naive
 
-    async def one(
-        self, side: Name, concurrency: int, *, profile: str = "", lanes: tuple[str, ...] = ("",)
-    ) -> Report:
+    async def one(self, side: Name, concurrency: int, *, profile: str = "", lanes: tuple[str, ...] = ("",)) -> Report:
         """Fill the queue and have one side empty it."""
         guess = GUESSES.get((side, self._broker.mode), GUESS)
         rate = self._rates.get((side, concurrency), guess)
