@@ -12,11 +12,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+RUN_TIMEOUT_S = 30
 SRC = Path(__file__).parents[2] / "src"
 
-SHOP = '''
+SHOP = """
 import asyncio, os, time
 from callboard import RetryPolicy, TaskContext, TerminalError, capability
 
@@ -56,7 +57,7 @@ async def steps(count: int, task: TaskContext) -> int:
         task.progress(100 * number / count, stage=f"step {number}")
         await asyncio.sleep(0.05)
     return count
-'''
+"""
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Run:
     err: str
 
     @property
-    def json(self) -> Any:
+    def json(self) -> Any:  # noqa: ANN401 - whatever it wrote
         """What it wrote, as JSON; it must be nothing else."""
         return json.loads(self.out)
 
@@ -93,10 +94,10 @@ class Background:
             reader.start()
 
     @staticmethod
-    def _read(stream: Any, lines: list[str]) -> None:
+    def _read(stream: IO[str] | None, lines: list[str]) -> None:
+        assert stream is not None
         with stream:
-            for line in stream:
-                lines.append(line)
+            lines.extend(stream)
 
     @property
     def events(self) -> list[Any]:
@@ -132,7 +133,7 @@ class Console:
         self.env = {name: value for name, value in os.environ.items() if not name.startswith("CALLBOARD_")}
         self.env |= {"PYTHONPATH": str(SRC), "PYTHONUNBUFFERED": "1", "COLUMNS": "160"}
 
-    def run(self, *args: str, text: str | None = None, timeout_s: float = 30, **env: str) -> Run:
+    def run(self, *args: str, text: str | None = None, **env: str) -> Run:
         """Run a command to its end."""
         done = subprocess.run(
             [sys.executable, "-m", "callboard", *args],
@@ -142,7 +143,7 @@ class Console:
             stdin=subprocess.DEVNULL if text is None else None,
             capture_output=True,
             text=True,
-            timeout=timeout_s,
+            timeout=RUN_TIMEOUT_S,
             check=False,
         )
         return Run(done.returncode, done.stdout, done.stderr)

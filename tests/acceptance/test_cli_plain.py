@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
@@ -57,7 +57,7 @@ def test_every_leaf_shows_an_example_or_needs_none(path: tuple[str, ...]) -> Non
     assert "Example:" in (command.epilog or "")
 
 
-def test_help_imports_nothing_heavy_and_is_fast(record_property: pytest.RecordProperty) -> None:
+def test_help_imports_nothing_heavy_and_is_fast(record_property: Callable[[str, object], None]) -> None:
     code = (
         "import sys, time; t = time.perf_counter();"
         "from callboard.cli.main import cli;"
@@ -68,7 +68,7 @@ def test_help_imports_nothing_heavy_and_is_fast(record_property: pytest.RecordPr
         [sys.executable, "-c", code], env={"PYTHONPATH": str(SRC)}, capture_output=True, text=True, check=True
     )
     record_property("help_s", done.stderr.split()[0])
-    print(f"callboard --help: {done.stderr.split()[0]} s in the process")
+    sys.stdout.write(f"callboard --help: {done.stderr.split()[0]} s in the process\n")
     assert all(name in done.stdout for name in COMMANDS)
     assert done.stderr.rstrip().endswith("[]")
 

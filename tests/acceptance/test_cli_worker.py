@@ -123,8 +123,8 @@ def test_health_and_metrics_are_served_and_a_taken_port_is_named(console: Consol
 
 
 def test_a_pool_serves_its_own_capabilities_and_those_of_none(console: Console) -> None:
-    text = 'from callboard import capability\n@capability("gpu", pool="gpu")\ndef gpu(): ...\n@capability\ndef any(): ...\n'
-    (console.folder / "pools.py").write_text(text)
+    text = '@capability("gpu", pool="gpu")\ndef gpu(): ...\n@capability\ndef any(): ...\n'
+    (console.folder / "pools.py").write_text(f"from callboard import capability\n{text}")
     for pool, served in (("gpu", ["any", "gpu"]), ("fast", ["any"]), ("default", ["any", "gpu"])):
         worker = console.start("worker", "start", "pools.py", "--json", "--pool", pool)
         eventually(lambda: worker.events, worker.err)  # noqa: B023 - called here

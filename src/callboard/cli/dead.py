@@ -29,7 +29,7 @@ def command() -> None:
 @json_option
 @global_options
 @pass_session
-def ls(session: Session, **options: Any) -> None:  # noqa: ANN401 - click's
+def ls(session: Session, /, **options: Any) -> None:  # noqa: ANN401 - click's
     """List dead letters, newest first."""
     from callboard.runtime import dead
 
@@ -67,7 +67,7 @@ def _cause(found: Letter) -> str:
 @json_option
 @global_options
 @pass_session
-def show(session: Session, task_id: str) -> None:
+def show(session: Session, /, task_id: str) -> None:
     """Show a dead letter: cause, history and payload."""
     import json
 
@@ -107,7 +107,7 @@ def show(session: Session, task_id: str) -> None:
 @json_option
 @global_options
 @pass_session
-def requeue(session: Session, *, edited: str | None, keep: bool, **chosen: Any) -> None:  # noqa: ANN401 - click's
+def requeue(session: Session, /, *, edited: str | None, keep: bool, **chosen: Any) -> None:  # noqa: ANN401 - click's
     """Submit dead tasks again, each under a new id (TASK+r1, +r2, ...), and remove their letters."""
     from callboard.cli.submit import read_payload
     from callboard.runtime import dead
@@ -144,7 +144,7 @@ def requeue(session: Session, *, edited: str | None, keep: bool, **chosen: Any) 
 @json_option
 @global_options
 @pass_session
-def discard(session: Session, **chosen: Any) -> None:  # noqa: ANN401 - click's
+def discard(session: Session, /, **chosen: Any) -> None:  # noqa: ANN401 - click's
     """Delete dead letters. The records of their tasks stay in the ledger."""
     from callboard.runtime import dead
 

@@ -189,9 +189,12 @@ class Committer:
     async def _commit_singles(self, entries: list[Entry], group: asyncio.TaskGroup) -> bool:
         """Store each on its own; return whether all of them stand by their own write."""
         try:
-            answers: Sequence[PubAck | BusError] = await self._bus.store_many([entry.write for entry in entries])
+            answers: Sequence[PubAck | CallboardError] = await self._bus.store_many([entry.write for entry in entries])
         except BusError as error:
             answers = [error] * len(entries)
+        except CallboardError as error:
+            # one of them is too large, and nothing was sent: find out which
+            answers = await self._one_by_one(entries, error)
         is_clean = True
         conflicts: list[Entry] = []
         for entry, answer in zip(entries, answers, strict=True):
@@ -207,6 +210,17 @@ class Committer:
         self._landed(entries)
         return is_clean and not conflicts
 
+    async def _one_by_one(self, entries: list[Entry], error: CallboardError) -> list[PubAck | CallboardError]:
+        if len(entries) == 1:
+            return [error]
+        answers: list[PubAck | CallboardError] = []
+        for entry in entries:
+            try:
+                answers.append(await self._bus.store(entry.write))
+            except CallboardError as refusal:
+                answers.append(refusal)
+        return answers
+
     async def _commit_batch(self, entries: list[Entry], group: asyncio.TaskGroup) -> bool:
         """Store all in one write; return whether that went through at once."""
         self._fly(entries)
@@ -221,6 +235,12 @@ class Committer:
         except BusError as error:
             for entry in entries:
                 self._put_off(entry, error, group)
+        except CallboardError as error:
+            for entry, answer in zip(entries, await self._one_by_one(entries, error), strict=True):
+                if isinstance(answer, PubAck):
+                    entry.done(_OURS)
+                else:
+                    self._put_off(entry, answer, group)
         else:
             is_clean = True
             for entry in entries:
