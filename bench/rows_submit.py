@@ -51,18 +51,21 @@ async def rows(broker: Broker, options: Options) -> list[Row]:
             await asyncio.gather(*(awaited(count // 32) for _ in range(32)))
 
         compare = _Comparison(broker, options)
+
+        async def measure(what: str, way: Way, base: Way, name: str, goal: str = "") -> Row:
+            in_flight = IN_FLIGHT if way is pipelined else BATCHES
+            return await compare.row(what, way, base, in_flight=in_flight, name=name, goal=goal)
+
         if broker.mode == "default":
             found = [
-                await compare.row(
-                    "submit, pipelined", str(IN_FLIGHT), pipelined, publish_async, "publish_async", "1.5x"
-                ),
-                await compare.row("submit_many", str(BATCHES), batched, publish_async, "publish_async", "1.5x"),
+                await measure("submit, pipelined", pipelined, publish_async, "publish_async", "1.5x"),
+                await measure("submit_many", batched, publish_async, "publish_async"),
             ]
         else:
             found = [
-                await compare.row("submit_many", str(BATCHES), batched, awaited, "awaited, 1 in flight", "3x"),
-                await compare.row("submit_many", str(BATCHES), batched, awaited_32, "awaited, 32 in flight", ""),
-                await compare.row("submit_many", str(BATCHES), batched, publish_async, "publish_async", ""),
+                await measure("submit_many", batched, awaited, "awaited, 1 in flight", "3x"),
+                await measure("submit_many", batched, awaited_32, "awaited, 32 in flight", "3x"),
+                await measure("submit_many", batched, publish_async, "publish_async"),
             ]
     await plain.close()
     return found
@@ -80,7 +83,7 @@ class _Comparison:
         self._broker = broker
         self._options = options
 
-    async def row(self, what: str, in_flight: str, ours: Way, base: Way, name: str, goal: str) -> Row:
+    async def row(self, what: str, ours: Way, base: Way, *, in_flight: int, name: str, goal: str = "") -> Row:
         """Measure one pair."""
         sides = Side(name="ours"), Side(name=name)
         sizes = [await self._size(way) for way in (ours, base)]
@@ -92,7 +95,7 @@ class _Comparison:
             key="c",
             what=what,
             mode=self._broker.mode,
-            concurrency=in_flight,
+            concurrency=str(in_flight),
             unit="/s",
             ours=sides[0],
             base=sides[1],

@@ -41,7 +41,9 @@ class Rounds:
             naive.append(await self.one("naive", concurrency))
         return ours, naive
 
-    async def one(self, side: Name, concurrency: int, *, profile: str = "", lanes: tuple[str, ...] = ("",)) -> Report:
+    async def one(
+        self, side: Name, concurrency: int, *, profile: str = "", lanes: tuple[str, ...] = ("",), loop: str = ""
+    ) -> Report:
         """Fill the queue and have one side empty it."""
         guess = GUESSES.get((side, self._broker.mode), GUESS)
         rate = self._rates.get((side, concurrency), guess)
@@ -60,7 +62,7 @@ class Rounds:
                 concurrency=concurrency,
                 warm=warm,
                 count=tasks,
-                loop=self._options.loop,
+                loop=loop or self._options.loop,
                 profile=profile,
             ),
         )
@@ -77,7 +79,7 @@ async def rows(broker: Broker, options: Options) -> list[Row]:
     if "f" in options.rows:
         for concurrency in CONCURRENCIES:
             ours, naive = await rounds.pair(concurrency)
-            found.append(_rate_row("f", "tasks/s", broker.mode, concurrency, ours, naive))
+            found.append(_rate_row("f", ours, naive, mode=broker.mode, concurrency=concurrency))
     if "e" in options.rows and broker.mode == "default":
         found.append(await _lanes(rounds, options))
     return found
@@ -95,10 +97,12 @@ async def _main(broker: Broker, rounds: Rounds, options: Options) -> list[Row]:
     ours, naive = await rounds.pair(MAIN_CONCURRENCY)
     found = []
     if "a" in options.rows:
-        row = _rate_row("a", "tasks/s", broker.mode, MAIN_CONCURRENCY, ours, naive)
+        row = _rate_row("a", ours, naive, mode=broker.mode, concurrency=MAIN_CONCURRENCY)
         row.goal = GOALS[broker.mode]
         row.note = ours[-1].note
         found.append(row)
+        if options.loop != "asyncio" and not options.is_quick:
+            found.append(await _plain_loop(rounds, options, broker.mode))
     if "b" in options.rows:
         found.append(
             Row(
@@ -116,18 +120,34 @@ async def _main(broker: Broker, rounds: Rounds, options: Options) -> list[Row]:
     return found
 
 
+async def _plain_loop(rounds: Rounds, options: Options, mode: str) -> Row:
+    """Ours on uvloop, as the command line runs it, against the naive side on asyncio's own loop, as its docs run it."""
+    ours, naive = [], []
+    for _ in range(options.rounds):
+        ours.append(await rounds.one("ours", MAIN_CONCURRENCY))
+        naive.append(await rounds.one("naive", MAIN_CONCURRENCY, loop="asyncio"))
+    row = _rate_row("a", ours, naive, mode=mode, concurrency=MAIN_CONCURRENCY)
+    if row.base is not None:
+        row.base.name = "naive on asyncio's loop"
+    return row
+
+
 async def _lanes(rounds: Rounds, options: Options) -> Row:
     mixed, single = [], []
     for _ in range(options.rounds):
         mixed.append(await rounds.one("ours", MAIN_CONCURRENCY, lanes=(".high", "", ".low")))
         single.append(await rounds.one("ours", MAIN_CONCURRENCY))
-    row = _rate_row("e", "tasks/s, three lanes filled", "default", MAIN_CONCURRENCY, mixed, single)
+    row = _rate_row(
+        "e", mixed, single, mode="default", concurrency=MAIN_CONCURRENCY, what="tasks/s, three lanes filled"
+    )
     if row.base is not None:
         row.base.name = "one lane"
     return row
 
 
-def _rate_row(key: str, what: str, mode: str, concurrency: int, ours: list[Report], base: list[Report]) -> Row:
+def _rate_row(
+    key: str, ours: list[Report], base: list[Report], *, mode: str, concurrency: int, what: str = "tasks/s"
+) -> Row:
     return Row(
         key=key,
         what=what,

@@ -30,7 +30,8 @@ class SystemClock:
 
     __slots__ = ()
 
-    # On Linux it goes on while the process is stopped. Both are asked for several times a task: no Python frame between.
+    # On Linux it goes on while the process is stopped. Both are asked for several times a task, so no Python frame
+    # stands between.
     monotonic = staticmethod(time.monotonic)
     now = staticmethod(partial(datetime.now, UTC))
 

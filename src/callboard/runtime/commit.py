@@ -75,7 +75,7 @@ class Chooser:
         self._tried_at = float("-inf")
 
     def wants_trial(self, count: int, now_s: float) -> bool:
-        """Return whether a group of ``count`` should try both ways: the first that is large enough, then one in a while."""
+        """Return whether a group of ``count`` should try both ways: the first large enough one, then one in a while."""
         return count >= 2 * _MIN_BATCH and now_s - self._tried_at >= TRIAL_EVERY_S
 
     def began_trial(self, now_s: float) -> None:
