@@ -23,22 +23,20 @@ class Job(Struct, kw_only=True):
 
     Attributes:
         capability: Its subject token; a round has one of its own, whose queue is filled beforehand.
-        warm: Tasks before the clock starts.
-        count: Tasks in all, the warm ones included.
+        count: Tasks in the queue.
         profile: Where to write a profile; "" for none.
     """
 
     url: str
     capability: str
     concurrency: int
-    warm: int
     count: int
     loop: str = "uvloop"
     profile: str = ""
 
 
 class Report(Struct, kw_only=True):
-    """What a round took, from the end of the warm tasks to the last ack taken by the broker."""
+    """What a round took, from the first claim to the last ack taken by the broker."""
 
     tasks: int
     seconds: float
@@ -81,7 +79,7 @@ async def until_empty(left: Callable[[], Awaitable[int]]) -> None:
         await asyncio.sleep(0.001)
 
 
-def run(side: Literal["ours", "naive"], job: Job) -> Report:
+def run(side: Literal["ours", "naive", "bare"], job: Job) -> Report:
     """Run a round of a side in a process of its own.
 
     Raises:

@@ -13,15 +13,19 @@ from bench.table import Row, Side
 
 CONCURRENCIES = (8, 256)
 MAIN_CONCURRENCY = 64
-WARM = 500
-# A batch settles up to a thousand tasks at one moment.
+# Beginning and end of a round should not weigh much.
 LEAST = 3000
 GOALS = {"default": "6x", "always": "2x"}
 # Tasks a second to begin with; a side's own last rate replaces them.
-GUESSES = {("ours", "default"): 15_000.0, ("naive", "default"): 5_000.0, ("ours", "always"): 3_000.0}
+GUESSES = {
+    ("ours", "default"): 15_000.0,
+    ("bare", "default"): 40_000.0,
+    ("naive", "default"): 5_000.0,
+    ("ours", "always"): 3_000.0,
+}
 GUESS = 1_000.0
 
-Name = Literal["ours", "naive"]
+Name = Literal["ours", "naive", "bare"]
 _numbers = count()
 
 
@@ -47,8 +51,7 @@ class Rounds:
         """Fill the queue and have one side empty it."""
         guess = GUESSES.get((side, self._broker.mode), GUESS)
         rate = self._rates.get((side, concurrency), guess)
-        warm = 100 if self._options.is_quick else WARM
-        tasks = warm + max(LEAST, int(rate * self._options.seconds))
+        tasks = max(LEAST, int(rate * self._options.seconds))
         capability = f"{side}{next(_numbers)}"
         await self._broker.reset()
         for index, lane in enumerate(lanes):
@@ -60,7 +63,6 @@ class Rounds:
                 url=self._broker.url,
                 capability=capability,
                 concurrency=concurrency,
-                warm=warm,
                 count=tasks,
                 loop=loop or self._options.loop,
                 profile=profile,
@@ -80,8 +82,10 @@ async def rows(broker: Broker, options: Options) -> list[Row]:
         for concurrency in CONCURRENCIES:
             ours, naive = await rounds.pair(concurrency)
             found.append(_rate_row("f", ours, naive, mode=broker.mode, concurrency=concurrency))
-    if "e" in options.rows and broker.mode == "default":
-        found.append(await _lanes(rounds, options))
+    if "e" in options.rows:
+        found.append(await _bare(rounds, options, broker.mode))
+        if broker.mode == "default":
+            found.append(await _lanes(rounds, options))
     return found
 
 
@@ -129,6 +133,18 @@ async def _plain_loop(rounds: Rounds, options: Options, mode: str) -> Row:
     row = _rate_row("a", ours, naive, mode=mode, concurrency=MAIN_CONCURRENCY)
     if row.base is not None:
         row.base.name = "naive on asyncio's loop"
+    return row
+
+
+async def _bare(rounds: Rounds, options: Options, mode: str) -> Row:
+    """What the broker and the client library allow: pull and ack, no handler, no record."""
+    ours, bare = [], []
+    for _ in range(options.rounds):
+        ours.append(await rounds.one("ours", MAIN_CONCURRENCY))
+        bare.append(await rounds.one("bare", MAIN_CONCURRENCY))
+    row = _rate_row("e", ours, bare, mode=mode, concurrency=MAIN_CONCURRENCY)
+    if row.base is not None:
+        row.base.name = "pull and ack alone"
     return row
 
 

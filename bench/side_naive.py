@@ -44,14 +44,11 @@ async def work(job: Job) -> Report:
         info = await js.consumer_info("CB_WORK", job.capability)
         return (info.num_pending or 0) + (info.num_ack_pending or 0)
 
-    while done < job.warm:
-        await take()
-    before = done
     meter = Meter()
     while done < job.count:
         await take()
     await until_empty(left)
-    report = meter.report(done - before)
+    report = meter.report(done)
     await client.close()
     return report
 

@@ -40,7 +40,8 @@ async def work(job: Job) -> Report:
     await until(lambda: worker.status == "ready" or serving.done())
     if serving.done():
         await serving
-    endings = worker.pools[job.capability].stats.endings
+    stats = worker.pools[job.capability].stats
+    endings = stats.endings
 
     async def left() -> int:
         pending = 0
@@ -49,8 +50,7 @@ async def work(job: Job) -> Report:
             pending += info.pending + info.ack_pending if info else 0
         return pending
 
-    await until(lambda: endings["completed"] >= job.warm or endings["failed"] > 0)
-    before = endings["completed"]
+    await until(lambda: stats.claimed > 0)
     sampler = Sampler()
     if job.profile:
         sampler.start()
@@ -60,7 +60,7 @@ async def work(job: Job) -> Report:
         message = f"not every task was completed once: {endings}"
         raise RuntimeError(message)
     await until_empty(left)
-    report = meter.report(job.count - before, note=_note(worker))
+    report = meter.report(job.count, note=_note(worker))
     if job.profile:
         sampler.write(job.profile, tasks=report.tasks)
     worker.stop()
