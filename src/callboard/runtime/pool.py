@@ -37,6 +37,7 @@ from callboard.runtime.screen import needs_questions
 from callboard.runtime.settle import Settler
 from callboard.runtime.slot import Slot
 from callboard.runtime.stats import PoolStats
+from callboard.runtime.subjects import Lane
 
 MAX_STALL_S = 2.0
 OPEN_AGAIN_S = 0.5
@@ -279,6 +280,7 @@ class Pool:
     def _take_in(self) -> None:
         now_s = self.clock.monotonic()
         now = self.clock.now()
+        wall_s = now.timestamp()
         self._doubt.look()
         arrived = self._arrived[:]
         self._arrived.clear()
@@ -294,7 +296,8 @@ class Pool:
             if delivery.token in self._keeper.claims:
                 # a server that lost its last moments hands out the very delivery that we have already
                 continue
-            claim = self._claim(delivery, now_s, now)
+            self.stats.wait_time.observe(max(0.0, wall_s - delivery.time_ns / 1e9))
+            claim = self._claim(delivery, lane, now_s, now)
             claim.is_doubtful = delivery.seq <= self._doubt.up_to[lane]
             self._keeper.add(claim)
             if claim.delivery.headers is not None or claim.delivery.delivered > 1 or claim.is_doubtful:
@@ -306,12 +309,12 @@ class Pool:
         self._start_slots()
         self._regrant()
 
-    def _claim(self, delivery: Delivery, now_s: float, now: datetime) -> Claim:
-        _, lane = subjects.split_task(delivery.subject)
-        claim = Claim(delivery, capability=self.capability.name, lane=lane, now_s=now_s, now=now)
+    def _claim(self, delivery: Delivery, lane: PullLane, now_s: float, now: datetime) -> Claim:
+        # each lane has a consumer of its own; a schedule's firing names its lane in a header
+        own_lane: Lane = "normal" if lane == "due" else lane
+        claim = Claim(delivery, capability=self.capability.name, lane=own_lane, now_s=now_s, now=now)
         claim.linked_at = self._doubt.linked_at
         self.stats.claimed += 1
-        self.stats.wait_time.observe(max(0.0, now.timestamp() - delivery.time_ns / 1e9))
         return claim
 
     def _taken(self) -> int:
