@@ -22,11 +22,12 @@ from callboard.runtime.blobs import BlobStore
 from callboard.runtime.bus import header
 from callboard.runtime.bus.base import Bus, Delivery, Pull
 from callboard.runtime.capability import Capability
-from callboard.runtime.claim import Claim, StopReason, parse_deadline
+from callboard.runtime.claim import Claim, StopReason
 from callboard.runtime.clock import Clock
 from callboard.runtime.commit import Committer
 from callboard.runtime.context import TaskContext
 from callboard.runtime.doubt import Doubt
+from callboard.runtime.envelope import parse_deadline
 from callboard.runtime.errors import BusError, InputError, TaskCancelledError
 from callboard.runtime.lanes import PULL_LANES, Lanes, PullLane
 from callboard.runtime.lease import LeaseKeeper

@@ -32,6 +32,8 @@ from callboard.runtime.version import VERSION
 
 TICK_S = 0.05
 PEER_ALIVE_S = 3.0
+# Two beats: whoever is alive was heard by then.
+KNOW_PEERS_S = 2.0
 DEAF_AFTER_S = 12.0
 DEAF_EXIT_S = 45.0
 
@@ -207,7 +209,7 @@ class Worker:
             soon=loop.call_soon,
             rules=options.settle_rules,
         )
-        questions = Questions(bus, keeper, clock=clock, holds_wait_s=options.holds_wait_s, peers=self.peers)
+        questions = Questions(bus, keeper, clock=clock, holds_wait_s=options.holds_wait_s, peers=self._known_peers)
         for capability in self._capabilities:
             self.pools[capability.name] = Pool(
                 capability,
@@ -264,6 +266,7 @@ class Worker:
         self._subscriptions.append(await bus.subscribe(subjects.BEAT_ALL, self._on_beat))
         self._subscriptions.append(await bus.subscribe(subjects.CTL_CANCEL, lambda m: self._on_cancel(bus, m)))
         self._subscriptions.append(await bus.subscribe(subjects.ctl_worker(self.id), lambda m: self._on_order(bus, m)))
+        self._listening_s = self._clock.monotonic()
         config = Bucket(bus, CONFIG_BUCKET)
         for name in self.pools:
             entry = await config.get(PAUSE_PREFIX + name)
@@ -292,6 +295,10 @@ class Worker:
         """Return the other workers whose beats were heard within three seconds."""
         oldest_s = self._clock.monotonic() - PEER_ALIVE_S
         return frozenset(worker for worker, heard_s in self._peers.items() if heard_s >= oldest_s)
+
+    def _known_peers(self) -> frozenset[str] | None:
+        has_heard_all = self._clock.monotonic() - self._listening_s >= KNOW_PEERS_S
+        return self.peers() if has_heard_all else None
 
     def _on_cancel(self, bus: Bus, message: Message) -> None:
         try:
