@@ -117,6 +117,7 @@ class Worker:
         self._peers: dict[str, float] = {}
         self._stop = asyncio.Event()
         self._stop_now = False
+        self._stuck: CallboardError | None = None
         self._started_at = clock.now()
         self._fetched_s: float | None = None
         self._subscriptions: list[Subscription] = []
@@ -144,7 +145,7 @@ class Worker:
         Raises:
             BusConnectError: If the broker cannot be reached at the start.
             TopologyError: If its streams are missing.
-            CallboardError: If the worker went deaf and could not recover.
+            CallboardError: If the worker went deaf and could not recover, or a thread could not be stopped.
         """
         bus = await self._connect(f"{self.id}")
         try:
@@ -152,6 +153,8 @@ class Worker:
         finally:
             self.status = "stopped"
             await bus.close()
+        if self._stuck is not None:
+            raise self._stuck
 
     async def _serve(self, bus: Bus, on_ready: Callable[[], None] | None) -> None:
         await self._ensure_consumers(bus)
@@ -384,8 +387,17 @@ class Worker:
         if silent_s > DEAF_AFTER_S:
             self.problem = f"the broker has not answered a pull for {silent_s:.0f} s"
         self.status = "deaf" if self.problem else "ready"
+        self._look_for_stuck_threads(now_s)
         if silent_s > DEAF_EXIT_S and all(not pool.running for pool in self.pools.values()):
             raise CallboardError(self.problem or "deaf")
+
+    def _look_for_stuck_threads(self, now_s: float) -> None:
+        limit_s = self.options.max_block_s
+        since = [since_s for pool in self.pools.values() for since_s in pool.lingering.values()]
+        if since and now_s - min(since) > limit_s and self._stuck is None:
+            text = f"a synchronous handler went on for {limit_s:g} s after its run was stopped; only the end of the process"
+            self._stuck = CallboardError(f"{text} ends its thread, so the worker drains and ends")
+            self.stop()
 
     def _fire(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
         # the task group owns it
