@@ -18,6 +18,7 @@ from callboard.runtime.context import TaskContext, current_task
 from callboard.runtime.control import Order
 from callboard.runtime.errors import InputError
 from callboard.runtime.retry import RetryPolicy
+from callboard.runtime.worker import END_WAIT_S
 from tests.support.eventually import eventually
 from tests.support.world import QUICK, Running, World
 
@@ -109,10 +110,10 @@ async def test_a_running_thread_is_written_off_and_its_result_thrown_away(callbo
         await eventually(started.is_set)
         done = await world.client.cancel("blocked", handle.id)
         assert (done.found, done.record.status) == ("running", "cancelled")  # type: ignore[union-attr]
-        assert running.pool.lingering == 1
+        assert len(running.pool.lingering) == 1
     finally:
         go.set()
-    await eventually(lambda: running.pool.lingering == 0)
+    await eventually(lambda: len(running.pool.lingering) == 0)
     found = await world.client.record("blocked", handle.id)
     assert found is not None
     assert found.status == "cancelled"
@@ -246,7 +247,8 @@ async def test_a_thread_that_never_ends_does_not_keep_the_worker(callboard_world
         running = await world.start(blocked, options=replace(QUICK, drain_grace_s=0.1))
         await world.client.submit(blocked)
         await eventually(lambda: bool(running.pool.running))
-        await asyncio.wait_for(running.stop(), 5)
+        # a moment is given to the thread: its result would be worth having
+        await asyncio.wait_for(running.stop(), 2 * END_WAIT_S)
     finally:
         go.set()
     assert await world.waiting() == 1

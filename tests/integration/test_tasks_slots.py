@@ -229,12 +229,12 @@ async def test_a_slot_stays_taken_until_its_timed_out_thread_ends_and_the_others
         stuck = await world.client.submit(work, 0)
         found = await world.client.wait_record(stuck, timeout_s=5)
         assert (found.status, found.error.code) == ("failed", "task_timeout")  # type: ignore[union-attr]
-        assert worker.pool.lingering == 1
+        assert len(worker.pool.lingering) == 1
         for number in range(1, 6):
             assert await world.client.call(work, number, timeout_s=2) == number
     finally:
         go.set()
-    await eventually(lambda: worker.pool.lingering == 0)
+    await eventually(lambda: len(worker.pool.lingering) == 0)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -12,7 +12,7 @@ import pytest
 from callboard.runtime.capability import capability
 from callboard.runtime.errors import CallboardError
 from callboard.runtime.retry import RetryPolicy
-from tests.support.waiting import eventually
+from tests.support.eventually import eventually
 from tests.support.world import QUICK, World
 
 FAST = RetryPolicy(attempts=3, gaps_s=(0.05,), jitter=0)

@@ -31,6 +31,7 @@ from callboard.runtime.settle import Settler, SettleRules
 from callboard.runtime.version import VERSION
 
 TICK_S = 0.05
+END_WAIT_S = 5.0
 PEER_ALIVE_S = 3.0
 # Two beats: whoever is alive was heard by then.
 KNOW_PEERS_S = 2.0
@@ -251,7 +252,7 @@ class Worker:
                 break
             await self._clock.sleep(TICK_S)
         # what was cancelled ends within a moment; a handler that will not end keeps its lease until the process is gone
-        last_s = self._clock.monotonic() + 5.0
+        last_s = self._clock.monotonic() + END_WAIT_S
         while self.keeper.claims and self._clock.monotonic() < last_s:
             await self._clock.sleep(TICK_S)
         if not self.keeper.claims:
