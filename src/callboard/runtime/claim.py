@@ -35,6 +35,7 @@ class Claim:
 
     Attributes:
         extended_at: Monotonic seconds when the lease was last known to be ours: arrival or latest extension.
+        must_ask: The worker is too young to know whether it is a first delivery.
         is_doubtful: It says that it is a first delivery, and the broker may have forgotten an earlier one.
         is_stale: Its lease was once overdue: somebody else may have got the task, whatever was extended since.
         linked_at: ``Bus.connected_at`` of the link it came by.
@@ -50,8 +51,8 @@ class Claim:
 
     __slots__ = (
         "arrived_at", "attempt", "capability", "claimed_at", "context_deadline", "crashes", "delivery", "ends_at",
-        "extended_at", "is_doubtful", "is_json", "is_restart", "is_stale", "is_suspect", "lane", "linked_at", "number",
-        "own_id", "payload", "problem", "ready_at", "reply_to", "stage", "started_at", "stop_reason", "stop_text",
+        "extended_at", "is_doubtful", "is_json", "is_restart", "is_stale", "is_suspect", "lane", "linked_at", "must_ask",
+        "number", "own_id", "payload", "problem", "ready_at", "reply_to", "stage", "started_at", "stop_reason", "stop_text",
         "task_id", "token",
     )  # fmt: skip
 
@@ -74,6 +75,7 @@ class Claim:
         self.is_restart = False
         self.is_suspect = False
         self.is_doubtful = False
+        self.must_ask = False
         self.is_stale = False
         self.linked_at = 0.0
         self.started_at: float | None = None

@@ -16,18 +16,23 @@ from callboard.runtime.clock import Clock
 from callboard.runtime.errors import BusError
 from callboard.runtime.lanes import PULL_LANES, PullLane
 
+FIRST_S = 3.0
 _RETRY_S = 0.05
 
 
 class Doubt:
     """Knows, by lane, up to which sequence a first delivery must be asked about.
 
+    After a lost link everything that was stored before it came back is doubtful: it is asked about like a redelivery. A
+    worker that has just begun cannot know whether the server did as well, so in its first seconds what stood in the queue
+    before it is asked about once, without the wait for holders that are not back yet.
+
     Attributes:
         linked_at: ``Bus.connected_at`` of the link it speaks of.
         up_to: Highest doubtful sequence; 0 as long as the link has not been lost, infinite until it is known.
     """
 
-    __slots__ = ("_bus", "_clock", "_spawn", "linked_at", "up_to")
+    __slots__ = ("_bus", "_clock", "_first_until", "_first_up_to", "_spawn", "linked_at", "up_to")
 
     def __init__(self, bus: Bus, *, clock: Clock, spawn: Callable[[Coroutine[Any, Any, None], str], None]) -> None:
         """Doubt nothing before the first loss of the link.
@@ -42,6 +47,23 @@ class Doubt:
         self._spawn = spawn
         self.linked_at = bus.connected_at
         self.up_to: dict[PullLane, float] = dict.fromkeys(PULL_LANES, 0)
+        self._first_until = self.linked_at + FIRST_S
+        self._first_up_to: dict[PullLane, float] | None = None
+
+    async def begin(self) -> None:
+        """Note what stands in the queue before the first pull; only in a worker's first seconds.
+
+        Raises:
+            BusError: If the broker does not tell.
+        """
+        if self._first_up_to is None:
+            self._first_up_to = await self._last_seqs()
+
+    def is_early(self, lane: PullLane, seq: int, now_s: float) -> bool:
+        """Return whether this worker is too young to run a first delivery of ``seq`` without asking."""
+        if now_s > self._first_until or self._first_up_to is None:
+            return False
+        return seq <= self._first_up_to[lane]
 
     def look(self) -> None:
         """Notice a new link; called before each burst of deliveries, costs one comparison."""
@@ -52,16 +74,21 @@ class Doubt:
 
     async def _measure(self, linked_at: float) -> None:
         """Replace "all" by the last sequences the streams have now: whatever is stored later cannot have been out."""
-        while True:
+        while linked_at == self.linked_at:
             try:
-                work = await self._bus.stream_info(subjects.WORK)
-                later = await self._bus.stream_info(subjects.LATER)
+                found = await self._last_seqs()
             except BusError:
                 await self._clock.sleep(_RETRY_S)
                 continue
-            if linked_at != self.linked_at:
-                return
-            for lane in PULL_LANES:
-                info = later if lane == "due" else work
-                self.up_to[lane] = info.last_seq if info is not None else math.inf
+            if linked_at == self.linked_at:
+                self.up_to = found
             return
+
+    async def _last_seqs(self) -> dict[PullLane, float]:
+        work = await self._bus.stream_info(subjects.WORK)
+        later = await self._bus.stream_info(subjects.LATER)
+        found: dict[PullLane, float] = {}
+        for lane in PULL_LANES:
+            info = later if lane == "due" else work
+            found[lane] = info.last_seq if info is not None else math.inf
+        return found

@@ -26,7 +26,7 @@ from callboard.runtime.claim import Claim, StopReason
 from callboard.runtime.clock import Clock
 from callboard.runtime.commit import Committer
 from callboard.runtime.context import TaskContext
-from callboard.runtime.doubt import Doubt
+from callboard.runtime.doubt import FIRST_S, Doubt
 from callboard.runtime.envelope import parse_deadline
 from callboard.runtime.errors import BusError, InputError, TaskCancelledError
 from callboard.runtime.lanes import PULL_LANES, Lanes, PullLane
@@ -109,6 +109,7 @@ class Pool:
         self._idle: list[Slot] = []
         self._busy: set[Slot] = set()
         self._is_open = False
+        self._opened_s = clock.monotonic()
         self._opening = asyncio.Lock()
         self._next_due = False
         self.lingering: dict[Slot, float] = {}
@@ -196,6 +197,7 @@ class Pool:
                     self.executor = ThreadPoolExecutor(
                         max(self.slots, MAX_THREADS), thread_name_prefix=f"cb-{self.capability.name}"
                     )
+                await self._doubt.begin()
                 # all at once: credit is given over all lanes or none
                 self._pulls = await self._open_pulls()
         self._regrant()
@@ -287,6 +289,7 @@ class Pool:
         self._arrived.clear()
         stalled = now_s - self._keeper.loop_ticked_at > MAX_STALL_S
         asked: list[Claim] = []
+        is_young = now_s - self._opened_s < FIRST_S
         for lane, delivery in arrived:
             self._lanes.delivered(lane, pending=delivery.pending)
             if stalled:
@@ -301,7 +304,9 @@ class Pool:
             claim = self._claim(delivery, lane, now_s, now)
             claim.is_doubtful = delivery.seq <= self._doubt.up_to[lane]
             self._keeper.add(claim)
-            if claim.delivery.headers is not None or claim.delivery.delivered > 1 or claim.is_doubtful:
+            if is_young and self._doubt.is_early(lane, delivery.seq, now_s):
+                claim.must_ask = True
+            if delivery.headers is not None or delivery.delivered > 1 or claim.is_doubtful or claim.must_ask:
                 self._sort(claim, now, asked)
             else:
                 self.make_ready(claim)
@@ -334,7 +339,7 @@ class Pool:
         is_known = needs_questions(
             delivered=claim.delivery.delivered, attempt=claim.attempt, has_client_id=claim.has_client_id
         )
-        if is_known or claim.is_doubtful or header.CLAIM_CHECK in headers:
+        if is_known or claim.is_doubtful or claim.must_ask or header.CLAIM_CHECK in headers:
             # also when no slot is free or the pool is closed: until we know that nobody else is running it we may
             # neither hand it back nor write down that it was
             asked.append(claim)
