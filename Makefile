@@ -13,7 +13,7 @@ EDITABLE = $(PIP) install --no-deps --no-build-isolation --editable .
 TREES := src tests $(wildcard bench)
 
 DEMO_PATH ?=
-BENCH ?= all
+BENCH_ARGS ?=
 PYTEST_ARGS ?=
 
 # A Python will do if it is new enough and can get pip into a venv, by ensurepip or by a pip of its own.
@@ -55,8 +55,8 @@ check: $(VENV)/.dev ## format, lint, types, import contracts, layout
 	@$(BIN)/python -m pytest -q tests/unit/test_layout.py
 
 .PHONY: bench
-bench: $(VENV)/.dev ## run the benchmarks (BENCH=name for one of them)
-	@$(BIN)/callboard bench $(BENCH)
+bench: $(VENV)/.dev ## run the benchmarks (BENCH_ARGS=--quick, or --rows a,b)
+	@$(BIN)/python -m bench $(BENCH_ARGS)
 
 .PHONY: lock
 lock: $(VENV)/.dev ## resolve the dependencies anew (UPGRADE=--upgrade takes newer versions)

@@ -1,1 +1,84 @@
-"""Callboard: a durable actor runtime for AI agents on NATS JetStream."""
+"""Callboard: a durable actor runtime for AI agents on NATS JetStream.
+
+The names below are all a program needs. Each is imported when it is first used, so that ``import callboard`` is cheap.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from callboard.runtime import errors, testing
+    from callboard.runtime.capability import Capability, capability
+    from callboard.runtime.client import Cancellation, Client, TaskHandle
+    from callboard.runtime.context import TaskContext, current_task
+    from callboard.runtime.errors import (
+        BackpressureError,
+        CallboardError,
+        RetryableError,
+        TaskFailedError,
+        TerminalError,
+    )
+    from callboard.runtime.host import connect
+    from callboard.runtime.record import TaskRecord
+    from callboard.runtime.retry import RetryPolicy
+    from callboard.runtime.worker import Worker, WorkerOptions
+
+__all__ = [
+    "BackpressureError",
+    "CallboardError",
+    "Cancellation",
+    "Capability",
+    "Client",
+    "RetryPolicy",
+    "RetryableError",
+    "TaskContext",
+    "TaskFailedError",
+    "TaskHandle",
+    "TaskRecord",
+    "TerminalError",
+    "Worker",
+    "WorkerOptions",
+    "capability",
+    "connect",
+    "current_task",
+    "errors",
+    "testing",
+]
+
+_HOMES = {
+    "BackpressureError": "errors",
+    "CallboardError": "errors",
+    "Cancellation": "client",
+    "Capability": "capability",
+    "Client": "client",
+    "RetryPolicy": "retry",
+    "RetryableError": "errors",
+    "TaskContext": "context",
+    "TaskFailedError": "errors",
+    "TaskHandle": "client",
+    "TaskRecord": "record",
+    "TerminalError": "errors",
+    "Worker": "worker",
+    "WorkerOptions": "worker",
+    "capability": "capability",
+    "connect": "host",
+    "current_task": "context",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name in ("errors", "testing"):
+        found: object = importlib.import_module(f"callboard.runtime.{name}")
+    elif name in _HOMES:
+        found = getattr(importlib.import_module(f"callboard.runtime.{_HOMES[name]}"), name)
+    else:
+        message = f"module 'callboard' has no attribute {name!r}"
+        raise AttributeError(message)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

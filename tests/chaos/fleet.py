@@ -15,7 +15,7 @@ import msgspec
 
 from tests.chaos import journal
 from tests.chaos.checker import Death
-from tests.chaos.waiting import eventually
+from tests.support.eventually import eventually
 from tests.chaos.worker_main import Options
 
 ROOT = Path(__file__).parents[2]

@@ -19,7 +19,7 @@ from msgspec import Struct
 from tests.chaos.checker import Evidence, Fault, Verdict, account, check, runs_of
 from tests.chaos.handlers import Job
 from tests.chaos.stage import Stage, staged
-from tests.chaos.waiting import eventually
+from tests.support.eventually import eventually
 
 OUTAGE_S = 6.0
 FREEZE_S = 7.0
@@ -87,7 +87,9 @@ def jobs_of(plan: Plan) -> list[Job]:
     jobs = []
     for n in range(plan.tasks):
         roll = dice.random()
-        sleep_s = dice.uniform(0.02, 0.3) if roll < 0.9 else dice.uniform(0.3, 2) if roll < 0.98 else dice.uniform(2, 12)
+        sleep_s = (
+            dice.uniform(0.02, 0.3) if roll < 0.9 else dice.uniform(0.3, 2) if roll < 0.98 else dice.uniform(2, 12)
+        )
         is_failing = dice.random() < 0.02  # noqa: PLR2004
         jobs.append(Job(n=n, how="raise" if is_failing else "sleep", failures=1, sleep_s=round(sleep_s, 3)))
     return jobs
@@ -136,11 +138,13 @@ class Nemesis:
         await fleet.start()
 
     async def _kill_server(self) -> None:
-        at_s = await self._stage.server.restart()
+        at_s = time.monotonic()
+        await self._stage.server.restart()
         self.faults.append(Fault(name="server killed, same store", at_s=at_s))
 
     async def _outage(self) -> None:
-        at_s = self._stage.server.kill()
+        at_s = time.monotonic()
+        self._stage.server.kill()
         self.faults.append(Fault(name=f"server away for {OUTAGE_S:g} s", at_s=at_s))
         await asyncio.sleep(OUTAGE_S)
         await self._stage.server.start()

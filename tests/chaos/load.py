@@ -53,10 +53,14 @@ class Load:
                 self.offered.add(handle.id)
                 return handle.id
 
-    async def submit_all(self, jobs: Sequence[Job], *, named_share: float = 0.5, width: int = 32, seed: int = 0) -> None:
+    async def submit_all(
+        self, jobs: Sequence[Job], *, named_share: float = 0.5, width: int = 32, seed: int = 0
+    ) -> None:
         """Submit all jobs, ``width`` at a time; a share of them under ids of our own, the rest named by the broker."""
         dice = random.Random(seed)
-        queue = [(job, f"{self._capability}/{job.n}" if dice.random() < named_share else None) for job in reversed(jobs)]
+        queue = [
+            (job, f"{self._capability}/{job.n}" if dice.random() < named_share else None) for job in reversed(jobs)
+        ]
 
         async def work() -> None:
             while queue:

@@ -10,7 +10,7 @@ from tests.chaos.fleet import WorkerProcess
 from tests.chaos.handlers import Job
 from tests.chaos.journal import Kind
 from tests.chaos.stage import Stage, staged
-from tests.chaos.waiting import eventually
+from tests.support.eventually import eventually
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(90)]
 # Long enough that the second run is under way when the zombie wakes, and when a third worker might be asked.

@@ -12,6 +12,7 @@ import pytest
 from callboard.runtime import health, metrics
 from callboard.runtime.errors import PortInUseError
 from callboard.runtime.health import Health, HealthServer
+from callboard.runtime.stats import PoolStats
 
 
 class State:
@@ -20,7 +21,7 @@ class State:
     def __init__(self) -> None:
         self.live = Health(is_ok=True)
         self.ready = Health(is_ok=True)
-        self.stats = metrics.WorkerStats("w1")
+        self.stats = PoolStats()
         self.port = 0
 
     def tell_ready(self) -> Health:
@@ -28,6 +29,10 @@ class State:
             message = "the check broke"
             raise RuntimeError(message)
         return self.ready
+
+    def view(self) -> metrics.WorkerView:
+        pool = metrics.PoolView(capability="search", slots=4, running=1, waiting_commit=0, backlog=0, stats=self.stats)
+        return metrics.WorkerView(worker="w1", pools=(pool,))
 
     async def raw(self, data: bytes, *, eof: bool = False) -> bytes:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
@@ -51,7 +56,7 @@ async def state() -> AsyncIterator[State]:
     server = HealthServer(
         live=lambda: found.live,
         ready=found.tell_ready,
-        metrics=lambda: metrics.render(lambda: found.stats),
+        metrics=lambda: metrics.render(found.view),
         request_timeout_s=0.2,
     )
     found.port = await server.start()
@@ -110,7 +115,7 @@ def test_loopback_is_told_from_the_rest(peer: object, is_local: bool) -> None:
 
 
 async def test_metrics_are_served(state: State) -> None:
-    state.stats.pool("search").completed = 3
+    state.stats.endings["completed"] = 3
     status, body = await state.get("/metrics")
     assert status == 200
     assert b'callboard_tasks_completed_total{capability="search",worker="w1"} 3.0' in body

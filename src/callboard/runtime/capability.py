@@ -20,6 +20,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 DEFAULT_CONCURRENCY = 8
+DEFAULT_POOL = "default"
 _CONTEXT = object()
 
 
@@ -31,7 +32,9 @@ class Capability(Generic[P, R]):
         concurrency: Slots per worker process, or None for the worker's own setting.
         timeout_s: Longest time of one run, or None for no limit.
         retry: What follows when a run fails.
-        pool: Name of the pool that serves it; a worker started with ``--pool`` serves only that pool's capabilities.
+        has_own_retry: False when it named none, so that the worker's settings may give one.
+        pool: Name of the pool that serves it. ``default`` is served by every pool: a worker started with ``--pool``
+            serves that pool's capabilities and those that name none.
         is_async: False when the function is synchronous and runs in a thread.
     """
 
@@ -43,7 +46,7 @@ class Capability(Generic[P, R]):
         concurrency: int | None = None,
         timeout_s: float | None = None,
         retry: RetryPolicy | None = None,
-        pool: str = "default",
+        pool: str = DEFAULT_POOL,
     ) -> None:
         """Use the decorator ``capability`` instead."""
         self.name = check_name(name, what="capability")
@@ -57,6 +60,7 @@ class Capability(Generic[P, R]):
         self.function = function
         self.concurrency = concurrency
         self.timeout_s = timeout_s
+        self.has_own_retry = retry is not None
         self.retry = retry or RetryPolicy()
         self.is_async = inspect.iscoroutinefunction(inspect.unwrap(function))
         self._bind: Callable[[bytes, str | None], tuple[tuple[object, ...], dict[str, object]]] | None = None
@@ -101,7 +105,7 @@ def capability(
     concurrency: int | None = None,
     timeout_s: float | None = None,
     retry: RetryPolicy | None = None,
-    pool: str = "default",
+    pool: str = DEFAULT_POOL,
 ) -> Callable[[Callable[P, R]], Capability[P, R]]: ...
 
 
@@ -112,7 +116,7 @@ def capability(
     concurrency: int | None = None,
     timeout_s: float | None = None,
     retry: RetryPolicy | None = None,
-    pool: str = "default",
+    pool: str = DEFAULT_POOL,
 ) -> Any:
     """Make a function a capability.
 

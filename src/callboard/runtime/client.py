@@ -246,8 +246,9 @@ class Client:
         return msgspec.json.decode(finished.result) if isinstance(finished.result, Raw) else None
 
     async def wait_record(self, handle: TaskHandle, *, timeout_s: float | None = None) -> TaskRecord:
-        """Return a task's record when it is finished. The notice wakes it; a look at the ledger every two seconds at most
-        makes up for a lost one.
+        """Return a task's record when it is finished.
+
+        The notice wakes it; a look at the ledger every two seconds makes up for a lost one.
 
         Raises:
             TaskTimeoutError: If it is not finished in time; it goes on.

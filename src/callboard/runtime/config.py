@@ -9,11 +9,21 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, NoReturn, Self
 
 from msgspec import Struct
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
-from pydantic import model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from callboard.runtime import config_error, config_source
@@ -25,6 +35,7 @@ KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
 _NAME = r"^[a-z0-9_-]{1,64}$"
 _EXTENSIONS_PER_LEASE = 3
+_SIZES = TypeAdapter(ByteSize)
 
 
 def _labels(value: object) -> object:
@@ -38,6 +49,17 @@ def _labels(value: object) -> object:
     return {key.strip(): text.strip() for key, _, text in pairs}
 
 
+def _size(value: object) -> object:
+    """Take ``512MiB`` or ``2GB`` as a number of bytes; the field itself stays a plain int."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return int(_SIZES.validate_python(value.strip()))
+    except ValidationError:
+        kind, text = "byte_size", "must be a number of bytes, like 512MiB or 2GB"
+        raise PydanticCustomError(kind, text) from None
+
+
 def _digits(value: object) -> object:
     """Take ``"3"``, as variables give it; a Literal of numbers accepts no text."""
     return int(value) if isinstance(value, str) and value.isdecimal() else value
@@ -47,8 +69,8 @@ Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 SecondsOrZero = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Port = Annotated[int, Field(ge=0, le=65_535)]
-Bytes = Annotated[ByteSize, Field(ge=1)]
-BytesOrZero = Annotated[ByteSize, Field(ge=0)]
+Bytes = Annotated[int, BeforeValidator(_size), Field(ge=1)]
+BytesOrZero = Annotated[int, BeforeValidator(_size), Field(ge=0)]
 Replicas = Annotated[Literal[1, 3, 5], BeforeValidator(_digits)]
 Labels = Annotated[dict[str, str], BeforeValidator(_labels)]
 
@@ -85,19 +107,19 @@ class NatsSettings(Section):
         for address in self.url.split(","):
             scheme, _, rest = address.strip().partition("://")
             if scheme not in {"nats", "tls", "ws", "wss"} or not rest:
-                raise _cross("url", "must look like nats://host:4222 (or tls://, ws://, wss://)")
+                _refuse("url", "must look like nats://host:4222 (or tls://, ws://, wss://)")
             if "@" in rest:
                 # A URL is logged and shown everywhere; the secret types are not.
-                raise _cross("url", "must not hold credentials; use user and password, or token")
+                _refuse("url", "must not hold credentials; use user and password, or token")
         if (self.user is None) != (self.password is None):
             missing, given = ("password", "user") if self.password is None else ("user", "password")
-            raise _cross(missing, f"must be set as well, because {given} is")
+            _refuse(missing, f"must be set as well, because {given} is")
         ways = [name for name in ("user", "token", "nkey_seed_file", "creds_file") if getattr(self, name) is not None]
         if len(ways) > 1:
-            raise _cross(ways[1], f"cannot be used together with {ways[0]}; keep one way to log in")
+            _refuse(ways[1], f"cannot be used together with {ways[0]}; keep one way to log in")
         if (self.tls_cert_file is None) != (self.tls_key_file is None):
             missing = "tls_key_file" if self.tls_key_file is None else "tls_cert_file"
-            raise _cross(missing, "must be set as well: a client certificate needs its key")
+            _refuse(missing, "must be set as well: a client certificate needs its key")
         return self
 
 
@@ -121,15 +143,15 @@ class ServerSettings(Section):
     binary: Path | None = None
     profile: Literal["durable", "fast"] = "durable"
     http_port: Port = 0
-    max_file_bytes: BytesOrZero = ByteSize(0)
-    max_memory_bytes: Bytes = ByteSize(256 * MIB)
+    max_file_bytes: BytesOrZero = 0
+    max_memory_bytes: Bytes = 256 * MIB
     start_deadline_s: Seconds = 30.0
     stop_grace_s: Seconds = 15.0
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.http_port and self.http_port == self.port:
-            raise _cross("http_port", f"must differ from port, both are {self.port}")
+            _refuse("http_port", f"must differ from port, both are {self.port}")
         return self
 
 
@@ -151,7 +173,7 @@ class RetrySettings(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.max_s < self.base_s:
-            raise _cross("max_s", f"must be at least base_s ({self.base_s:g}), is {self.max_s:g}")
+            _refuse("max_s", f"must be at least base_s ({self.base_s:g}), is {self.max_s:g}")
         return self
 
 
@@ -175,7 +197,7 @@ class WorkSettings(Section):
     crash_limit: Count = 3
     retry: RetrySettings = RetrySettings()
     retry_schedule_above_s: Seconds = 30.0
-    claim_check_bytes: Annotated[ByteSize, Field(ge=1024, le=MIB - 32 * KIB)] = ByteSize(256 * KIB)
+    claim_check_bytes: Annotated[int, BeforeValidator(_size), Field(ge=1024, le=MIB - 32 * KIB)] = 256 * KIB
     holds_wait_s: Seconds = 0.75
     quarantine_s: SecondsOrZero = 4.0
 
@@ -187,10 +209,10 @@ class WorkSettings(Section):
                 f"must be at most a third of ack_wait_s ({limit:g}), is {self.extend_every_s:g}: "
                 "two extensions may be lost before the task is given to another worker"
             )
-            raise _cross("extend_every_s", reason)
+            _refuse("extend_every_s", reason)
         if self.holds_wait_s >= self.ack_wait_s:
             reason = f"must be below ack_wait_s ({self.ack_wait_s:g}), is {self.holds_wait_s:g}"
-            raise _cross("holds_wait_s", f"{reason}: the claim would be lost while asking")
+            _refuse("holds_wait_s", f"{reason}: the claim would be lost while asking")
         return self
 
 
@@ -243,11 +265,11 @@ class TopologySettings(Section):
 
     replicas: Replicas = 1
     partitions: Annotated[int, Field(ge=1, le=1024)] = 16
-    queue_max_bytes: Bytes = ByteSize(GIB)
-    ledger_max_bytes: Bytes = ByteSize(2 * GIB)
-    audit_max_bytes: BytesOrZero = ByteSize(GIB)
-    dead_max_bytes: Bytes = ByteSize(256 * MIB)
-    tokens_max_bytes: Bytes = ByteSize(32 * MIB)
+    queue_max_bytes: Bytes = GIB
+    ledger_max_bytes: Bytes = 2 * GIB
+    audit_max_bytes: BytesOrZero = GIB
+    dead_max_bytes: Bytes = 256 * MIB
+    tokens_max_bytes: Bytes = 32 * MIB
     result_ttl_s: Annotated[float, Field(ge=3600)] = 30 * DAY_S
     audit_ttl_s: Annotated[float, Field(ge=3600)] = 30 * DAY_S
     dead_ttl_s: Annotated[float, Field(ge=3600)] = 90 * DAY_S
@@ -344,9 +366,10 @@ def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, obje
             yield f"{prefix}{name}", SecretStr if kind == SecretStr | None else kind
 
 
-def _cross(key: str, reason: str) -> PydanticCustomError:
-    """Return the error of a section's own check, told to ``config_error`` with the key it is about."""
-    return PydanticCustomError("cross", "{reason}", {"key": key, "reason": reason})
+def _refuse(key: str, reason: str) -> NoReturn:
+    """Fail a section's own check, telling ``config_error`` which key it is about."""
+    kind = "cross"
+    raise PydanticCustomError(kind, "{reason}", {"key": key, "reason": reason})
 
 
 def _files(file: Path | str | Sequence[Path | str] | None, env: Mapping[str, str]) -> list[Path]:

@@ -30,8 +30,6 @@ _TYPES = {
     "dict_type": "must be a mapping",
     "model_type": "must be a mapping of settings",
     "model_attributes_type": "must be a mapping of settings",
-    "byte_size": "must be a number of bytes, like 512MiB or 2GB",
-    "byte_size_unit": "must be a number of bytes, like 512MiB or 2GB",
 }
 
 
@@ -88,7 +86,8 @@ def _unknown(key: str, known: list[str]) -> str:
 def _reason(detail: ErrorDetails, context: Mapping[str, object]) -> str:
     kind = detail["type"]
     if kind in _LIMITS:
-        return _LIMITS[kind].format(**context)
+        shown = {name: f"{limit:g}" if isinstance(limit, float) else limit for name, limit in context.items()}
+        return _LIMITS[kind].format(**shown)
     return _TYPES.get(kind, detail["msg"])
 
 

@@ -10,6 +10,7 @@ from typing import Protocol
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
+from callboard.runtime.bus.base import Bus
 from callboard.runtime.clock import Clock
 from callboard.runtime.errors import TaskError
 from callboard.runtime.subjects import Lane
@@ -39,6 +40,7 @@ class TaskContext:
         lane: The lane it came by.
         deadline: When it stops being wanted, or None.
         headers: Headers of the submission.
+        bus: The worker's own connection, for asynchronous handlers: ``Client(context.bus)`` submits further tasks.
     """
 
     __slots__ = (
@@ -47,6 +49,7 @@ class TaskContext:
         "_last_stage",
         "_send",
         "attempt",
+        "bus",
         "capability",
         "deadline",
         "headers",
@@ -65,6 +68,7 @@ class TaskContext:
         deadline: datetime | None,
         headers: dict[str, str],
         worker: str,
+        bus: Bus,
         clock: Clock,
         send: Callable[[str, bytes], None],
     ) -> None:
@@ -76,6 +80,7 @@ class TaskContext:
         self.deadline = deadline
         self.headers = headers
         self.worker = worker
+        self.bus = bus
         self._clock = clock
         self._send = send
         self._last_sent = float("-inf")

@@ -149,7 +149,7 @@ class EmbeddedServer:
             _check_port(port, setting="server.port")
             name = f"callboard-{secrets.token_hex(6)}"
             self._folder.write_config(settings, port=port, http_port=settings.http_port, server_name=name)
-            self._process = _spawn(binary, self._folder)
+            process = self._process = _spawn(binary, self._folder)
             try:
                 await self._ready(port, name)
             except PortInUseError:
@@ -161,7 +161,7 @@ class EmbeddedServer:
             break
         return RunningServer(
             url=f"nats://{HOST}:{port}",
-            pid=self._process.pid,
+            pid=process.pid,
             owner_pid=os.getpid(),
             version=binary.version_text,
             profile=settings.profile,

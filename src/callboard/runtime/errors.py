@@ -25,6 +25,22 @@ class BusError(CallboardError):
     code = "bus"
 
 
+class ApiError(BusError):
+    """Raised when the JetStream API refused a request and no narrower error fits.
+
+    Attributes:
+        status: The API's status, as in HTTP.
+        err_code: The API's number for the reason.
+    """
+
+    code = "bus_api"
+
+    def __init__(self, message: str, *, code: int = 0, err_code: int = 0) -> None:
+        super().__init__(message)
+        self.status = code
+        self.err_code = err_code
+
+
 class BusConnectError(BusError):
     """Raised when no connection to the broker could be made within the start-up deadline."""
 

@@ -117,8 +117,9 @@ class Pool:
         """
         if not self.capability.is_async and self.executor is None:
             self.executor = ThreadPoolExecutor(self.slots, thread_name_prefix=f"cb-{self.capability.name}")
-        for lane in PULL_LANES:
-            await self._open_lane(lane)
+        pulls = {lane: await self._open_lane(lane) for lane in PULL_LANES}
+        # all at once: a grant in the middle of opening would meet lanes without a pull
+        self._pulls = pulls
         self._regrant()
 
     async def close_pulls(self) -> None:
@@ -191,7 +192,7 @@ class Pool:
 
     # --- arrival
 
-    async def _open_lane(self, lane: PullLane) -> None:
+    async def _open_lane(self, lane: PullLane) -> Pull:
         name = self.capability.name
         if lane == "due":
             stream, consumer = subjects.LATER, subjects.due_consumer(name)
@@ -204,7 +205,7 @@ class Pool:
                 self._loop.call_soon(self._take_in)
             arrived.append((lane, delivery))
 
-        self._pulls[lane] = await self._bus.pull(stream, consumer, sink)
+        return await self._bus.pull(stream, consumer, sink)
 
     def _take_in(self) -> None:
         now_s = self.clock.monotonic()
@@ -441,6 +442,7 @@ class Pool:
             deadline=claim.context_deadline,
             headers=dict(claim.delivery.headers or {}),
             worker=self._keeper.worker,
+            bus=self._bus,
             clock=self.clock,
             send=self._send_progress,
         )

@@ -1,4 +1,4 @@
-"""Ask before running: is this task recorded, and is somebody running it? One ledger read and one round of answers a burst."""
+"""Ask before running: is this task recorded, and is somebody running it? One read and one round of answers a burst."""
 
 from __future__ import annotations
 

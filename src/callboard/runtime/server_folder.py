@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -25,7 +26,8 @@ MIN_FILE_BYTES = 64 << 20
 
 _RESERVE_BYTES = 512 << 20
 _RESERVE_SHARE = 10
-_SYNC = {"durable": "always", "fast": "2m"}
+# Quoted: a bare 2m is two million in this format, and seconds here.
+_SYNC = {"durable": "always", "fast": '"2m"'}
 
 
 class RunningServer(Struct, frozen=True, kw_only=True):
@@ -134,24 +136,26 @@ class DataFolder:
             port=port,
             http_port=http_port,
             server_name=server_name,
-            max_file_bytes=self._max_file_bytes(settings),
+            max_file_bytes=self.max_file_bytes(settings),
         )
         self.config_file.write_text(text, encoding="utf-8")
 
     def tail(self, lines: int = 8) -> str:
         """Return the last lines that the server logged or wrote to standard error."""
+        said: list[str] = []
         for path in (self.error_file, self.log_file):
-            try:
-                text = path.read_text(encoding="utf-8", errors="replace").strip()
-            except OSError:
-                continue
-            if text:
-                return "\n".join(text.splitlines()[-lines:])
-        return "(it said nothing)"
+            with contextlib.suppress(OSError):
+                said += path.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-lines:]
+        return "\n".join(said) or "(it said nothing)"
 
-    def _max_file_bytes(self, settings: ServerSettings) -> int:
+    def max_file_bytes(self, settings: ServerSettings) -> int:
+        """Return how much streams may take on disk: the setting, or what the disk has room for.
+
+        Raises:
+            ServerStartError: If that is too little for streams.
+        """
         if settings.max_file_bytes:
-            return int(settings.max_file_bytes)
+            return settings.max_file_bytes
         disk = shutil.disk_usage(self.path)
         stored = sum(file.stat().st_size for file in self.store_dir.rglob("*") if file.is_file())
         room = store_limit(free_bytes=disk.free, total_bytes=disk.total, stored_bytes=stored)
@@ -203,7 +207,7 @@ def render_config(
         "logfile_max_num: 3",
         "jetstream {",
         f"  store_dir: {_quoted(folder.path)}",
-        f"  max_mem: {int(settings.max_memory_bytes)}",
+        f"  max_mem: {settings.max_memory_bytes}",
         f"  max_file: {max_file_bytes}",
         f"  sync_interval: {_SYNC[settings.profile]}",
         "  limits {",
@@ -229,5 +233,5 @@ def _try_lock(handle: BinaryIO) -> bool:
     except OSError:
         return False
     if os.name == "posix":
-        os.set_inheritable(handle.fileno(), False)  # only the server gets it, by pass_fds
+        os.set_inheritable(handle.fileno(), False)  # noqa: FBT003 - positional only; the server gets it by pass_fds
     return True

@@ -196,7 +196,8 @@ def _call(
         message = "the handler raised StopIteration"
         raise RuntimeError(message) from error
     except (SystemExit, KeyboardInterrupt) as error:
-        raise HandlerExitError(f"the handler tried to end its process: {error!r}") from error
+        message = f"the handler tried to end its process: {error!r}"
+        raise HandlerExitError(message) from error
 
 
 def _trace(error: BaseException) -> str:

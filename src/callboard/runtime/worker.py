@@ -15,15 +15,15 @@ from msgspec import Struct
 from callboard.runtime import ids, subjects
 from callboard.runtime.beat import Beat, WorkerStatus, decode_beat, encode_beat
 from callboard.runtime.blobs import BlobStore
-from callboard.runtime.bus.base import Bus, ConsumerConfig, KvEntry, Message, Subscription
+from callboard.runtime.bus.base import Bus, KvEntry, Message, Subscription
 from callboard.runtime.bus.kv import Bucket
-from callboard.runtime.capability import DEFAULT_CONCURRENCY, Capability
+from callboard.runtime.bus.topology import due_consumer, task_consumers
+from callboard.runtime.capability import DEFAULT_CONCURRENCY, DEFAULT_POOL, Capability
 from callboard.runtime.claim import Claim
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 from callboard.runtime.commit import Committer
 from callboard.runtime.control import CONFIG_BUCKET, PAUSE_PREFIX, decode_cancel, decode_order
 from callboard.runtime.errors import BusError, CallboardError, DecodeError, ModuleLoadError
-from callboard.runtime.lanes import PULL_LANES
 from callboard.runtime.lease import KeeperThread, LeaseKeeper
 from callboard.runtime.pool import Pool, PoolRules
 from callboard.runtime.questions import Questions
@@ -41,7 +41,7 @@ class WorkerOptions(Struct, frozen=True, kw_only=True):
 
     Attributes:
         concurrency: Slots of a capability that names no number itself.
-        pool: Serve only capabilities of this pool; None serves all.
+        pool: Serve only capabilities of this pool and those that name none; None serves all.
         drain_grace_s: How long running tasks may go on after a stop was asked for.
         max_block_s: The lease of a handler that blocks the loop is kept this long.
     """
@@ -93,7 +93,7 @@ class Worker:
             ConfigError: If an annotation of a capability cannot be decoded into.
         """
         self.options = options or WorkerOptions()
-        wanted = [c for c in capabilities if self.options.pool is None or c.pool == self.options.pool]
+        wanted = [c for c in capabilities if self.options.pool is None or c.pool in (self.options.pool, DEFAULT_POOL)]
         if not wanted:
             pools = sorted({c.pool for c in capabilities})
             message = (
@@ -221,7 +221,9 @@ class Worker:
 
     async def _ensure_consumers(self, bus: Bus) -> None:
         for capability in self._capabilities:
-            for stream, config in consumers_of(capability.name, self.options):
+            lanes = [(subjects.WORK, config) for config in task_consumers(capability.name, self.options)]
+            lanes.append((subjects.LATER, due_consumer(capability.name, self.options)))
+            for stream, config in lanes:
                 if await bus.consumer_info(stream, config.name) is None:
                     await bus.create_consumer(stream, config)
 
@@ -266,7 +268,7 @@ class Worker:
             entry = await config.get(PAUSE_PREFIX + name)
             if entry is not None and entry.data is not None:
                 self.pools[name].is_paused = True
-        self._subscriptions.append(await config.watch(self._on_pause, prefix=PAUSE_PREFIX))
+        self._subscriptions.append(await config.watch(PAUSE_PREFIX, self._on_pause))
 
     def _on_pause(self, entry: KvEntry) -> None:
         pool = self.pools.get(entry.key.removeprefix(PAUSE_PREFIX))
@@ -295,7 +297,8 @@ class Worker:
             request = decode_cancel(message.data)
         except msgspec.DecodeError:
             return
-        if any([pool.cancel(request.task, request.reason) for pool in self.pools.values()]):
+        found = [pool.cancel(request.task, request.reason) for pool in self.pools.values()]
+        if any(found):
             self._reply(bus, message, {"worker": self.id, "cancelled": True})
 
     def _on_order(self, bus: Bus, message: Message) -> None:
@@ -388,22 +391,6 @@ class Worker:
             message = "the worker does not run"
             raise CallboardError(message)
         return self._group.create_task(coroutine, name=name)
-
-
-def consumers_of(capability: str, options: WorkerOptions) -> list[tuple[str, ConsumerConfig]]:
-    """Return stream and settings of each consumer that serves a capability."""
-    return [
-        (
-            subjects.LATER if lane == "due" else subjects.WORK,
-            ConsumerConfig(
-                name=subjects.due_consumer(capability) if lane == "due" else subjects.consumer(capability, lane),
-                filter_subject=subjects.due(capability) if lane == "due" else subjects.task(capability, lane),
-                ack_wait_s=options.ack_wait_s,
-                max_ack_pending=options.max_ack_pending,
-            ),
-        )
-        for lane in PULL_LANES
-    ]
 
 
 async def _quietly(call: Awaitable[None]) -> None:

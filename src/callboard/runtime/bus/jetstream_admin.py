@@ -10,7 +10,6 @@ from callboard.runtime.bus.jetstream_check import check_filter, check_name
 from callboard.runtime.bus.jetstream_link import Raw
 from callboard.runtime.bus.jetstream_wire import (
     NO_MESSAGE,
-    ApiError,
     Json,
     differences,
     from_consumer,
@@ -21,7 +20,7 @@ from callboard.runtime.bus.jetstream_wire import (
     to_stream,
     to_stream_info,
 )
-from callboard.runtime.errors import BusError, NoRespondersError, NotFoundError, TopologyError
+from callboard.runtime.errors import ApiError, BusError, NoRespondersError, NotFoundError, TopologyError
 
 API_TIMEOUT_S = 5.0
 API_PREFIX = "$JS.API."

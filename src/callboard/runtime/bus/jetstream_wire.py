@@ -22,6 +22,7 @@ from callboard.runtime.bus.base import (
 )
 from callboard.runtime.bus.jetstream_link import Raw
 from callboard.runtime.errors import (
+    ApiError,
     BackpressureError,
     BusError,
     ConflictError,
@@ -122,20 +123,6 @@ def to_error(code: int, err_code: int, text: str, *, what: str) -> BusError:
     if err_code in _MISSING:
         return NotFoundError(message)
     return ApiError(message, code=code, err_code=err_code)
-
-
-class ApiError(BusError):
-    """Raised when the JetStream API refused a request and no narrower error fits.
-
-    Attributes:
-        status: The API's status, as in HTTP.
-        err_code: The API's number for the reason.
-    """
-
-    def __init__(self, message: str, *, code: int = 0, err_code: int = 0) -> None:
-        super().__init__(message)
-        self.status = code
-        self.err_code = err_code
 
 
 # --- messages

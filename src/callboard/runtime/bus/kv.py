@@ -32,7 +32,7 @@ def stream_name(bucket: str) -> str:
     return f"KV_{bucket}"
 
 
-def stream_config(  # noqa: PLR0913 - settings, all by keyword
+def stream_config(
     bucket: str,
     *,
     history: int = 1,
@@ -200,15 +200,15 @@ class Bucket:
         """
         return sorted(entry.key for entry in await self.entries(prefix))
 
-    async def watch(self, sink: Callable[[KvEntry], None], *, prefix: str = "") -> Watch:
+    async def watch(self, prefix: str, sink: Callable[[KvEntry], None]) -> Watch:
         """Hand the current entries below ``prefix`` to ``sink``, then return; after that, every change in order.
 
         Deleted keys come with ``data`` None, in the snapshot not at all. No change is missed across reconnects. A key
         that runs out of its TTL is reported only if the bucket was made (by another tool) with limit markers.
 
         Args:
+            prefix: Beginning of the keys to watch; "" for all. It need not end at a dot.
             sink: Plain function, called on the loop; it must not block and must not raise.
-            prefix: Beginning of the keys to watch; it need not end at a dot.
 
         Raises:
             NotFoundError: If the bucket does not exist.

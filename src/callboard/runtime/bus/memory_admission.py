@@ -136,7 +136,7 @@ def _check_schedule(config: StreamConfig, subject: str, headers: Headers) -> Non
     memory_record.rule(headers)
     target = headers.get(header.SCHEDULE_TARGET, "")
     if target in ("", subject) or not any(matches(pattern, target) for pattern in config.subjects):
-        message = f"message schedules target is invalid (10190): {target!r} is {subject} itself or not stored by {config.name}"
+        message = f"message schedules target is invalid (10190): {target!r} is no other subject of {config.name}"
         raise BusError(message)
 
 
@@ -150,11 +150,18 @@ def _check_expected(stream: View, subject: str, headers: Headers, staged: Staged
         if is_rewritten:
             message = f"wrong last sequence (10164): {guarded} is written earlier in the same batch"
             raise ConflictError(message)
-        if last_seq != int(expected):
+        if last_seq != _number(expected):
             raise _conflict(last_seq)
     expected = headers.get(memory_record.EXPECTED_LAST_SEQ)
-    if expected is not None and stream.last_seq != int(expected):
+    if expected is not None and stream.last_seq != _number(expected):
         raise _conflict(stream.last_seq)
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal():
+        message = f"expected sequence {text!r} is not a number (10158)"
+        raise BusError(message)
+    return int(text)
 
 
 def _conflict(last_seq: int) -> ConflictError:

@@ -289,6 +289,10 @@ class BrokerCore:
             if config.sources:
                 message = f"stream {config.name}: schedules do not go with sources (10187)"
                 raise TopologyError(message)
+            if config.discard == "new":
+                # A schedule that cannot fire into a full stream would be stuck.
+                message = f"stream {config.name}: schedules do not go with discard new (10052)"
+                raise TopologyError(message)
             # The real broker does this silently; so a test can catch who relies on deny_purge.
             config = replace(config, deny_purge=False, allow_rollup=True)
         if config.deny_purge and config.allow_rollup:

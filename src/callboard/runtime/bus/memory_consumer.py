@@ -13,7 +13,7 @@ from callboard.runtime.bus.memory_timer import SLACK_S, Timers
 from callboard.runtime.clock import Clock
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_TOKEN_PREFIX = "$JS.ACK."
+_ACK_SUBJECT = "$JS.ACK."
 
 
 class Taker(Protocol):
@@ -181,7 +181,7 @@ class MemoryConsumer:
         waiting = self._stream.count_from(self._cursor, self.config.filter_subject)
         time_ns = (record.time - _EPOCH) // timedelta(microseconds=1) * 1000
         places = (pending.delivered, record.seq, self._deliveries, time_ns, waiting)
-        token = f"{_TOKEN_PREFIX}{self._stream.name}.{self.config.name}.{'.'.join(map(str, places))}"
+        token = f"{_ACK_SUBJECT}{self._stream.name}.{self.config.name}.{'.'.join(map(str, places))}"
         return Delivery(
             subject=record.subject,
             data=record.data,
@@ -217,6 +217,6 @@ class MemoryConsumer:
 def parse_token(token: str) -> tuple[str, str, int] | None:
     """Return stream, consumer and sequence that an ack token names, or None when it is no token."""
     parts = token.split(".")
-    if not token.startswith(_TOKEN_PREFIX) or len(parts) != 9 or not parts[5].isdigit():  # noqa: PLR2004 - its places
+    if not token.startswith(_ACK_SUBJECT) or len(parts) != 9 or not parts[5].isdigit():  # noqa: PLR2004 - its places
         return None
     return parts[2], parts[3], int(parts[5])

@@ -57,7 +57,7 @@ class Transform:
         """
         self._source = source
         self._destination = destination
-        self._stars = tuple(index for index, token in enumerate(source.split(".")) if token == "*")
+        self._stars = tuple(index for index, part in enumerate(source.split(".")) if part == "*")
         for found in _FUNCTION.finditer(destination):
             name, arguments, short = found.groups()
             numbers = [int(short)] if short else [int(part) for part in arguments.split(",")]

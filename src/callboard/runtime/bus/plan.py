@@ -136,7 +136,7 @@ def diff(
 
 
 def differences(old: StreamConfig, new: StreamConfig) -> list[str]:
-    """Return the names of the settings in which two streams differ; the order of subjects and sources is no difference."""
+    """Return the names of the settings in which two streams differ; order does not count."""
     return [name for name in StreamConfig.__struct_fields__ if not _equal(name, getattr(old, name), getattr(new, name))]
 
 
@@ -199,7 +199,7 @@ def _field_change(name: str, config: StreamConfig, info: StreamInfo) -> FieldCha
     return FieldChange(field=name, old=old, new=new, destructive=_loss(name, config, info), is_fixed=is_fixed)
 
 
-def _loss(name: str, config: StreamConfig, info: StreamInfo) -> str:
+def _loss(name: str, config: StreamConfig, info: StreamInfo) -> str:  # noqa: PLR0911 - one answer per setting
     """Say what changing this setting would lose, or nothing."""
     old, new = getattr(info.config, name), getattr(config, name)
     match name:
@@ -289,7 +289,7 @@ def _summary(config: StreamConfig | ConsumerConfig) -> str:
     )
 
 
-def _shown(name: str, value: object) -> str:
+def _shown(name: str, value: object) -> str:  # noqa: PLR0911 - one answer per kind of value
     match value:
         case bool():
             return "yes" if value else "no"

@@ -164,10 +164,11 @@ def _transform_faults(config: StreamConfig, partitions: int | None) -> list[str]
         return [f"stream {config.name} has no subject transform: mail would reach no owner"]
     if partitions is None or config.subject_transform == topology.partition_transform(partitions):
         return []
-    return [
+    fault = (
         f"stream {config.name} files mail by {config.subject_transform[1]}, but topology.partitions is {partitions}: "
         "set it to the deployment's count, which is fixed for its life"
-    ]
+    )
+    return [fault]
 
 
 async def _apply(bus: Bus, change: Change) -> None:

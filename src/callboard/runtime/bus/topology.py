@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Protocol
 
 from msgspec import Struct
 
@@ -33,6 +34,20 @@ UNLIMITED = -1
 
 _HOUR_S = 3600.0
 _MIN_OBSERVED_S = 60.0
+
+
+class ConsumerNumbers(Protocol):
+    """The settings that a consumer needs; the section ``work`` and a worker's options both have them."""
+
+    @property
+    def ack_wait_s(self) -> float:
+        """Seconds after which an unextended claim is handed out again."""
+        ...
+
+    @property
+    def max_ack_pending(self) -> int:
+        """Claims that may be out at once."""
+        ...
 
 
 class Topology(Struct, frozen=True, kw_only=True):
@@ -72,6 +87,7 @@ def declared(
     """
     streams = (
         *_task_streams(settings),
+        _dead(settings),
         *_actor_streams(settings),
         _tokens(settings),
         _bucket(REGISTRY, settings, allow_msg_ttl=True),
@@ -92,7 +108,7 @@ def declared(
     return Topology(streams=streams, consumers=tuple(consumers))
 
 
-def task_consumers(capability: str, settings: WorkSettings) -> tuple[ConsumerConfig, ...]:
+def task_consumers(capability: str, settings: ConsumerNumbers) -> tuple[ConsumerConfig, ...]:
     """Return the durable consumers of a capability's three lanes on ``CB_WORK``: high, normal, low.
 
     Raises:
@@ -105,7 +121,7 @@ def task_consumers(capability: str, settings: WorkSettings) -> tuple[ConsumerCon
     )
 
 
-def due_consumer(capability: str, settings: WorkSettings) -> ConsumerConfig:
+def due_consumer(capability: str, settings: ConsumerNumbers) -> ConsumerConfig:
     """Return the durable consumer on ``CB_LATER`` of a capability's scheduled tasks that have fallen due.
 
     Raises:
@@ -126,7 +142,7 @@ def fit(settings: TopologySettings, *, store_bytes: int) -> TopologySettings:
     room = store_bytes * 3 // 4
     if wanted <= room:
         return settings
-    scaled = {name: max(1, int(getattr(settings, name)) * room // wanted) for name in names}
+    scaled = {name: max(1, getattr(settings, name) * room // wanted) for name in names}
     return settings.model_copy(update=scaled)
 
 
@@ -168,7 +184,7 @@ def _task_streams(settings: TopologySettings) -> tuple[StreamConfig, ...]:
         retention="workqueue",
         replicas=settings.replicas,
         discard="new",  # a full queue refuses the submitter; discarding old would lose acknowledged tasks
-        max_bytes=int(settings.queue_max_bytes),
+        max_bytes=settings.queue_max_bytes,
         duplicate_window_s=settings.dedup_window_s,
         allow_atomic=True,
         allow_direct=True,
@@ -197,22 +213,25 @@ def _task_streams(settings: TopologySettings) -> tuple[StreamConfig, ...]:
         discard="new",
         discard_new_per_subject=True,
         max_age_s=settings.result_ttl_s,
-        max_bytes=int(settings.ledger_max_bytes),
+        max_bytes=settings.ledger_max_bytes,
         allow_atomic=True,
         allow_direct=True,
         deny_delete=True,
         deny_purge=True,
     )
-    dead = StreamConfig(
+    return work, later, ledger
+
+
+def _dead(settings: TopologySettings) -> StreamConfig:
+    return StreamConfig(
         name=DEAD,
         subjects=("cb.dead.>",),
         replicas=settings.replicas,
         discard="new",  # a task is terminated only after its dead letter is stored, so refusing loses nothing
         max_age_s=settings.dead_ttl_s,
-        max_bytes=int(settings.dead_max_bytes),
+        max_bytes=settings.dead_max_bytes,
         allow_direct=True,
     )
-    return work, later, ledger, dead
 
 
 def _actor_streams(settings: TopologySettings) -> tuple[StreamConfig, ...]:
@@ -236,7 +255,7 @@ def _actor_streams(settings: TopologySettings) -> tuple[StreamConfig, ...]:
         sources=(Source(ACTORS, ("cb.mbox.>", "cb.step.>", "cb.event.>")),),
         replicas=settings.replicas,
         max_age_s=settings.audit_ttl_s,
-        max_bytes=int(settings.audit_max_bytes) or UNLIMITED,
+        max_bytes=settings.audit_max_bytes or UNLIMITED,
         duplicate_window_s=0.0,  # nobody publishes here; the server reads back 0 for a stream of sources
         allow_direct=True,
         deny_delete=True,
@@ -255,7 +274,7 @@ def _tokens(settings: TopologySettings) -> StreamConfig:
         storage="memory",
         replicas=settings.replicas,
         max_age_s=settings.token_ttl_s,
-        max_bytes=int(settings.tokens_max_bytes),
+        max_bytes=settings.tokens_max_bytes,
         duplicate_window_s=min(settings.dedup_window_s, settings.token_ttl_s),  # the server refuses a longer one
         allow_direct=True,
     )
@@ -289,7 +308,7 @@ def _objects(settings: TopologySettings) -> StreamConfig:
     )
 
 
-def _consumer(name: str, filter_subject: str, settings: WorkSettings) -> ConsumerConfig:
+def _consumer(name: str, filter_subject: str, settings: ConsumerNumbers) -> ConsumerConfig:
     return ConsumerConfig(
         name=name,
         filter_subject=filter_subject,

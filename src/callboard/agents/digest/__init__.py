@@ -1,0 +1,1 @@
+"""Read a folder: digest each file, find near-duplicates, merge into one report."""

@@ -1,0 +1,224 @@
+"""The report: one HTML file that needs nothing else, and the same as JSON."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping
+from datetime import datetime
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import Final, NamedTuple
+
+import msgspec
+
+from callboard.agents.digest import section
+from callboard.agents.digest.digest import Digest
+from callboard.agents.digest.html import esc, plural, seconds, size
+from callboard.agents.digest.ledger import Entry, Ledger
+from callboard.agents.digest.merge import Corpus
+from callboard.agents.digest.walk import LeftOut
+
+DIGEST: Final = "digest"
+"""The capability whose tasks read one file each; their labels are the files' paths."""
+
+_MAX_CARD_SYMBOLS: Final = 60
+_MAX_CARD_HEADINGS: Final = 40
+_JSON_ESCAPES: Final = {
+    ord("<"): "\\u003c",
+    ord(">"): "\\u003e",
+    ord("&"): "\\u0026",
+    0x2028: "\\u2028",
+    0x2029: "\\u2029",
+}
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """What the report must be told about the run.
+
+    Attributes:
+        folder: Name of the folder that was read, as a person calls it.
+        started_at: First submission.
+        finished_at: When the last record was seen.
+        left_out: What was not read, and why.
+        left_out_total: How many things were left out; ``left_out`` may be cut.
+        version: Callboard's version.
+    """
+
+    folder: str
+    started_at: datetime
+    finished_at: datetime
+    left_out: list[LeftOut] = []
+    left_out_total: int = 0
+    version: str = ""
+
+
+class Written(NamedTuple):
+    """Where the two files are."""
+
+    html: Path
+    json: Path
+
+
+def write_report(out: str | Path, corpus: Corpus, ledger: Ledger, run: Run) -> Written:
+    """Write ``report.html`` and ``report.json`` into ``out``, which is made if need be. Existing ones are replaced."""
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = Written(folder / "report.html", folder / "report.json")
+    written.html.write_text(render_html(corpus, ledger, run), encoding="utf-8")
+    written.json.write_bytes(render_json(corpus, ledger, run))
+    return written
+
+
+def render_json(corpus: Corpus, ledger: Ledger, run: Run) -> bytes:
+    """Return the report for programs: ``{"v": 1, "run", "ledger", "corpus"}``; signatures and term counts are left out."""
+    plain = msgspec.to_builtins(corpus)
+    for digest in plain["digests"]:
+        del digest["signature"], digest["terms"]
+    account = {"is_whole": ledger.is_whole, "unmerged": _unmerged(corpus, ledger), **msgspec.to_builtins(ledger)}
+    whole = {"v": 1, "run": run, "ledger": account, "corpus": plain}
+    return msgspec.json.format(msgspec.json.encode(whole), indent=1) + b"\n"
+
+
+def render_html(corpus: Corpus, ledger: Ledger, run: Run) -> str:
+    """Return the report for people. Every value that comes from a file is escaped; the page may run one script, ours."""
+    script = _asset("report.js")
+    values = {
+        "title": esc(f"{run.folder}, read by Callboard"),
+        "folder": esc(run.folder),
+        "kicker": esc(f"{run.folder} \u00b7 read by Callboard on {run.started_at:%d %B %Y at %H:%M} UTC"),
+        "headline": esc(_headline(corpus, ledger)),
+        "verdict": _verdict(corpus, ledger, run),
+        "figures": _figures(corpus, ledger, run),
+        "footer": esc(
+            f"Made by Callboard {run.version}. This page is one file and asks no other for anything.".replace(" .", ".")
+        ),
+        "style": _asset("report.css"),
+        "script": script,
+        "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        "data": _data(corpus, ledger),
+    }
+    sections = {
+        "run": ("The run", section.run_section(ledger, start=run.started_at, end=run.finished_at)),
+        "languages": ("Contents", section.language_section(corpus)),
+        "topics": ("Topics", section.topic_section(corpus)),
+        "twins": ("Near-duplicates", section.twin_section(corpus)),
+        "modules": ("Imports", section.module_section(corpus)),
+        "files": ("Files", section.file_section()),
+        "methods": ("Methods", section.method_section(run.left_out, run.left_out_total or len(run.left_out))),
+    }
+    values["nav"] = "".join(f'<a href="#{ident}">{esc(name)}</a>' for ident, (name, body) in sections.items() if body)
+    values["sections"] = "\n".join(body for _, body in sections.values())
+    return Template(_asset("report.html")).substitute(values)
+
+
+def _asset(name: str) -> str:
+    return resources.files("callboard.agents.digest").joinpath("page", name).read_text(encoding="utf-8")
+
+
+def _headline(corpus: Corpus, ledger: Ledger) -> str:
+    files = plural(corpus.files, "file")
+    if not ledger.is_whole or _unmerged(corpus, ledger):
+        return f"{files} read, and the account does not close"
+    return f"{files}, each read once" if corpus.files != 1 else "1 file, read once"
+
+
+def _verdict(corpus: Corpus, ledger: Ledger, run: Run) -> str:
+    parts: list[str] = []
+    kill = ledger.kill
+    if kill:
+        name = next((worker.name for worker in ledger.workers if worker.worker == kill.worker), kill.worker)
+        after = seconds((kill.at - run.started_at).total_seconds())
+        parts.append(f"{name} was killed on purpose with {kill.signal}, {after} into the run.")
+        parts.append(_taken_over(ledger))
+    good = esc(" ".join(parts))
+    unmerged = _unmerged(corpus, ledger)
+    if ledger.is_whole and not unmerged:
+        end = "Nothing was lost and nothing was counted twice."
+        return f'{good} <strong class="good">{end}</strong>'
+    wrong = [
+        plural(len(ledger.lost), "task was lost", "tasks were lost") if ledger.lost else "",
+        plural(len(ledger.doubled), "task was", "tasks were") + " counted twice" if ledger.doubled else "",
+        plural(len(ledger.phantom), "record has", "records have") + " no submission" if ledger.phantom else "",
+        f"the merge and the ledger differ by {plural(len(unmerged), 'file')}: {unmerged[0]}" if unmerged else "",
+        *(f"{count:,} {status}" for status, count in ledger.statuses.items() if status != "completed"),
+    ]
+    return f'{good} <strong class="bad">{esc(_sentence("; ".join(filter(None, wrong))))}.</strong>'
+
+
+def _unmerged(corpus: Corpus, ledger: Ledger) -> list[str]:
+    """Return files that were digested and not merged, or merged without a digest on record."""
+    on_record = {entry.label for entry in ledger.entries if entry.capability == DIGEST and entry.status == "completed"}
+    return sorted(on_record ^ {digest.path for digest in corpus.digests})
+
+
+def _taken_over(ledger: Ledger) -> str:
+    waits = [entry.taken_over_s for entry in ledger.taken_over if entry.taken_over_s is not None]
+    if not waits:
+        return "It held no task at that moment."
+    if len(waits) == 1:
+        return f"The task it held was taken over by another worker {seconds(waits[0])} later."
+    return f"The {len(waits)} tasks it held were taken over by the other workers, the last one {seconds(max(waits))} later."
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _figures(corpus: Corpus, ledger: Ledger, run: Run) -> str:
+    length_s = max((run.finished_at - run.started_at).total_seconds(), 0.001)
+    figures = [
+        ("files", f"{corpus.files:,}"),
+        ("read", size(corpus.size_bytes)),
+        ("tasks", f"{ledger.recorded:,}"),
+        ("worker processes", f"{len(ledger.workers):,}"),
+        ("from first to last", seconds(length_s)),
+        ("tasks a second", f"{ledger.recorded / length_s:,.1f}"),
+    ]
+    if ledger.kill:
+        waits = [entry.taken_over_s or 0.0 for entry in ledger.taken_over]
+        figures.append(("tasks taken over", f"{len(waits):,}"))
+        figures.append(("until the last takeover", seconds(max(waits)) if waits else "\u2013"))
+    return "".join(f"<div><dt>{esc(name)}</dt><dd>{esc(value)}</dd></div>" for name, value in figures)
+
+
+def _data(corpus: Corpus, ledger: Ledger) -> str:
+    entries = section.readers(ledger)
+    names = {worker.worker: worker.name for worker in ledger.workers}
+    topics = {topic.text.lower(): topic.text for topic in corpus.topics}
+    data = {
+        "languages": [(total.name, total.files) for total in sorted(corpus.languages, key=lambda total: -total.files)],
+        "files": [_card(digest, entries.get(digest.path), names, topics) for digest in corpus.digests],
+    }
+    # Inside a script element only "<" can end it; the rest is for whoever copies the JSON elsewhere.
+    return msgspec.json.encode(data).decode().translate(_JSON_ESCAPES)
+
+
+def _card(
+    digest: Digest, entry: Entry | None, names: Mapping[str, str], topics: Mapping[str, str]
+) -> dict[str, object]:
+    took_s = 0.0
+    if entry and entry.claimed_at and entry.finished_at:
+        took_s = (entry.finished_at - entry.claimed_at).total_seconds()
+    return {
+        "path": digest.path,
+        "kind": digest.kind,
+        "language": digest.language if digest.kind != "empty" else f"{digest.language}, empty",
+        "size": digest.size_bytes,
+        "lines": digest.lines.total,
+        "code": digest.lines.code if digest.kind == "code" else 0,
+        "words": digest.words,
+        "phrases": [phrase.text for phrase in digest.phrases],
+        # Found by the filter, so that choosing a topic shows the files it was counted in.
+        "topics": sorted({topics[key] for key in map(str.lower, digest.terms) if key in topics}),
+        "sentences": [(sentence.text, sentence.line) for sentence in digest.sentences],
+        "headings": [(heading.text, heading.line) for heading in digest.headings[:_MAX_CARD_HEADINGS]],
+        "symbols": [(symbol.kind, symbol.name, symbol.line) for symbol in digest.symbols[:_MAX_CARD_SYMBOLS]],
+        "symbolsTotal": len(digest.symbols),
+        "notes": digest.notes,
+        "by": names.get(entry.worker, entry.worker) if entry else "",
+        "took": seconds(took_s),
+        "ms": round(took_s * 1000),
+        "over": bool(entry and entry.taken_over_s is not None),
+    }

@@ -1,0 +1,297 @@
+"""Digest a folder on real workers: server, processes, tasks, one SIGKILL in the middle, the merge, the report."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from callboard.agents.digest.ledger import Held, Kill, Ledger, Record, account, read_record
+from callboard.agents.digest.merge import Corpus
+from callboard.agents.digest.report import Run, Written, write_report
+from callboard.agents.digest.service import FileTask, MergeTask
+from callboard.agents.digest.walk import Walk, walk
+from callboard.runtime import ids, roster, subjects
+from callboard.runtime.bus import provision, topology
+from callboard.runtime.bus.base import Bus, Message
+from callboard.runtime.client import Client, TaskHandle
+from callboard.runtime.clock import SYSTEM_CLOCK
+from callboard.runtime.config import ServerSettings, Settings
+from callboard.runtime.embedded import EmbeddedServer
+from callboard.runtime.errors import CallboardError, InputError, TaskError
+from callboard.runtime.host import connector
+from callboard.runtime.lease import HoldsAnswer, HoldsQuestion
+from callboard.runtime.processes import ProcessGroup
+from callboard.runtime.record import TaskRecord
+from callboard.runtime.server_folder import running
+from callboard.runtime.version import VERSION
+
+KILL_AT = 0.4
+HOLDS_WAIT_S = 0.15
+START_DEADLINE_S = 60.0
+MERGE_DEADLINE_S = 900.0
+_MARK = "callboard-demo"
+
+
+class DemoOptions(Struct, frozen=True, kw_only=True):
+    """What to digest and how.
+
+    Attributes:
+        folder: What to read.
+        out: Where the report goes.
+        data_dir: Where the server keeps its streams; an earlier demo's data there is removed first.
+        processes: Worker processes.
+        concurrency: Slots of each.
+        kill: Whether to kill one worker in the middle.
+        max_files: Files at most.
+    """
+
+    folder: Path
+    out: Path
+    data_dir: Path
+    processes: int = 3
+    concurrency: int = 2
+    kill: bool = True
+    max_files: int = 5000
+
+
+class Progress(Struct, frozen=True, kw_only=True):
+    """How far it is: ``stage`` is ``starting``, ``digesting``, ``killed``, ``merging`` or ``writing``."""
+
+    stage: str
+    done: int = 0
+    total: int = 0
+    text: str = ""
+
+
+class Demo(Struct, frozen=True, kw_only=True):
+    """What came of it."""
+
+    written: Written
+    ledger: Ledger
+    seconds: float
+
+
+Tell = Callable[[Progress], None]
+
+
+async def run_demo(options: DemoOptions, tell: Tell) -> Demo:
+    """Digest a folder and write the report. Cancelling it stops workers and server and leaves nothing running.
+
+    Raises:
+        InputError: If the folder holds nothing to read.
+        CallboardError: If server or workers do not start, or the group of workers ends early.
+    """
+    found = await asyncio.to_thread(walk, options.folder, max_files=options.max_files)
+    if not found.files:
+        message = f"{options.folder} holds no file to read ({found.left_out_total} left out): name another folder"
+        raise InputError(message)
+    _make_room(options.data_dir)
+    tell(Progress(stage="starting", total=len(found.files), text="an embedded nats-server"))
+    server_settings = ServerSettings(data_dir=options.data_dir, port=0)
+    async with EmbeddedServer(server_settings) as server:
+        settings = Settings.load(flags={"nats.url": server.url})
+        bus = await connector(settings)("demo")
+        try:
+            store_bytes = 2 << 30
+            wanted = topology.declared(topology.fit(settings.topology, store_bytes=store_bytes))
+            await provision.apply(bus, await provision.plan(bus, wanted))
+            tell(Progress(stage="starting", total=len(found.files), text=f"{options.processes} worker processes"))
+            async with _workers(options, server.url) as group:
+                return await _until_group_ends(group, _Digesting(bus, options, found, tell).run())
+        finally:
+            await bus.close()
+
+
+class _Digesting:
+    """One run, once server and workers are on their way."""
+
+    def __init__(self, bus: Bus, options: DemoOptions, found: Walk, tell: Tell) -> None:
+        self._bus = bus
+        self._client = Client(bus)
+        self._options = options
+        self._found = found
+        self._tell = tell
+        self._run = ids.new_token(3)
+        self._clock = SYSTEM_CLOCK
+        self._workers: dict[str, int] = {}
+        self._finished: set[str] = set()
+        self._kill: Kill | None = None
+
+    async def run(self) -> Demo:
+        async with roster.listening(self._bus) as beats:
+            await self._wait_for_workers(beats)
+            begun_s, started_at = self._clock.monotonic(), self._clock.now()
+            labels = await self._submit()
+            await self._follow(labels, beats)
+            merged = await self._merge(list(labels))
+            finished_at = self._clock.now()
+            self._note_workers(beats)
+        self._tell(Progress(stage="writing", done=len(labels), total=len(labels)))
+        records = [record async for record in self._records()]
+        corpus = msgspec.convert(await self._client.value_of(merged), Corpus)
+        book = account(
+            [*labels, merged.task], records, kill=self._kill, labels=labels, workers=tuple(self._workers)
+        )
+        written = write_report(self._options.out, corpus, book, self._summary(started_at, finished_at))
+        return Demo(written=written, ledger=book, seconds=self._clock.monotonic() - begun_s)
+
+    def _summary(self, started_at: datetime, finished_at: datetime) -> Run:
+        return Run(
+            folder=self._options.folder.resolve().name or str(self._options.folder),
+            started_at=started_at,
+            finished_at=finished_at,
+            left_out=self._found.left_out,
+            left_out_total=self._found.left_out_total,
+            version=VERSION,
+        )
+
+    async def _wait_for_workers(self, beats: roster.Roster) -> None:
+        give_up_s = self._clock.monotonic() + START_DEADLINE_S
+        while len(self._workers) < self._options.processes:
+            if self._clock.monotonic() > give_up_s:
+                message = f"only {len(self._workers)} of {self._options.processes} workers came up in time"
+                raise CallboardError(message)
+            await self._clock.sleep(0.05)
+            self._note_workers(beats)
+
+    def _note_workers(self, beats: roster.Roster) -> None:
+        for worker, beat in beats.beats.items():
+            if beat.status == "ready":
+                self._workers.setdefault(worker, beat.pid)
+
+    async def _submit(self) -> dict[str, str]:
+        root = str(self._options.folder.resolve())
+        # large files first and last would hide the kill: keep the walk's order
+        labels = {f"digest/{self._run}/{n}": file.path for n, file in enumerate(self._found.files)}
+        tasks = [FileTask(root=root, path=path) for path in labels.values()]
+        handles = await self._client.submit_many("digest", tasks, task_ids=list(labels), timeout_s=120.0)
+        refused = [handle for handle in handles if not isinstance(handle, TaskHandle)]
+        if refused:
+            raise refused[0]
+        return labels
+
+    async def _follow(self, labels: dict[str, str], beats: roster.Roster) -> None:
+        total = len(labels)
+        prefix = len("cb.result.digest.")
+        reader = self._bus.read(subjects.LEDGER, subjects=["cb.result.digest.*"], start_seq=1, follow=True)
+        async for stored in reader:
+            self._finished.add(subjects.unescape(stored.subject[prefix:]))
+            self._tell(Progress(stage="digesting", done=len(self._finished), total=total))
+            if self._options.kill and self._kill is None and len(self._finished) >= total * KILL_AT:
+                await self._kill_one(list(labels), beats)
+            if len(self._finished) >= total:
+                return
+
+    async def _kill_one(self, task_ids: list[str], beats: roster.Roster) -> None:
+        """Kill the worker that holds most tasks right now; when none holds any, the next finished task asks again."""
+        self._note_workers(beats)
+        open_ids = [task_id for task_id in task_ids if task_id not in self._finished][:500]
+        held = await self._who_holds(open_ids)
+        victim = max(held, key=lambda worker: len(held[worker]), default=None)
+        pid = self._workers.get(victim) if victim is not None else None
+        if victim is None or pid is None:
+            return
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+        tasks = [Held(task=task) for task in held[victim]]
+        self._kill = Kill(worker=victim, at=self._clock.now(), held=tasks)
+        text = f"SIGKILL to {victim} on purpose, with {len(tasks)} task{'s' * (len(tasks) != 1)} in its hands"
+        self._tell(Progress(stage="killed", done=len(self._finished), total=len(task_ids), text=text))
+
+    async def _who_holds(self, task_ids: list[str]) -> dict[str, list[str]]:
+        held: dict[str, list[str]] = {}
+
+        def hear(message: Message) -> None:
+            answer = msgspec.json.decode(message.data, type=HoldsAnswer)
+            if answer.held:
+                held[answer.worker] = answer.held
+
+        inbox = self._bus.inbox()
+        subscription = await self._bus.subscribe(inbox, hear)
+        try:
+            question = msgspec.json.encode(HoldsQuestion(task_ids))
+            await self._bus.publish(subjects.CTL_HOLDS, question, reply=inbox)
+            await self._clock.sleep(HOLDS_WAIT_S)
+        finally:
+            await subscription.close()
+        return held
+
+    async def _merge(self, task_ids: list[str]) -> TaskRecord:
+        self._tell(Progress(stage="merging", done=len(task_ids), total=len(task_ids)))
+        task = MergeTask(tasks=task_ids)
+        handle = await self._client.submit("merge", task, id=f"merge/{self._run}", notify=True)
+        record = await self._client.wait_record(handle, timeout_s=MERGE_DEADLINE_S)
+        if record.status != "completed":
+            await self._client.value_of(record)  # raises with the cause
+        return record
+
+    async def _records(self) -> AsyncIterator[Record]:
+        async for stored in self._bus.read(subjects.LEDGER, subjects=["cb.result.>"], start_seq=1):
+            yield read_record(stored.data)
+
+
+@asynccontextmanager
+async def _workers(options: DemoOptions, url: str) -> AsyncIterator[asyncio.Task[int]]:
+    command = [sys.executable, "-m", "callboard", "worker", "child", "callboard.agents.digest.service"]
+    command += ["--concurrency", str(options.concurrency), "--log-level", "error", "--quiet", "--nats", url]
+    command += ["--parent-pid", str(os.getpid())]
+    group = ProcessGroup(
+        lambda slot, fd: [*command, "--slot", str(slot), "--parent-fd", str(fd)],
+        count=options.processes,
+        stop_grace_s=5.0,
+    )
+    running = asyncio.create_task(group.run(), name="demo-workers")
+    try:
+        yield running
+    finally:
+        group.stop()
+        await asyncio.wait([running])
+
+
+async def _until_group_ends(group: asyncio.Task[int], work: Coroutine[Any, Any, Demo]) -> Demo:
+    """Await the work, but not longer than the workers live: without them it would never end."""
+    task = asyncio.create_task(work, name="demo")
+    try:
+        await asyncio.wait((group, task), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            if group.result() == 0:
+                raise KeyboardInterrupt
+            message = "the workers could not go on; see what they said above"
+            raise TaskError(message)
+        return task.result()
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+def _make_room(data_dir: Path) -> None:
+    """Remove an earlier demo's data; a folder that is not a demo's is left alone.
+
+    Raises:
+        InputError: If the folder holds something else.
+    """
+    mark = data_dir / _MARK
+    if data_dir.exists() and any(data_dir.iterdir()) and not mark.exists():
+        message = f"{data_dir} is not empty and not of an earlier demo: name another folder with --data"
+        raise InputError(message)
+    if mark.exists():
+        alive = running(data_dir)
+        if alive is not None:
+            message = f"a server (pid {alive.pid}) runs on {data_dir}: stop it, or name another folder with --data"
+            raise InputError(message)
+        shutil.rmtree(data_dir)
+    data_dir.mkdir(parents=True, exist_ok=True)
+    mark.write_text("made by `callboard demo`; the next demo removes it\n")

@@ -1,0 +1,146 @@
+"""The command ``callboard``: a table of names, imported one at a time, and the exit codes.
+
+``callboard --help`` imports this file and click, nothing else; a command's module is imported when it is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+import click
+
+from callboard.cli.session import Session, global_options
+from callboard.runtime.errors import CallboardError, InputError
+
+OK: Final = 0
+FAILED: Final = 1
+USAGE: Final = 2
+UNREACHABLE: Final = 3
+REFUSED: Final = 4
+NOT_FOUND: Final = 5
+UNFINISHED: Final = 6
+INTERRUPTED: Final = 130
+
+# name: (module, line for the overview). The command in the module is called `command`.
+COMMANDS: Final[dict[str, tuple[str, str]]] = {
+    "demo": ("demo", "Digest a folder on three workers, kill one of them, and read the report."),
+    "init": ("init", "Make a configuration file and a first capability in this folder."),
+    "up": ("up", "Run a NATS server here, with everything Callboard needs on it."),
+    "worker": ("worker", "Start workers; list, drain and resize those that run."),
+    "submit": ("submit", "Submit a task and, if you like, wait for its result."),
+    "tasks": ("tasks", "List, show, watch and cancel tasks."),
+    "dead": ("dead", "List, show, requeue and discard dead letters."),
+    "schedule": ("schedule", "Plan recurring and later tasks."),
+    "pause": ("pause", "Hold a capability back on all workers."),
+    "resume": ("resume", "Let a paused capability go on."),
+    "audit": ("audit", "Read the record of all tasks, in order."),
+    "log": ("log", "Look through the history of messages."),
+    "provision": ("provision", "Create or update streams; --plan shows the difference."),
+    "doctor": ("doctor", "Check server, streams, disk, clock and workers, and say what to do."),
+    "config": ("config", "Show every setting and where it came from."),
+    "schema": ("schema", "Print the JSON Schema of a record."),
+    "completion": ("completion", "Print the completion script of your shell."),
+    "version": ("version", "Print the version."),
+}
+
+# Codes whose exit status does not follow from the class.
+_STATUS: Final[dict[str, int]] = {
+    "bus_connect": UNREACHABLE,
+    "bus_auth": UNREACHABLE,
+    "bus_closed": UNREACHABLE,
+    "bus_timeout": UNREACHABLE,
+    "no_responders": UNREACHABLE,
+    "permission_denied": UNREACHABLE,
+    "topology": UNREACHABLE,
+    "backpressure": REFUSED,
+    "conflict": REFUSED,
+    "data_folder_in_use": REFUSED,
+    "port_in_use": REFUSED,
+    "not_found": NOT_FOUND,
+    "task_not_found": NOT_FOUND,
+    "task_timeout": UNFINISHED,
+}
+
+
+class Commands(click.Group):
+    """A group that knows its commands by name and imports each when it is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command's module and return it, or None for an unknown name."""
+        if cmd_name not in COMMANDS:
+            return None
+        found: click.Command = importlib.import_module(f"callboard.cli.{COMMANDS[cmd_name][0]}").command
+        return found
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; a misspelled one is answered with the nearest names."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            import difflib
+
+            near = difflib.get_close_matches(args[0], COMMANDS, n=2, cutoff=0.5)
+            if near:
+                error.message += f" Did you mean {' or '.join(repr(name) for name in near)}?"
+            raise
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the overview from the table, without importing a command."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+
+@click.command(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Begin with `callboard init`, or `callboard up` in one terminal and `callboard worker start FILE` in another.",
+)
+@global_options
+@click.version_option(None, "-V", "--version", package_name="callboard", prog_name="callboard")
+def cli() -> None:
+    """Callboard: a durable work queue and actor runtime on NATS JetStream."""
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its status; see ``docs/cli.md`` for the table."""
+    session = Session()
+    try:
+        status = cli.main(args=args, prog_name="callboard", standalone_mode=False, obj=session)
+    except click.ClickException as error:
+        error.show()
+        status = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        status = INTERRUPTED
+    except BrokenPipeError:
+        # the reader (head, less) has seen enough; what is left in the buffer must not fail at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = OK
+    except CallboardError as error:
+        if session.debug:
+            raise
+        click.echo(f"error[{error.code}]: {error}", err=True)
+        status = status_of(error)
+    except Exception as error:
+        if session.debug:
+            raise
+        text = f"{type(error).__name__}: {error}; this is a fault of Callboard, --debug shows where"
+        click.echo(f"error[internal]: {text}", err=True)
+        status = FAILED
+    sys.exit(status if isinstance(status, int) else OK)
+
+
+def status_of(error: CallboardError) -> int:
+    """Return the exit status for an error."""
+    if error.code in _STATUS:
+        return _STATUS[error.code]
+    return USAGE if isinstance(error, InputError) else FAILED

@@ -1,0 +1,326 @@
+"""A worker in a process of its own: from ``Settings`` to a running ``Worker`` with signals, logs and health."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from callboard.runtime import events, logs, metrics, subjects
+from callboard.runtime.bus import provision
+from callboard.runtime.bus.base import Bus
+from callboard.runtime.capability import DEFAULT_POOL, Capability
+from callboard.runtime.client import Client
+from callboard.runtime.config import Settings
+from callboard.runtime.errors import CallboardError, ConfigError
+from callboard.runtime.health import Health, HealthServer
+from callboard.runtime.pool import PoolRules
+from callboard.runtime.retry import RetryPolicy
+from callboard.runtime.settle import SettleRules
+from callboard.runtime.stats import BUCKETS_S
+from callboard.runtime.worker import Worker, WorkerOptions
+
+T = TypeVar("T")
+Connect = Callable[[str], Awaitable[Bus]]
+
+TASK_STREAMS = (subjects.WORK, subjects.LATER, subjects.LEDGER, subjects.DEAD)
+# after its parent's death a child has this long to hand its tasks back
+ORPHAN_GRACE_S = 3.0
+
+_log = logs.get_logger(__name__)
+_bus_log = logs.get_logger("callboard.runtime.bus")
+
+
+def connector(settings: Settings) -> Connect:
+    """Return the function that opens a connection under a name, as the settings say."""
+    nats = settings.nats
+
+    async def connect(name: str) -> Bus:
+        # the adapter imports the client library: only who connects pays for it
+        from callboard.runtime.bus import jetstream  # noqa: PLC0415
+
+        return await jetstream.connect(
+            [url.strip() for url in nats.url.split(",")],
+            name=name,
+            user=nats.user,
+            password=nats.password.get_secret_value() if nats.password else None,
+            token=nats.token.get_secret_value() if nats.token else None,
+            nkey_seed=_seed(nats.nkey_seed_file),
+            creds=_path(nats.creds_file),
+            tls_ca=_path(nats.tls_ca_file),
+            tls_cert=_path(nats.tls_cert_file),
+            tls_key=_path(nats.tls_key_file),
+            inbox_prefix=nats.inbox_prefix,
+            connect_deadline_s=nats.connect_deadline_s,
+            on_event=_log_event,
+        )
+
+    return connect
+
+
+def _path(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _seed(path: Path | None) -> str | None:
+    try:
+        return None if path is None else path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        message = f"nats.nkey_seed_file: {path} cannot be read: {error.strerror}"
+        raise ConfigError(message) from error
+
+
+def _log_event(event: str, fields: dict[str, object]) -> None:
+    _bus_log.info(event, **fields)
+
+
+@asynccontextmanager
+async def connect(
+    url: str | None = None, *, name: str = "client", settings: Settings | None = None
+) -> AsyncIterator[Client]:
+    """Open a client for the time of a block: ``async with connect() as client: await client.call("hello", "world")``.
+
+    Args:
+        url: The server; None takes the one of the settings.
+        name: What the server's monitoring calls us.
+        settings: All settings; None loads them as commands do (file, environment).
+
+    Raises:
+        BusConnectError: If there is no server.
+        BusAuthError: If it refuses us.
+        ConfigError: If a setting is wrong.
+    """
+    loaded = settings or Settings.load(flags={"nats.url": url})
+    if settings is not None and url is not None:
+        loaded = settings.model_copy(update={"nats": settings.nats.model_copy(update={"url": url})})
+    bus = await connector(loaded)(name)
+    try:
+        yield Client(bus, claim_check_bytes=int(loaded.work.claim_check_bytes))
+    finally:
+        await bus.close()
+
+
+def worker_options(settings: Settings) -> WorkerOptions:
+    """Return what a worker needs to know."""
+    work, worker = settings.work, settings.worker
+    return WorkerOptions(
+        concurrency=worker.concurrency,
+        pool=None if worker.pool == DEFAULT_POOL else worker.pool,
+        labels=dict(worker.labels),
+        ack_wait_s=work.ack_wait_s,
+        extend_every_s=work.extend_every_s,
+        max_ack_pending=work.max_ack_pending,
+        max_block_s=worker.max_block_s,
+        drain_grace_s=worker.drain_grace_s,
+        holds_wait_s=work.holds_wait_s,
+        pool_rules=PoolRules(crash_limit=work.crash_limit, quarantine_s=work.quarantine_s),
+        settle_rules=SettleRules(
+            schedule_over_s=work.retry_schedule_above_s, claim_check_bytes=int(work.claim_check_bytes)
+        ),
+    )
+
+
+def use_retry(capabilities: Sequence[Capability[..., Any]], settings: Settings) -> None:
+    """Give the configured retry policy to every capability that names none."""
+    retry = settings.work.retry
+    policy = RetryPolicy(
+        attempts=retry.attempts,
+        base_s=retry.base_s,
+        factor=retry.factor,
+        max_s=retry.max_s,
+        jitter=min(retry.jitter, 0.99),
+    )
+    for capability in capabilities:
+        if not capability.has_own_retry:
+            capability.retry = policy
+
+
+def configure_logs(settings: Settings, *, slot: int = 0) -> None:
+    """Send logs where the settings say; each process of a group has a log file of its own."""
+    file = settings.log.file
+    if file is not None and slot:
+        file = file.with_name(f"{file.stem}.{slot}{file.suffix}")
+    logs.configure(level=settings.log.level, form=settings.log.format, file=file)
+
+
+def run_loop(work: Coroutine[Any, Any, T]) -> T:
+    """Run ``work`` on uvloop where it is installed, else on asyncio's own loop."""
+    factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+    with contextlib.suppress(ImportError):
+        import uvloop  # noqa: PLC0415 - costs a worker 20 ms and nobody else
+
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(work)
+
+
+async def run_worker(
+    settings: Settings,
+    capabilities: Sequence[Capability[..., Any]],
+    *,
+    on_ready: Callable[[Worker], None] | None = None,
+    parent_fd: int | None = None,
+    health_port: int | None = None,
+    connect: Connect | None = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT; the first drains, the second stops at once. Returns after a clean end.
+
+    Args:
+        settings: All settings.
+        capabilities: What to serve.
+        on_ready: Called once, when it pulls.
+        parent_fd: A pipe whose end means that the parent died: then it stops at once.
+        health_port: Port of the health endpoint in place of the setting's.
+        connect: How to connect in place of the settings'; for tests.
+
+    Raises:
+        ModuleLoadError: If there is nothing to serve in the pool.
+        BusConnectError: If there is no broker at the start.
+        TopologyError: If its streams are missing or break a promise.
+        PortInUseError: If the health port is taken.
+    """
+    use_retry(capabilities, settings)
+    worker = Worker(capabilities, _verified(connect or connector(settings)), options=worker_options(settings))
+    port = settings.worker.health_port if health_port is None else health_port
+
+    def ready() -> None:
+        _log.info(events.WORKER_READIED, worker=worker.id, capabilities=sorted(worker.pools))
+        if on_ready is not None:
+            on_ready(worker)
+
+    with _signals(worker), _lifeline(worker, parent_fd):
+        async with _health(worker, host=settings.worker.health_host, port=port):
+            try:
+                await worker.run(ready)
+            except CallboardError as error:
+                _log.error(events.WORKER_FAILED, worker=worker.id, code=error.code)
+                raise
+    _log.info(events.WORKER_STOPPED, worker=worker.id, exit_code=0)
+
+
+def leave(status: int) -> None:
+    """End the process with ``status`` without waiting for threads that still run a handler."""
+    others = [t for t in threading.enumerate() if t is not threading.main_thread() and not t.daemon and t.is_alive()]
+    if others:
+        # the interpreter would join them, for ever if need be; their tasks are already in other hands
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
+def _verified(connect: Connect) -> Connect:
+    is_first = True
+
+    async def verified(name: str) -> Bus:
+        nonlocal is_first
+        bus = await connect(name)
+        if is_first:
+            is_first = False
+            try:
+                await provision.verify(bus, streams=TASK_STREAMS)
+            except BaseException:
+                await bus.close()
+                raise
+        return bus
+
+    return verified
+
+
+@contextmanager
+def _signals(worker: Worker) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    count = 0
+
+    def stop() -> None:
+        nonlocal count
+        count += 1
+        _log.info(events.WORKER_DRAIN_BEGUN, worker=worker.id, now=count > 1)
+        worker.stop(now=count > 1)
+
+    caught = (signal.SIGTERM, signal.SIGINT)
+    for number in caught:
+        loop.add_signal_handler(number, stop)
+    try:
+        yield
+    finally:
+        for number in caught:
+            loop.remove_signal_handler(number)
+
+
+@contextmanager
+def _lifeline(worker: Worker, parent_fd: int | None) -> Iterator[None]:
+    if parent_fd is None:
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    done = threading.Event()
+
+    def watch() -> None:
+        with contextlib.suppress(OSError):
+            while os.read(parent_fd, 64):
+                pass
+        if done.is_set():
+            return
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(lambda: worker.stop(now=True))
+        if not done.wait(ORPHAN_GRACE_S):
+            # a handler that blocks the loop must not keep an orphan alive
+            os._exit(1)
+
+    threading.Thread(target=watch, name="callboard-lifeline", daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+
+
+@asynccontextmanager
+async def _health(worker: Worker, *, host: str, port: int) -> AsyncIterator[None]:
+    if not port:
+        yield
+        return
+
+    def ready() -> Health:
+        problem = worker.ready_problem()
+        return Health(problem is None, () if problem is None else (problem,))
+
+    server = HealthServer(
+        live=lambda: Health(is_ok=True), ready=ready, metrics=lambda: metrics.render(lambda: stats_of(worker))
+    )
+    _ = await server.start(host=host, port=port)
+    try:
+        yield
+    finally:
+        await server.close()
+
+
+def stats_of(worker: Worker) -> metrics.WorkerStats:
+    """Return a worker's counters in the shape the metrics endpoint prints."""
+    stats = metrics.WorkerStats(worker.id)
+    stats.late_extends = worker.keeper.late_extensions
+    for name, pool in worker.pools.items():
+        own, load = pool.stats, pool.load()
+        shown = metrics.PoolStats(name, slots=pool.slots)
+        shown.claimed = own.claimed
+        shown.completed = own.endings["completed"]
+        shown.dead = own.endings["failed"]
+        shown.retried = own.endings["retried"]
+        shown.failed = shown.dead + shown.retried
+        shown.expired, shown.cancelled = own.endings["expired"], own.endings["cancelled"]
+        shown.skipped, shown.dropped = own.endings["duplicate"], own.endings["dropped"]
+        shown.running, shown.waiting_commit = load.busy, load.unsettled
+        shown.handler_s = metrics.Histogram(BUCKETS_S)
+        shown.handler_s.counts, shown.handler_s.total = list(own.run_time.counts), own.run_time.sum_s
+        shown.delivery_s = metrics.Histogram(BUCKETS_S)
+        shown.delivery_s.counts, shown.delivery_s.total = list(own.wait_time.counts), own.wait_time.sum_s
+        stats.pools[name] = shown
+        stats.lapsed += own.endings["lapsed"]
+    return stats

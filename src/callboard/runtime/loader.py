@@ -1,0 +1,122 @@
+"""From what the user typed to capabilities: a dotted module or a path to a file, and a plain word when it fails."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from callboard.runtime.capability import Capability, find_capabilities
+from callboard.runtime.errors import ModuleLoadError
+
+TRACE_FRAMES = 4
+
+
+def load_capabilities(targets: Sequence[str]) -> list[Capability[..., Any]]:
+    """Import every target and return the capabilities they hold, in the order of the targets.
+
+    The working directory, and the folder of a file, are put on ``sys.path``, as ``python -m`` and ``python FILE`` do.
+
+    Args:
+        targets: Dotted module names, or paths to ``.py`` files.
+
+    Raises:
+        ModuleLoadError: If one cannot be imported (the message ends with the last lines of its traceback), holds no
+            capability, or two hold one of the same name.
+        ConfigError: If one module has two capabilities of the same name.
+    """
+    _add_path(Path.cwd())
+    found: dict[str, Capability[..., Any]] = {}
+    owner: dict[str, str] = {}
+    for target in dict.fromkeys(targets):
+        capabilities = find_capabilities(load_module(target))
+        if not capabilities:
+            message = f"{target} has no capability: put @capability above a function at its top level"
+            raise ModuleLoadError(message)
+        for capability in capabilities:
+            known = found.get(capability.name)
+            if known is not None and known is not capability:
+                message = (
+                    f"{target} and {owner[capability.name]} both have a capability {capability.name!r}: rename one"
+                )
+                raise ModuleLoadError(message)
+            found[capability.name] = capability
+            owner[capability.name] = target
+    return list(found.values())
+
+
+def load_module(target: str) -> ModuleType:
+    """Import one dotted module or file.
+
+    Raises:
+        ModuleLoadError: If it does not exist or its code fails; ``SystemExit`` at import counts as failing.
+    """
+    is_file = target.endswith(".py") or os.sep in target
+    try:
+        return _load_file(Path(target)) if is_file else importlib.import_module(target)
+    except ModuleLoadError:
+        raise
+    except ModuleNotFoundError as error:
+        if not is_file and error.name is not None and (target == error.name or target.startswith(f"{error.name}.")):
+            raise ModuleLoadError(_absent(target, error.name)) from error
+        raise ModuleLoadError(_failed(target, error)) from error
+    except (Exception, SystemExit) as error:
+        # whatever a user's module does at import has one answer: what failed, and where
+        raise ModuleLoadError(_failed(target, error)) from error
+
+
+def _load_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        message = f"{path} does not exist" if not path.is_dir() else f"{path} is a folder: name a .py file or a module"
+        raise ModuleLoadError(message)
+    _add_path(path.resolve().parent)
+    # a file called json.py must not take the place of the real one
+    name = path.stem if path.stem not in sys.modules and path.stem.isidentifier() else f"callboard_file_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        message = f"{path} is not a Python file: its name must end in .py"
+        raise ModuleLoadError(message)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _add_path(folder: Path) -> None:
+    text = str(folder)
+    if text not in sys.path:
+        sys.path.insert(0, text)
+
+
+def _absent(target: str, missing: str) -> str:
+    hint = ""
+    as_file = Path(*target.split(".")).with_suffix(".py")
+    if target != missing:
+        hint = f" (there is no {missing!r})"
+    elif not as_file.exists() and Path(f"{target}.py").exists():
+        hint = f"; did you mean {target}.py?"
+    return f"there is no module {target!r} here{hint}: run from the folder that holds it, or give the path of its file"
+
+
+def _failed(target: str, error: BaseException) -> str:
+    if isinstance(error, SystemExit):
+        head = f"{target} ended the program while it was imported (SystemExit: {error.code}); guard it with __name__"
+    else:
+        head = f"{target} cannot be imported: {type(error).__name__}: {error}"
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if "importlib" not in frame.filename and frame.filename != __file__
+    ]
+    where = "".join(traceback.format_list(frames[-TRACE_FRAMES:])).rstrip()
+    return f"{head}\n{where}" if where else head

@@ -1,0 +1,232 @@
+"""Where is this task, and how much work waits? Questions for people and tools; nothing on the path of work asks them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from callboard.runtime import record, subjects
+from callboard.runtime.bus import header
+from callboard.runtime.bus.base import Bus, Message, Stored
+from callboard.runtime.clock import SYSTEM_CLOCK, Clock
+from callboard.runtime.context import Progress
+from callboard.runtime.errors import DecodeError, NotFoundError, TaskNotFoundError
+from callboard.runtime.lease import HoldsAnswer, HoldsQuestion
+from callboard.runtime.record import AttemptRecord, TaskRecord
+
+State = Literal["scheduled", "waiting", "running", "completed", "failed", "cancelled", "expired"]
+
+ACTORS = "CB_ACTORS"
+# A waiting task is found by its id in a header, so the queue is read; beyond this many it is not.
+SCAN_LIMIT = 5000
+_HOLDS_WAIT_S = 0.4
+
+
+class Whereabouts(Struct, frozen=True, kw_only=True):
+    """All that is known about one task.
+
+    Attributes:
+        state: Where it is; finished ones bear the status of their record.
+        seq: Its sequence in the stream that holds it, while it is not finished.
+        since: When it was submitted, when known.
+        due: When a scheduled one fires.
+        workers: Who runs it now.
+        attempts: Records of the runs that did not finish it.
+        progress: The last thing it said.
+        is_dead: Whether a dead letter of it stands.
+    """
+
+    task: str
+    capability: str
+    state: State
+    seq: int | None = None
+    since: datetime | None = None
+    due: str | None = None
+    workers: list[str] = []
+    record: TaskRecord | None = None
+    attempts: list[AttemptRecord] = []
+    progress: Progress | None = None
+    is_dead: bool = False
+
+
+class Queue(Struct, frozen=True, kw_only=True):
+    """How much work of one capability is on the broker.
+
+    Attributes:
+        waiting: Tasks that no worker has.
+        claimed: Tasks handed out and not settled; those in a retry's pause count here.
+        has_consumer: False when no worker ever offered it.
+    """
+
+    capability: str
+    waiting: int
+    claimed: int
+    has_consumer: bool = True
+
+
+async def find(bus: Bus, task_id: str, *, capability: str | None = None, clock: Clock = SYSTEM_CLOCK) -> Whereabouts:
+    """Return everything about a task. Four round trips when it is finished, a read of the queue when it waits.
+
+    Args:
+        bus: Where to look.
+        task_id: The task.
+        capability: Narrows the search; else any.
+        clock: Time.
+
+    Raises:
+        TaskNotFoundError: If nothing is known of it: it was never submitted, or its record has aged out.
+    """
+    token = subjects.escape(task_id)
+    wanted = capability or "*"
+    found = await bus.get_many(subjects.LEDGER, [f"cb.result.{wanted}.{token}", f"cb.attempt.{wanted}.{token}.*"])
+    attempts = _attempts(found)
+    finished = next((stored for stored in reversed(found) if stored.subject.startswith("cb.result.")), None)
+    progress = await _progress(bus, task_id)
+    if finished is not None:
+        task_record = record.decode_task(finished.data)
+        dead = await bus.get_last(subjects.DEAD, subjects.dead(task_record.capability, task_id))
+        return Whereabouts(
+            task=task_id,
+            capability=task_record.capability,
+            state=task_record.status,
+            record=task_record,
+            attempts=attempts,
+            progress=progress,
+            is_dead=dead is not None,
+        )
+    holders = await who_holds(bus, task_id, clock=clock)
+    stored = await _waiting(bus, task_id, attempts)
+    if stored is None and not holders:
+        message = f"nothing is known of task {task_id!r}: it was never submitted, or its record has aged out"
+        raise TaskNotFoundError(message)
+    return _unfinished(task_id, stored, holders, attempts, progress)
+
+
+def _unfinished(
+    task_id: str, stored: Stored | None, holders: list[str], attempts: list[AttemptRecord], progress: Progress | None
+) -> Whereabouts:
+    state: State = "waiting"
+    due = None
+    name = attempts[-1].capability if attempts else ""
+    if stored is not None:
+        headers = stored.headers or {}
+        if stored.subject.startswith("cb.later."):
+            state = "scheduled"
+            due = headers.get(header.SCHEDULE, "").removeprefix("@at ")
+            name = headers.get(header.SCHEDULE_TARGET, "cb.due.").split(".")[2]
+        else:
+            name = subjects.split_task(stored.subject)[0]
+    return Whereabouts(
+        task=task_id,
+        capability=name,
+        state="running" if holders else state,
+        seq=stored.seq if stored is not None else None,
+        since=stored.time if stored is not None else None,
+        due=due,
+        workers=holders,
+        attempts=attempts,
+        progress=progress,
+    )
+
+
+async def who_holds(bus: Bus, task_id: str, *, clock: Clock = SYSTEM_CLOCK) -> list[str]:
+    """Return the workers that run a task now; asks all and waits 0.4 s, less when one says yes."""
+    holders: list[str] = []
+
+    def on_answer(message: Message) -> None:
+        try:
+            answer = msgspec.json.decode(message.data, type=HoldsAnswer)
+        except msgspec.DecodeError:
+            return
+        if task_id in answer.held:
+            holders.append(answer.worker)
+
+    inbox = bus.inbox()
+    subscription = await bus.subscribe(inbox, on_answer)
+    try:
+        await bus.publish(subjects.CTL_HOLDS, msgspec.json.encode(HoldsQuestion([task_id])), reply=inbox)
+        give_up_s = clock.monotonic() + _HOLDS_WAIT_S
+        while not holders and clock.monotonic() < give_up_s:
+            await clock.sleep(0.02)
+    finally:
+        await subscription.close()
+    return holders
+
+
+async def queues(bus: Bus) -> list[Queue]:
+    """Return the load of every capability that has a consumer or work, by name. Three requests."""
+    waiting: dict[str, int] = {}
+    claimed: dict[str, int] = {}
+    for info in [*await bus.consumers(subjects.WORK), *await bus.consumers(subjects.LATER)]:
+        parts = info.config.filter_subject.split(".")
+        if len(parts) < 3 or parts[1] not in ("task", "due"):  # noqa: PLR2004 - cb.task.<capability>
+            continue
+        waiting[parts[2]] = waiting.get(parts[2], 0) + info.pending
+        claimed[parts[2]] = claimed.get(parts[2], 0) + info.ack_pending
+    found = [Queue(capability=name, waiting=waiting[name], claimed=claimed[name]) for name in waiting]
+    unoffered: dict[str, int] = {}
+    for subject, count in (await bus.subject_counts(subjects.WORK, "cb.task.>")).items():
+        name = subject.split(".")[2]
+        if name not in waiting:
+            unoffered[name] = unoffered.get(name, 0) + count
+    found += [Queue(capability=name, waiting=n, claimed=0, has_consumer=False) for name, n in unoffered.items()]
+    return sorted(found, key=lambda queue: queue.capability)
+
+
+async def _waiting(bus: Bus, task_id: str, attempts: list[AttemptRecord]) -> Stored | None:
+    stream, digits = subjects.WORK, task_id.removeprefix("~")
+    if digits.startswith("later-"):
+        stream, digits = subjects.LATER, digits.removeprefix("later-")
+    if task_id.startswith("~") and digits.isdecimal():
+        stored = await bus.get_seq(stream, int(digits))
+        if stored is not None or not attempts:
+            return stored
+    held = await bus.get_last(subjects.LATER, subjects.later(task_id))
+    if held is not None:
+        return held
+    return await _scan(bus, subjects.WORK, "cb.task.>", task_id) or await _scan(
+        bus, subjects.LATER, "cb.due.*", task_id
+    )
+
+
+async def _scan(bus: Bus, stream: str, wildcard: str, task_id: str) -> Stored | None:
+    seq = 1
+    for _ in range(SCAN_LIMIT):
+        stored = await bus.get_next(stream, seq, wildcard)
+        if stored is None:
+            return None
+        headers = stored.headers or {}
+        if task_id in (headers.get(header.MSG_ID), headers.get(header.TASK_ID)):
+            return stored
+        seq = stored.seq + 1
+    return None
+
+
+async def _progress(bus: Bus, task_id: str) -> Progress | None:
+    try:
+        last = await bus.get_last(ACTORS, subjects.task_event(task_id))
+    except NotFoundError:
+        return None
+    return as_progress(last) if last is not None else None
+
+
+def as_progress(stored: Stored) -> Progress | None:
+    """Return the progress event in a message, or None when it is none."""
+    try:
+        return msgspec.json.decode(stored.data, type=Progress)
+    except msgspec.DecodeError:
+        return None
+
+
+def _attempts(found: list[Stored]) -> list[AttemptRecord]:
+    attempts = []
+    for stored in found:
+        if stored.subject.startswith("cb.attempt."):
+            try:
+                attempts.append(record.decode_attempt(stored.data))
+            except DecodeError:
+                continue
+    return sorted(attempts, key=lambda note: note.n)
