@@ -5,11 +5,10 @@ These are patches of the product made inside test workers; the product has no sw
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from callboard.runtime import pool, settle
+from callboard.runtime import pool
 from callboard.runtime.bus.base import Bus
 from callboard.runtime.claim import Claim
 from callboard.runtime.lease import LeaseKeeper
@@ -42,7 +41,7 @@ def no_holds() -> None:
 
 def no_questions() -> None:
     """Run whatever arrives: the message id is the only guard."""
-    pool.needs_questions = lambda **_facts: False  # type: ignore[assignment]
+    vars(pool)["needs_questions"] = lambda **_facts: False
 
 
 def bare_nak() -> None:
@@ -71,10 +70,6 @@ def no_pull_after_reconnect() -> None:
     StandingPull.came_up = stay_deaf  # type: ignore[method-assign]
 
 
-def slow_keeper_thread() -> None:
-    """Nothing is patched: the worker runs its keeper on its own loop; see ``worker_main``."""
-
-
 BREAKAGES: dict[str, Callable[[], None]] = {
     function.__name__: function
     for function in (
@@ -86,5 +81,3 @@ BREAKAGES: dict[str, Callable[[], None]] = {
         no_pull_after_reconnect,
     )
 }
-
-_ = (asyncio, settle)

@@ -160,7 +160,7 @@ def runs_of(events: Iterable[Event], deaths: Sequence[Death]) -> list[Run]:
 
 def overlaps(runs: Iterable[Run]) -> list[tuple[Run, Run]]:
     """Return pairs of runs of one task where the later began while the earlier was still going on."""
-    found = []
+    found: list[tuple[Run, Run]] = []
     for own in by_task(runs).values():
         for index, later in enumerate(own):
             found.extend((earlier, later) for earlier in own[:index] if later.start_s < earlier.end_s)

@@ -1,4 +1,4 @@
-"""The ledger run: thousands of tasks, killed workers, killed servers, an outage and a frozen worker; nothing may be lost.
+"""The ledger run: thousands of tasks, killed workers and servers, an outage, a frozen worker; nothing may be lost.
 
 ``python -m tests.chaos.ledger --tasks 5000 --seed 7`` runs it by hand and prints its table.
 """
@@ -11,8 +11,9 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 from msgspec import Struct
 
@@ -66,7 +67,7 @@ class Report(Struct, frozen=True, kw_only=True):
         verdict, plan = self.verdict, self.plan
         runs = runs_of(self.evidence.events, self.evidence.deaths)
         lines = [
-            f"seed {plan.seed}: {plan.tasks} tasks, {plan.workers} workers of {plan.concurrency} slots, {self.took_s:.0f} s",
+            f"seed {plan.seed}: {plan.tasks} tasks, {plan.workers} x {plan.concurrency} slots, {self.took_s:.0f} s",
             f"{'at s':>6}  {'fault':<28}{'starts so far':>14}{'in flight':>11}{'re-runs after':>15}",
         ]
         for fault, starts, in_flight, reruns in account(self.faults, runs):
@@ -90,7 +91,7 @@ def jobs_of(plan: Plan) -> list[Job]:
         sleep_s = (
             dice.uniform(0.02, 0.3) if roll < 0.9 else dice.uniform(0.3, 2) if roll < 0.98 else dice.uniform(2, 12)
         )
-        is_failing = dice.random() < 0.02  # noqa: PLR2004
+        is_failing = dice.random() < 0.02
         jobs.append(Job(n=n, how="raise" if is_failing else "sleep", failures=1, sleep_s=round(sleep_s, 3)))
     return jobs
 
@@ -107,7 +108,7 @@ class Nemesis:
     async def run(self) -> None:
         """Inject every fault, spread over the progress of the load."""
         plan = self._plan
-        acts: list[Callable[[], Awaitable[None]]] = (
+        acts: list[Callable[[], Coroutine[Any, Any, None]]] = (
             [self._kill_worker] * plan.worker_kills
             + [self._kill_server] * plan.server_kills
             + [self._outage] * plan.outages

@@ -104,7 +104,11 @@ class Stage:
 
 @contextlib.asynccontextmanager
 async def staged(
-    folder: Path, *, tweak: Tweak | None = None, max_file_bytes: int = 4 << 30, **workers: Any
+    folder: Path,
+    *,
+    tweak: Tweak | None = None,
+    max_file_bytes: int = 4 << 30,
+    **workers: Any,  # noqa: ANN401 - fields of Options
 ) -> AsyncIterator[Stage]:
     """Start a server with the topology; workers take ``workers`` as their defaults. Everything ends with the block."""
     server = NatsServer(folder / "server", jetstream=False, more=_config(folder, max_file_bytes))

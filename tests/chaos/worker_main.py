@@ -7,12 +7,13 @@ import ctypes
 import os
 import signal
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import msgspec
 from msgspec import Struct
 
-from callboard.runtime.bus.base import Bus
+from callboard.runtime.bus.base import Bus, Delivery
 from callboard.runtime.bus.jetstream import connect
 from callboard.runtime.claim import Claim
 from callboard.runtime.errors import CallboardError
@@ -80,8 +81,8 @@ async def main(options: Options) -> None:
 def _log_claims(journal: Journal) -> None:
     take = Pool._claim
 
-    def taken(self: Pool, *args: object) -> Claim:
-        claim: Claim = take(self, *args)  # type: ignore[arg-type]
+    def taken(self: Pool, delivery: Delivery, now_s: float, now: datetime) -> Claim:
+        claim = take(self, delivery, now_s, now)
         journal.write("claim", task=claim.task_id, attempt=claim.attempt, delivered=claim.delivery.delivered)
         return claim
 

@@ -13,6 +13,7 @@ from typing import Literal
 
 from msgspec import Struct
 
+from callboard.runtime import crash
 from callboard.runtime.bus import header
 from callboard.runtime.bus.base import MAX_BATCH, Bus, PubAck, Write
 from callboard.runtime.clock import Clock
@@ -164,7 +165,9 @@ class Committer:
             self.chooser.observe_single(count=len(entries), seconds=max(busy_s, 1e-6))
         self._last_done_s = now_s
         conflicts: list[Entry] = []
-        for entry, answer in zip(entries, answers, strict=True):
+        for index, (entry, answer) in enumerate(zip(entries, answers, strict=True)):
+            if crash.point and index:
+                crash.at("mid-batch")
             if isinstance(answer, PubAck):
                 entry.done(Stands(is_ours=True))
             elif isinstance(answer, ConflictError):
@@ -191,7 +194,9 @@ class Committer:
                 self._put_off(entry, error, group)
         else:
             self.chooser.observe_batch(seconds=max(self._clock.monotonic() - started_s, 1e-6))
-            for entry in entries:
+            for index, entry in enumerate(entries):
+                if crash.point and index:
+                    crash.at("mid-batch")
                 entry.done(Stands(is_ours=True))
         self._in_flight -= len(entries)
         self._after_group()

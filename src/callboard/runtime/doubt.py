@@ -1,7 +1,7 @@
 """Which first deliveries may not be the first: those of tasks that were stored before the link was made anew.
 
-A server that is killed loses the last tenth of a second of what it knew about deliveries, and hands those tasks out again
-as if for the first time (seen with nats-server 2.15.1, with ``sync_interval: always`` and without).
+A server that is killed loses the last tenth of a second of what it knew about deliveries, and hands those tasks out
+again as if for the first time (seen with nats-server 2.15.1, with ``sync_interval: always`` and without).
 """
 
 from __future__ import annotations

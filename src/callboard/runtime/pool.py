@@ -367,17 +367,15 @@ class Pool:
         if claim.linked_at != self._bus.connected_at or self._keeper.has_lapsed(claim):
             # the link was lost while it was asked about: the broker hands it out again, to us or to somebody else
             self._settler.drop(claim)
-            return
-        if claim.is_restart and not await self._settler.note_start(claim):
+        elif claim.is_restart and not await self._settler.note_start(claim):
             self._settler.drop(claim)
-            return
-        if self.is_draining:
+        elif self.is_draining:
             self._settler.settle(claim, Returned(NO_SLOT_RETURN_S))
-            return
-        claim.stage = Stage.READY
-        self._screening.pop(claim.token, None)
-        self.ready.append(claim)
-        self._start_slots()
+        else:
+            claim.stage = Stage.READY
+            self._screening.pop(claim.token, None)
+            self.ready.append(claim)
+            self._start_slots()
 
     async def _fetch_payload(self, claim: Claim) -> bool:
         try:
@@ -425,10 +423,9 @@ class Pool:
         self._regrant()
 
     def may_begin(self, claim: Claim) -> bool:
-        """Return whether a claim is still ours; one whose lease lapsed before its run is let go of."""
+        """Return whether a claim is still ours; if not, as after a stop of this process, it is let go of."""
         has_lapsed = self._keeper.has_lapsed(claim)
         if has_lapsed:
-            # this process was stopped or cut off since it came: somebody else may be running it
             self._settler.drop(claim)
         return not has_lapsed
 
