@@ -175,8 +175,25 @@ def by_task(runs: Iterable[Run]) -> dict[str, list[Run]]:
     return grouped
 
 
-def account(faults: Sequence[Fault], runs: Sequence[Run]) -> list[tuple[Fault, int, int, int]]:
-    """Return for each fault: starts before it, runs in flight that it hit, and re-runs between it and the next one."""
+class Row(Struct, frozen=True, kw_only=True):
+    """What a fault did.
+
+    Attributes:
+        starts: Runs begun before it.
+        in_flight: Runs under way that it hit.
+        reruns: Starts beyond the first of a task, between it and the next fault; retries of failed runs are among them.
+        first_rerun_s: How long after it the first of them began.
+    """
+
+    fault: Fault
+    starts: int
+    in_flight: int
+    reruns: int
+    first_rerun_s: float
+
+
+def account(faults: Sequence[Fault], runs: Sequence[Run]) -> list[Row]:
+    """Return what each fault did, in order."""
     rerun_at = sorted(run.start_s for own in by_task(runs).values() for run in own[1:])
     rows = []
     for index, fault in enumerate(faults):
@@ -185,7 +202,16 @@ def account(faults: Sequence[Fault], runs: Sequence[Run]) -> list[tuple[Fault, i
             run.start_s <= fault.at_s <= run.end_s and (not fault.pids or run.pid in fault.pids) for run in runs
         )
         starts = sum(run.start_s <= fault.at_s for run in runs)
-        rows.append((fault, starts, in_flight, sum(fault.at_s <= at_s < next_s for at_s in rerun_at)))
+        own = [at_s - fault.at_s for at_s in rerun_at if fault.at_s <= at_s < next_s]
+        rows.append(
+            Row(
+                fault=fault,
+                starts=starts,
+                in_flight=in_flight,
+                reruns=len(own),
+                first_rerun_s=min(own, default=math.inf),
+            )
+        )
     return rows
 
 

@@ -25,12 +25,15 @@ from tests.support.eventually import eventually
 OUTAGE_S = 6.0
 FREEZE_S = 7.0
 RESPAWN_AFTER_S = 1.0
-QUIET_S = 4.0
 SETTLE_WITHIN_S = 120.0
 
 
 class Plan(Struct, frozen=True, kw_only=True):
-    """How large a run is."""
+    """How large a run is.
+
+    Attributes:
+        long_share: Share of the tasks that sleep 2 to 12 s.
+    """
 
     tasks: int = 5000
     seed: int = 7
@@ -40,6 +43,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     server_kills: int = 2
     outages: int = 1
     freezes: int = 1
+    long_share: float = 0.02
 
 
 class Report(Struct, frozen=True, kw_only=True):
@@ -68,10 +72,14 @@ class Report(Struct, frozen=True, kw_only=True):
         runs = runs_of(self.evidence.events, self.evidence.deaths)
         lines = [
             f"seed {plan.seed}: {plan.tasks} tasks, {plan.workers} x {plan.concurrency} slots, {self.took_s:.0f} s",
-            f"{'at s':>6}  {'fault':<28}{'starts so far':>14}{'in flight':>11}{'re-runs after':>15}",
+            f"{'at s':>6}  {'fault':<28}{'starts so far':>14}{'in flight':>11}{'re-runs':>9}{'first after s':>15}",
         ]
-        for fault, starts, in_flight, reruns in account(self.faults, runs):
-            lines.append(f"{fault.at_s - self.began_s:6.1f}  {fault.name:<28}{starts:>14}{in_flight:>11}{reruns:>15}")
+        for row in account(self.faults, runs):
+            first = f"{row.first_rerun_s:.1f}" if row.reruns else "-"
+            lines.append(
+                f"{row.fault.at_s - self.began_s:6.1f}  {row.fault.name:<28}{row.starts:>14}{row.in_flight:>11}"
+                f"{row.reruns:>9}{first:>15}"
+            )
         lines.append(
             f"starts {verdict.starts}, re-runs {verdict.reruns}, lost {len(verdict.lost)}, double records "
             f"{len(verdict.doubled)}, phantom {len(verdict.phantom)}, dead letters {len(self.evidence.dead)}, "
@@ -117,12 +125,14 @@ class Nemesis:
         self._dice.shuffle(acts)
         for index, act in enumerate(acts):
             share = (index + 0.6 + self._dice.uniform(-0.25, 0.25)) / (len(acts) + 1)
-            await self._progress(share)
+            await self._progress(int(share * plan.tasks))
+            before = self._stage.fleet.count("end")
             await act()
-            await asyncio.sleep(QUIET_S)
+            await self._progress(before + plan.workers * plan.concurrency)
 
-    async def _progress(self, share: float) -> None:
-        wanted = int(share * self._plan.tasks)
+    async def _progress(self, wanted: int) -> None:
+        # towards the end there may be too few left
+        wanted = min(wanted, self._plan.tasks)
         await eventually(
             lambda: self._stage.fleet.count("end") >= wanted,
             within_s=SETTLE_WITHIN_S,
