@@ -89,7 +89,8 @@ class Verdict(Struct, frozen=True, kw_only=True):
         overlaps: ``(earlier run, later run)`` of one task, the later one begun while the earlier was alive and running.
         buried_alive: Dead-lettered although a run of it ended well.
         starts: Handler starts in all.
-        reruns: Starts beyond the first of an id.
+        reruns: Starts of an attempt that had begun before.
+        retries: Starts of a further attempt, after a run that raised.
     """
 
     lost: frozenset[str]
@@ -99,6 +100,7 @@ class Verdict(Struct, frozen=True, kw_only=True):
     buried_alive: frozenset[str]
     starts: int
     reruns: int
+    retries: int
 
     @property
     def problems(self) -> list[str]:
@@ -126,7 +128,8 @@ def check(evidence: Evidence) -> Verdict:
         overlaps=overlaps(runs),
         buried_alive=frozenset(evidence.dead & well_ended),
         starts=len(runs),
-        reruns=len(runs) - len({run.task for run in runs}),
+        reruns=len(repeats(runs)),
+        retries=len({(run.task, run.attempt) for run in runs}) - len({run.task for run in runs}),
     )
 
 
@@ -167,6 +170,16 @@ def overlaps(runs: Iterable[Run]) -> list[tuple[Run, Run]]:
     return found
 
 
+def repeats(runs: Iterable[Run]) -> list[Run]:
+    """Return the runs of an attempt that had begun before."""
+    return [
+        later
+        for own in by_task(runs).values()
+        for index, later in enumerate(own)
+        if any(earlier.attempt == later.attempt for earlier in own[:index])
+    ]
+
+
 def by_task(runs: Iterable[Run]) -> dict[str, list[Run]]:
     """Return each task's runs, by start."""
     grouped: dict[str, list[Run]] = defaultdict(list)
@@ -181,7 +194,7 @@ class Row(Struct, frozen=True, kw_only=True):
     Attributes:
         starts: Runs begun before it.
         in_flight: Runs under way that it hit.
-        reruns: Starts beyond the first of a task, between it and the next fault; retries of failed runs are among them.
+        reruns: Starts of an attempt that had begun before, between this fault and the next.
         first_rerun_s: How long after it the first of them began.
     """
 
@@ -194,7 +207,7 @@ class Row(Struct, frozen=True, kw_only=True):
 
 def account(faults: Sequence[Fault], runs: Sequence[Run]) -> list[Row]:
     """Return what each fault did, in order."""
-    rerun_at = sorted(run.start_s for own in by_task(runs).values() for run in own[1:])
+    rerun_at = sorted(run.start_s for run in repeats(runs))
     rows = []
     for index, fault in enumerate(faults):
         next_s = faults[index + 1].at_s if index + 1 < len(faults) else math.inf

@@ -81,7 +81,7 @@ class Report(Struct, frozen=True, kw_only=True):
                 f"{row.reruns:>9}{first:>15}"
             )
         lines.append(
-            f"starts {verdict.starts}, re-runs {verdict.reruns}, lost {len(verdict.lost)}, double records "
+            f"starts {verdict.starts}, re-runs {verdict.reruns}, retries {verdict.retries}, lost {len(verdict.lost)}, double records "
             f"{len(verdict.doubled)}, phantom {len(verdict.phantom)}, dead letters {len(self.evidence.dead)}, "
             f"starts while another living worker ran it {len(verdict.overlaps)}"
         )
