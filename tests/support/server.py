@@ -57,7 +57,9 @@ class NatsServer:
         arguments = [binary, "-c", str(self.folder / "server.conf"), "-a", "127.0.0.1", "-p", str(self.port or -1)]
         arguments += ["--ports_file_dir", str(self.folder)]
         with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(arguments, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+            self._process = subprocess.Popen(  # noqa: ASYNC220 - milliseconds, and the tests wait for it anyway
+                arguments, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            )
         deadline = time.monotonic() + _START_S
         while not self._is_ready():
             assert self._process.poll() is None, self.log()

@@ -277,7 +277,9 @@ async def test_closing_the_last_connection_ends_the_timer_task(clock: FakeClock)
 
 # --- schedules
 
-LATER = StreamConfig(name="S", subjects=("later.>", "due.*"), retention="workqueue", allow_schedules=True)
+LATER = StreamConfig(
+    name="S", subjects=("later.>", "due.*"), retention="workqueue", allow_schedules=True, allow_rollup=True
+)
 
 
 async def test_a_schedule_fires_once_when_due_with_its_own_headers(bus: MemoryBus, clock: FakeClock) -> None:
@@ -380,8 +382,12 @@ async def test_a_source_copies_what_is_there_and_what_comes(bus: MemoryBus) -> N
     assert copies[0].headers["Nats-Stream-Source"].split(" ")[:2] == ["L", "1"]
 
 
-async def test_schedules_switch_deny_purge_off_silently(bus: MemoryBus) -> None:
-    info = await bus.create_stream(StreamConfig(name="P", subjects=("p",), deny_purge=True, allow_schedules=True))
+async def test_schedules_switch_deny_purge_off_and_whoever_asked_for_both_is_told(bus: MemoryBus) -> None:
+    config = StreamConfig(name="P", subjects=("p",), deny_purge=True, allow_schedules=True)
+    with pytest.raises(TopologyError, match=r"allow_rollup.*deny_purge"):
+        await bus.create_stream(config)
+    info = await bus.stream_info("P")
+    assert info is not None
     assert not info.config.deny_purge
     assert info.config.allow_rollup
 

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 _COLUMNS = (
-    "seq", "stored_at", "kind", "task", "capability", "status", "attempt", "worker", "claimed_at", "finished_at", "error",
-)  # fmt: skip
+    *("seq", "stored_at", "kind", "task", "capability", "status", "attempt", "worker"),
+    *("claimed_at", "finished_at", "error"),
+)
 
 
 @click.group("audit")
@@ -51,7 +52,7 @@ def _filters(function: F) -> F:
 @click.option("--follow", "-f", is_flag=True, help="Go on with what comes, until Ctrl-C.")
 @_filters
 @pass_session
-def tail(session: Session, *, limit: int, follow: bool, since: datetime | None, **chosen: Any) -> None:  # noqa: ANN401
+def tail(session: Session, /, *, limit: int, follow: bool, since: datetime | None, **chosen: Any) -> None:  # noqa: ANN401
     """Print the last entries, oldest first; with --json one object a line."""
     session.run(_tail(session, _filter(chosen), limit=limit, follow=follow, since=since))
 
@@ -62,7 +63,7 @@ def _filter(chosen: dict[str, Any]) -> Filter:
     return Filter(**chosen)
 
 
-async def _tail(session: Session, wanted: Filter, *, limit: int, follow: bool, since: datetime | None) -> None:
+async def _tail(session: Session, /, wanted: Filter, *, limit: int, follow: bool, since: datetime | None) -> None:
     from callboard.runtime import audit, subjects
 
     async with session.bus("audit-tail") as bus:
@@ -77,7 +78,7 @@ async def _tail(session: Session, wanted: Filter, *, limit: int, follow: bool, s
             _print(session, entry)
 
 
-def _print(session: Session, entry: Entry) -> None:
+def _print(session: Session, /, entry: Entry) -> None:
     if session.json:
         emit(entry)
         return
@@ -91,7 +92,7 @@ def _print(session: Session, entry: Entry) -> None:
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="File; else standard output.")
 @_filters
 @pass_session
-def export(session: Session, *, form: str, out: Path | None, since: datetime | None, **chosen: Any) -> None:  # noqa: ANN401
+def export(session: Session, /, *, form: str, out: Path | None, since: datetime | None, **chosen: Any) -> None:  # noqa: ANN401
     """Write all entries in the order of the stream: JSON Lines with everything, or CSV with the columns of a table."""
     from callboard.runtime.errors import InputError
 
@@ -110,7 +111,7 @@ def export(session: Session, *, form: str, out: Path | None, since: datetime | N
         note(f"{count} entries")
 
 
-async def _export(session: Session, wanted: Filter, file: TextIO, *, form: str, since: datetime | None) -> int:
+async def _export(session: Session, /, wanted: Filter, file: TextIO, *, form: str, since: datetime | None) -> int:
     import msgspec
 
     from callboard.runtime import audit

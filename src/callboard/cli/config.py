@@ -21,7 +21,7 @@ def command() -> None:
 @json_option
 @global_options
 @pass_session
-def show(session: Session, prefix: str, *, origin: bool) -> None:
+def show(session: Session, /, prefix: str, *, origin: bool) -> None:
     """Show every setting, or those whose key begins with PREFIX. Secrets are hidden."""
     lines = [line for line in session.settings().shown() if line.key.startswith(prefix)]
     if session.json:

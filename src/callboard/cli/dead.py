@@ -29,7 +29,7 @@ def command() -> None:
 @json_option
 @global_options
 @pass_session
-def ls(session: Session, **options: Any) -> None:  # noqa: ANN401 - click's
+def ls(session: Session, /, **options: Any) -> None:  # noqa: ANN401 - click's
     """List dead letters, newest first."""
     from callboard.runtime import dead
 
@@ -67,7 +67,7 @@ def _cause(found: Letter) -> str:
 @json_option
 @global_options
 @pass_session
-def show(session: Session, task_id: str) -> None:
+def show(session: Session, /, task_id: str) -> None:
     """Show a dead letter: cause, history and payload."""
     import json
 
@@ -107,12 +107,13 @@ def show(session: Session, task_id: str) -> None:
 @json_option
 @global_options
 @pass_session
-def requeue(session: Session, *, edited: str | None, keep: bool, **chosen: Any) -> None:  # noqa: ANN401 - click's
+def requeue(session: Session, /, *, edited: str | None, keep: bool, **chosen: Any) -> None:  # noqa: ANN401 - click's
     """Submit dead tasks again, each under a new id (TASK+r1, +r2, ...), and remove their letters."""
     from callboard.cli.submit import read_payload
     from callboard.runtime import dead
     from callboard.runtime.client import Client
 
+    _check(**chosen)
     payload = read_payload(edited)
     if payload is not None and len(chosen["task_ids"]) != 1:
         message = "--edit takes exactly one TASK"
@@ -121,7 +122,7 @@ def requeue(session: Session, *, edited: str | None, keep: bool, **chosen: Any) 
     async def work() -> list[tuple[str, str]]:
         async with session.bus("dead-requeue") as bus:
             client, done = Client(bus), []
-            for letter in await _choose(bus, **chosen):
+            for letter in await _choose(bus, chosen):
                 handle = await dead.requeue(bus, client, letter, payload=payload, keep=keep)
                 done.append((letter.letter.task, handle.id))
                 if not session.json:
@@ -143,13 +144,15 @@ def requeue(session: Session, *, edited: str | None, keep: bool, **chosen: Any) 
 @json_option
 @global_options
 @pass_session
-def discard(session: Session, **chosen: Any) -> None:  # noqa: ANN401 - click's
+def discard(session: Session, /, **chosen: Any) -> None:  # noqa: ANN401 - click's
     """Delete dead letters. The records of their tasks stay in the ledger."""
     from callboard.runtime import dead
 
+    _check(**chosen)
+
     async def work() -> list[str]:
         async with session.bus("dead-discard") as bus:
-            return [x.letter.task for x in await _choose(bus, **chosen) if await dead.discard(bus, x)]
+            return [x.letter.task for x in await _choose(bus, chosen) if await dead.discard(bus, x)]
 
     done = session.run(work())
     if session.json:
@@ -158,18 +161,20 @@ def discard(session: Session, **chosen: Any) -> None:  # noqa: ANN401 - click's
         click.echo(f"discarded: {', '.join(done) or 'none'}")
 
 
-async def _choose(
-    bus: Bus, *, task_ids: tuple[str, ...], capability: str | None, cause: str | None, every: bool
-) -> list[Letter]:
+async def _choose(bus: Bus, chosen: dict[str, Any]) -> list[Letter]:
     from callboard.runtime import dead
 
+    capability = chosen["capability"]
+    if chosen["task_ids"]:
+        return [await dead.find(bus, task_id, capability=capability) for task_id in chosen["task_ids"]]
+    found = await dead.letters(bus, capability=capability, cause=chosen["cause"], limit=_ALL)
+    return found[::-1]
+
+
+def _check(*, task_ids: tuple[str, ...], capability: str | None, cause: str | None, every: bool) -> None:
     if task_ids and (cause or every):
         message = "give TASKs, or --capability, --cause or --all, not both"
         raise click.UsageError(message)
-    if task_ids:
-        return [await dead.find(bus, task_id, capability=capability) for task_id in task_ids]
-    if not (capability or cause or every):
+    if not (task_ids or capability or cause or every):
         message = "say which: TASKs, --capability, --cause or --all"
         raise click.UsageError(message)
-    found = await dead.letters(bus, capability=capability, cause=cause, limit=_ALL)
-    return found[::-1]

@@ -92,7 +92,7 @@ def command(  # noqa: PLR0913 - one parameter an option
         sys.exit(1)
 
 
-async def _run(session: Session, options: DemoOptions) -> Demo:
+async def _run(session: Session, /, options: DemoOptions) -> Demo:
     from callboard.agents.digest.run import run_demo
 
     loop = asyncio.get_running_loop()

@@ -18,19 +18,16 @@ _SIGNS = {"ok": "ok  ", "note": "note", "warning": "warn", "problem": "FAIL"}
 _COLOURS = {"ok": "green", "note": "blue", "warning": "yellow", "problem": "red"}
 
 
-@click.command(
-    "doctor",
-    epilog=example("callboard doctor", "callboard doctor --json | jq '.findings[] | select(.level != \"ok\")'"),
-)
+@click.command("doctor", epilog=example("callboard doctor", "callboard doctor --bundle --json"))
 @click.option("--bundle", is_flag=True, help=f"Write findings, settings and versions to {BUNDLE}, secrets taken out.")
 @json_option
 @global_options
 @pass_session
-def command(session: Session, *, bundle: bool) -> None:
+def command(session: Session, /, *, bundle: bool) -> None:
     """Check what Callboard stands on, and say what to do about each fault.
 
-    Looks at the server and its limits, syncing, streams and their headroom, consumers, disk, clocks, dead letters, waiting
-    work that nobody offers, and workers. Ends with status 1 when there is a problem (a warning is none).
+    Looks at the server and its limits, syncing, streams and their headroom, consumers, disk, clocks, dead letters,
+    waiting work that nobody offers, and workers. Ends with status 1 when there is a problem (a warning is none).
     """
     findings = session.run(_examine(session))
     if bundle:
@@ -58,7 +55,7 @@ async def _examine(session: Session) -> list[Finding]:
     return findings
 
 
-def _bundle(session: Session, findings: list[Finding]) -> bytes:
+def _bundle(session: Session, /, findings: list[Finding]) -> bytes:
     import platform
     from importlib.metadata import distributions
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -9,6 +10,7 @@ import click
 from callboard.cli.output import emit
 from callboard.cli.session import Session, example, json_option, pass_session
 
+_URL = "nats://127.0.0.1:4222"
 _CONFIG = """\
 # Settings of Callboard; `callboard config show --origin` lists all of them with their defaults.
 # The environment wins over this file (CALLBOARD_WORKER__CONCURRENCY=16), flags win over both.
@@ -48,24 +50,17 @@ async def hello(name: str, task: TaskContext) -> str:
 )
 @json_option
 @pass_session
-def command(session: Session, *, yes: bool, folder: Path) -> None:
+def command(session: Session, /, *, yes: bool, folder: Path) -> None:
     """Write callboard.yaml and hello.py, a capability to begin with. What exists is left as it is."""
-    url = "nats://127.0.0.1:4222"
-    if not yes and not session.json and click.get_text_stream("stdin").isatty():
+    url = _URL
+    if not yes and not session.json and sys.stdin.isatty():
         url = click.prompt("NATS server", default=url)
+    files = {"callboard.yaml": _config(url), "hello.py": _HELLO}
     folder.mkdir(parents=True, exist_ok=True)
-    files = {
-        "callboard.yaml": "" if url == "nats://127.0.0.1:4222" else url,
-        "hello.py": None,
-    }
-    written, kept = [], []
-    for name, given in files.items():
-        path = folder / name
-        if path.exists():
-            kept.append(name)
-            continue
-        path.write_text(_HELLO if given is None else _config(given), encoding="utf-8")
-        written.append(name)
+    kept = [name for name in files if (folder / name).exists()]
+    written = [name for name in files if name not in kept]
+    for name in written:
+        (folder / name).write_text(files[name], encoding="utf-8")
     if session.json:
         emit({"written": written, "kept": kept})
         return
@@ -80,6 +75,6 @@ def command(session: Session, *, yes: bool, folder: Path) -> None:
 
 
 def _config(url: str) -> str:
-    text = _CONFIG.format(url=url or "nats://127.0.0.1:4222")
-    # the default stays a comment, so that commands still find a server of this folder on another port
-    return text if url else text.replace("nats:\n  url:", "# nats:\n#   url:")
+    text = _CONFIG.format(url=url)
+    # the default stays a comment, so that commands go on finding a server of this folder on another port
+    return text if url != _URL else text.replace("nats:\n  url:", "# nats:\n#   url:")

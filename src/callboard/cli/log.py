@@ -40,7 +40,7 @@ _SHOWN_BYTES = 65_536
 @json_option
 @global_options
 @pass_session
-def command(session: Session, **options: Any) -> None:  # noqa: ANN401 - click's
+def command(session: Session, /, **options: Any) -> None:  # noqa: ANN401 - click's
     """Show the history of messages, newest last: results, attempts, dead letters, mail, steps and events."""
     found = session.run(_log(session, **options))
     for stream, stored in found:
@@ -53,6 +53,7 @@ def command(session: Session, **options: Any) -> None:  # noqa: ANN401 - click's
 
 async def _log(
     session: Session,
+    /,
     *,
     agent: str | None,
     task: str | None,

@@ -65,15 +65,19 @@ _STATUS: Final[dict[str, int]] = {
     "task_timeout": UNFINISHED,
 }
 
+_HINTS: Final[dict[str, str]] = {
+    "bus_connect": "`callboard up` runs a server here; --nats, CALLBOARD_NATS__URL or callboard.yaml name another one",
+}
+
 
 class Commands(click.Group):
     """A group that knows its commands by name and imports each when it is used."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         """Return the names in the order of the table."""
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - as above
         """Import the command's module and return it, or None for an unknown name."""
         if cmd_name not in COMMANDS:
             return None
@@ -90,11 +94,12 @@ class Commands(click.Group):
             import difflib
 
             near = difflib.get_close_matches(args[0], COMMANDS, n=2, cutoff=0.5)
-            if near:
-                error.message += f" Did you mean {' or '.join(repr(name) for name in near)}?"
-            raise
+            if not near or "mean" in error.message:
+                raise
+            message = f"{error.message} Did you mean {' or '.join(repr(name) for name in near)}?"
+            raise click.UsageError(message, ctx) from error
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - as above
         """Write the overview from the table, without importing a command."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
@@ -103,7 +108,7 @@ class Commands(click.Group):
 @click.command(
     cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Begin with `callboard init`, or `callboard up` in one terminal and `callboard worker start FILE` in another.",
+    epilog="Begin with `callboard init`, then `callboard up`, and `callboard worker start hello.py` elsewhere.",
 )
 @global_options
 @click.version_option(None, "-V", "--version", package_name="callboard", prog_name="callboard")
@@ -129,6 +134,8 @@ def main(args: Sequence[str] | None = None) -> None:
         if session.debug:
             raise
         click.echo(f"error[{error.code}]: {error}", err=True)
+        if error.code in _HINTS:
+            click.echo(_HINTS[error.code], err=True)
         status = status_of(error)
     except Exception as error:
         if session.debug:

@@ -67,7 +67,7 @@ def shorten(text: str, width: int = 80) -> str:
     return line if len(line) <= width else line[: width - 1] + "…"
 
 
-class Span(click.ParamType):
+class Span(click.ParamType):  # type: ignore[type-arg]  # generic in new clicks only
     """A length of time: ``90``, ``90s``, ``5m``, ``1.5h``, ``2d``. The value is seconds."""
 
     name = "TIME"
@@ -87,7 +87,7 @@ class Span(click.ParamType):
         return seconds
 
 
-class Moment(click.ParamType):
+class Moment(click.ParamType):  # type: ignore[type-arg]  # as above
     """A point in time: ISO 8601 (without an offset: local time), or a span before now such as ``2h``."""
 
     name = "WHEN"

@@ -14,7 +14,7 @@ from callboard.cli.session import Session, example, global_options, json_option,
 @json_option
 @global_options
 @pass_session
-def command(session: Session, capability: str, reason: str) -> None:
+def command(session: Session, /, capability: str, reason: str) -> None:
     """Hold CAPABILITY back on all workers, now and after restarts, until `callboard resume`; running tasks go on."""
     from callboard.runtime.client import Client
 

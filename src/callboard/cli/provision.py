@@ -17,16 +17,20 @@ from callboard.cli.session import Session, example, global_options, json_option,
 @json_option
 @global_options
 @pass_session
-def command(session: Session, *, only_plan: bool, capabilities: tuple[str, ...], allow_destructive: bool) -> None:
+def command(session: Session, /, *, only_plan: bool, capabilities: tuple[str, ...], allow_destructive: bool) -> None:
     """Bring the broker's streams, buckets and consumers to what Callboard needs.
 
     Safe to run again and by many at once. Changes that would lose data are refused without --allow-destructive.
     """
-    changes = session.run(_provision(session, only_plan, capabilities, allow_destructive))
+    changes = session.run(
+        _provision(session, only_plan=only_plan, capabilities=capabilities, allow_destructive=allow_destructive)
+    )
     click.get_current_context().exit(1 if only_plan and changes else 0)
 
 
-async def _provision(session: Session, only_plan: bool, capabilities: tuple[str, ...], allow_destructive: bool) -> int:  # noqa: FBT001 - private
+async def _provision(
+    session: Session, /, *, only_plan: bool, capabilities: tuple[str, ...], allow_destructive: bool
+) -> int:
     from callboard.runtime.bus import provision, topology
     from callboard.runtime.bus.plan import render, to_json
 

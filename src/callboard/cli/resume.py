@@ -13,7 +13,7 @@ from callboard.cli.session import Session, example, global_options, json_option,
 @json_option
 @global_options
 @pass_session
-def command(session: Session, capability: str) -> None:
+def command(session: Session, /, capability: str) -> None:
     """Let a paused CAPABILITY go on."""
     from callboard.runtime.client import Client
 

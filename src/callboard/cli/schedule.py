@@ -40,7 +40,7 @@ def command() -> None:
 @json_option
 @global_options
 @pass_session
-def add(session: Session, name: str, capability: str, payload: str | None, **options: Any) -> None:  # noqa: ANN401
+def add(session: Session, /, name: str, capability: str, payload: str | None, **options: Any) -> None:  # noqa: ANN401
     """Plan a task for CAPABILITY under NAME; an earlier plan of that name is replaced."""
     from callboard.cli.submit import read_payload
     from callboard.runtime import subjects
@@ -62,6 +62,7 @@ def add(session: Session, name: str, capability: str, payload: str | None, **opt
 
 async def _add(
     session: Session,
+    /,
     name: str,
     capability: str,
     data: bytes | None,
@@ -129,7 +130,7 @@ def ls(session: Session) -> None:
 @json_option
 @global_options
 @pass_session
-def rm(session: Session, name: str) -> None:
+def rm(session: Session, /, name: str) -> None:
     """Remove a plan. Firings already made still run."""
     from callboard.runtime import subjects
     from callboard.runtime.client import Client

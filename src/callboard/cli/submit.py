@@ -41,7 +41,7 @@ _LISTEN_S = 1.3
 @json_option
 @global_options
 @pass_session
-def command(session: Session, capability: str, payload: str | None, **options: Any) -> None:  # noqa: ANN401 - click's
+def command(session: Session, /, capability: str, payload: str | None, **options: Any) -> None:  # noqa: ANN401 - click's
     """Submit a task for CAPABILITY.
 
     JSON is the handler's only argument, or an object of its arguments; `@FILE` reads it from a file, `-` from standard
@@ -111,6 +111,7 @@ def _header(text: str) -> tuple[str, str]:
 
 async def _submit(
     session: Session,
+    /,
     capability: str,
     data: bytes | None,
     headers: dict[str, str],
@@ -154,7 +155,7 @@ def _later(timeout_s: float | None, delay_s: float) -> float | None:
     return None if timeout_s is None else timeout_s + timedelta(seconds=delay_s).total_seconds()
 
 
-def _tell(session: Session, handle: TaskHandle) -> None:
+def _tell(session: Session, /, handle: TaskHandle) -> None:
     if session.json:
         emit({"task": handle.id, "capability": handle.capability, "seq": handle.seq, "duplicate": handle.is_duplicate})
         return
@@ -179,7 +180,7 @@ async def _warn(bus: Bus, heard: Any, capability: str, *, patience_s: float) -> 
         await SYSTEM_CLOCK.sleep(0.02)
 
 
-async def _wait(session: Session, client: Client, handle: TaskHandle, *, timeout_s: float | None) -> None:
+async def _wait(session: Session, /, client: Client, handle: TaskHandle, *, timeout_s: float | None) -> None:
     import json
 
     record = await client.wait_record(handle, timeout_s=timeout_s)

@@ -34,13 +34,14 @@ def command() -> None:
 @json_option
 @global_options
 @pass_session
-def ls(session: Session, capability: str | None, **options: Any) -> None:  # noqa: ANN401 - click's
+def ls(session: Session, /, capability: str | None, **options: Any) -> None:  # noqa: ANN401 - click's
     """Show how much work waits for each capability, and the tasks that finished last, newest first."""
     session.run(_ls(session, capability, **options))
 
 
 async def _ls(
     session: Session,
+    /,
     capability: str | None,
     *,
     status: str | None,
@@ -117,7 +118,7 @@ def _says(record: TaskRecord) -> str:
 @json_option
 @global_options
 @pass_session
-def show(session: Session, task_id: str, capability: str | None) -> None:
+def show(session: Session, /, task_id: str, capability: str | None) -> None:
     """Show all that is known of a task: where it is, its record, its earlier runs and what it said last."""
     from callboard.runtime import lookup
 
@@ -133,7 +134,6 @@ def show(session: Session, task_id: str, capability: str | None) -> None:
 
 
 def _show(found: Whereabouts) -> None:
-    import msgspec
     from msgspec import UNSET
 
     lines = [("task", found.task), ("capability", found.capability), ("state", found.state)]
@@ -145,28 +145,36 @@ def _show(found: Whereabouts) -> None:
         lines.append(("due", found.due))
     if found.progress is not None:
         lines.append(("progress", _progress_line(found.progress)))
-    record = found.record
-    if record is not None:
-        if record.submitted is not UNSET:
-            lines.append(("submitted", stamp(record.submitted.at)))
-            if record.submitted.payload is not UNSET:
-                lines.append(("payload", shorten(bytes(record.submitted.payload).decode(errors="replace"), 200)))
-        lines += [("finished", stamp(record.finished_at)), ("runs", str(record.attempts)), ("worker", record.worker)]
-        if isinstance(record.result, msgspec.Raw):
-            lines.append(("result", shorten(bytes(record.result).decode(), 400)))
-        if record.result_blob is not UNSET:
-            lines.append(("result", f"{record.result_blob.size_bytes} bytes in CB_BLOBS/{record.result_blob.name}"))
-        if record.error is not UNSET:
-            lines.append(("error", f"{record.error.code}: {record.error.message}"))
-            if record.error.trace is not UNSET:
-                lines.append(("trace", "\n" + record.error.trace.rstrip()))
+    if found.record is not None:
+        lines += _record_lines(found.record)
     if found.is_dead:
         lines.append(("dead letter", f"callboard dead show {found.task}"))
     for name, text in lines:
         click.echo(f"{name + ':':<13}{text}")
-    for note_ in found.attempts:
-        error = f" {note_.error.code}: {shorten(note_.error.message)}" if note_.error is not UNSET else ""
-        click.echo(f"{f'{note_.n}:':<13}run {note_.attempt} {note_.kind} at {stamp(note_.at)} on {note_.worker}{error}")
+    for run in found.attempts:
+        error = f" {run.error.code}: {shorten(run.error.message)}" if run.error is not UNSET else ""
+        click.echo(f"{f'{run.n}:':<13}run {run.attempt} {run.kind} at {stamp(run.at)} on {run.worker}{error}")
+
+
+def _record_lines(record: TaskRecord) -> list[tuple[str, str]]:
+    import msgspec
+    from msgspec import UNSET
+
+    lines = []
+    if record.submitted is not UNSET:
+        lines.append(("submitted", stamp(record.submitted.at)))
+        if record.submitted.payload is not UNSET:
+            lines.append(("payload", shorten(bytes(record.submitted.payload).decode(errors="replace"), 200)))
+    lines += [("finished", stamp(record.finished_at)), ("runs", str(record.attempts)), ("worker", record.worker)]
+    if isinstance(record.result, msgspec.Raw):
+        lines.append(("result", shorten(bytes(record.result).decode(), 400)))
+    if record.result_blob is not UNSET:
+        lines.append(("result", f"{record.result_blob.size_bytes} bytes in CB_BLOBS/{record.result_blob.name}"))
+    if record.error is not UNSET:
+        lines.append(("error", f"{record.error.code}: {record.error.message}"))
+        if record.error.trace is not UNSET:
+            lines.append(("trace", "\n" + record.error.trace.rstrip()))
+    return lines
 
 
 def _progress_line(progress: Progress) -> str:
@@ -185,7 +193,7 @@ def _progress_line(progress: Progress) -> str:
 @json_option
 @global_options
 @pass_session
-def watch(session: Session, task_id: str, capability: str | None) -> None:
+def watch(session: Session, /, task_id: str, capability: str | None) -> None:
     """Print what a task says of its progress, from its beginning (one hour back) until it is finished.
 
     Ends with status 0 when it completed, 1 otherwise. With --json each event is a line, the record is the last one.
@@ -198,7 +206,7 @@ def watch(session: Session, task_id: str, capability: str | None) -> None:
     click.get_current_context().exit(0 if record.status == "completed" else 1)
 
 
-async def _watch(session: Session, task_id: str, capability: str | None) -> TaskRecord:
+async def _watch(session: Session, /, task_id: str, capability: str | None) -> TaskRecord:
     from callboard.runtime import lookup
     from callboard.runtime.client import Client
     from callboard.runtime.clock import SYSTEM_CLOCK
@@ -217,7 +225,7 @@ async def _watch(session: Session, task_id: str, capability: str | None) -> Task
         return found.record
 
 
-async def _print_events(session: Session, bus: Bus, task_id: str, *, after_seq: int) -> int:
+async def _print_events(session: Session, /, bus: Bus, task_id: str, *, after_seq: int) -> int:
     from callboard.runtime import lookup, subjects
 
     seq, subject = after_seq, subjects.task_event(task_id)
@@ -242,7 +250,7 @@ async def _print_events(session: Session, bus: Bus, task_id: str, *, after_seq: 
 @json_option
 @global_options
 @pass_session
-def cancel(session: Session, task_ids: tuple[str, ...], capability: str | None, reason: str) -> None:
+def cancel(session: Session, /, task_ids: tuple[str, ...], capability: str | None, reason: str) -> None:
     """Cancel tasks wherever they are: scheduled, waiting or running. A finished one stays as it is (status 1)."""
     found = session.run(_cancel(session, task_ids, capability, reason))
     if session.json:
@@ -254,7 +262,7 @@ def cancel(session: Session, task_ids: tuple[str, ...], capability: str | None, 
 
 
 async def _cancel(
-    session: Session, task_ids: tuple[str, ...], capability: str | None, reason: str
+    session: Session, /, task_ids: tuple[str, ...], capability: str | None, reason: str
 ) -> list[tuple[str, str]]:
     from callboard.runtime import lookup
     from callboard.runtime.client import Client

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 @json_option
 @global_options
 @pass_session
-def command(session: Session, data: Path | None, port: int | None, http_port: int | None, profile: str | None) -> None:
+def command(
+    session: Session, /, data: Path | None, port: int | None, http_port: int | None, profile: str | None
+) -> None:
     """Run a NATS server on this machine until Ctrl-C, and create the streams Callboard needs.
 
     The data stays in the folder and is there again at the next start. One server runs on a folder at a time. Other
@@ -42,7 +44,7 @@ def command(session: Session, data: Path | None, port: int | None, http_port: in
     session.run(_up(session, settings))
 
 
-async def _up(session: Session, settings: Settings) -> None:
+async def _up(session: Session, /, settings: Settings) -> None:
     import signal
 
     from callboard.runtime.embedded import EmbeddedServer
@@ -83,7 +85,7 @@ async def _provision(settings: Settings, url: str) -> None:
         await bus.close()
 
 
-def _tell(session: Session, state: RunningServer, settings: Settings) -> None:
+def _tell(session: Session, /, state: RunningServer, settings: Settings) -> None:
     if session.json:
         emit(
             {"event": "ready", "url": state.url, "pid": state.pid, "http_url": state.http_url, "version": state.version}

@@ -57,11 +57,11 @@ def _worker_options(function: F) -> F:
 @_worker_options
 @click.option("--processes", type=click.IntRange(1, 512), help="Processes; each has its own slots.  [default: 1]")
 @pass_session
-def start(session: Session, modules: tuple[str, ...], *, processes: int | None, **flags: Any) -> None:  # noqa: ANN401 - click's
+def start(session: Session, /, modules: tuple[str, ...], *, processes: int | None, **flags: Any) -> None:  # noqa: ANN401
     """Serve the capabilities of each MODULE: a dotted name, or the path of a .py file.
 
-    SIGTERM or Ctrl-C drains: nothing new is taken, running tasks may finish, the rest is handed back. A second one stops
-    at once. A process that crashes is started again. Several of these, here or on other hosts, share the work.
+    SIGTERM or Ctrl-C drains: nothing new is taken, running tasks may finish, the rest is handed back. A second one
+    stops at once. A process that crashes is started again. Several of these, here or on other hosts, share the work.
     """
     settings = _settings(session, flags, processes=processes)
     if settings.worker.processes == 1:
@@ -79,6 +79,7 @@ def start(session: Session, modules: tuple[str, ...], *, processes: int | None, 
 @pass_session
 def child(
     session: Session,
+    /,
     modules: tuple[str, ...],
     *,
     slot: int,
@@ -96,13 +97,14 @@ def child(
     _serve(session, settings, modules, slot=slot, parent_fd=parent_fd, is_quiet=quiet)
 
 
-def _settings(session: Session, flags: dict[str, Any], *, processes: int | None) -> Settings:
+def _settings(session: Session, /, flags: dict[str, Any], *, processes: int | None) -> Settings:
     given = {f"worker__{name}": flags[name] for name in _FLAGS}
     return session.settings(worker__processes=processes, log__level=flags["log_level"], **given)
 
 
 def _serve(
     session: Session,
+    /,
     settings: Settings,
     modules: Sequence[str],
     *,
@@ -141,7 +143,7 @@ def _serve(
     host.leave(0)
 
 
-def _supervise(session: Session, settings: Settings, modules: Sequence[str], flags: dict[str, Any]) -> None:
+def _supervise(session: Session, /, settings: Settings, modules: Sequence[str], flags: dict[str, Any]) -> None:
     import asyncio
 
     from callboard.runtime import host
@@ -215,7 +217,7 @@ def ls(session: Session) -> None:
 @json_option
 @global_options
 @pass_session
-def drain(session: Session, worker: str, *, wait: bool) -> None:
+def drain(session: Session, /, worker: str, *, wait: bool) -> None:
     """Drain WORKER: an id from `worker ls`, or a host, which means all its workers. Each then ends with status 0."""
     from callboard.runtime import roster
     from callboard.runtime.control import Order
@@ -243,7 +245,7 @@ def drain(session: Session, worker: str, *, wait: bool) -> None:
 @json_option
 @global_options
 @pass_session
-def slots(session: Session, worker: str, capability: str, count: int) -> None:
+def slots(session: Session, /, worker: str, capability: str, count: int) -> None:
     """Give CAPABILITY COUNT slots in WORKER (an id or a host), now and until that process ends."""
     from callboard.runtime import roster
     from callboard.runtime.control import Order

@@ -177,6 +177,9 @@ def _binder(
                 raise ConfigError(message)
             continue
         kind = hints.get(parameter.name, Any)
+        if kind is object:
+            # anything at all, said in the stricter way
+            kind = Any
         if kind is TaskContext:
             contexts[parameter.name] = _CONTEXT
         else:

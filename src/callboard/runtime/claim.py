@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from enum import Enum
 from typing import Literal
 
 from msgspec import UNSET
 
-from callboard.runtime import ids, record, subjects
+from callboard.runtime import codec, ids, record, subjects
 from callboard.runtime.bus import header
 from callboard.runtime.bus.base import Delivery
-from callboard.runtime.errors import InputError
+from callboard.runtime.errors import InputError, InvalidNameError
 from callboard.runtime.record import Submission
 from callboard.runtime.subjects import Lane
+
+MAX_HEADERS_KEPT = 64 * 1024
+MAX_HEADER_KEPT = 1024
+
+# One or more tokens of visible ASCII; no wildcard can be published to.
+_SUBJECT = re.compile(r"[!-)+-\-/-=?-~]+(\.[!-)+-\-/-=?-~]+)*")
+_OWN_HEADERS = frozenset(
+    {header.MSG_ID, header.CONTENT_TYPE, header.TRACEPARENT, header.DEADLINE, header.TASK_ID, header.ATTEMPT}
+)
 
 StopReason = Literal["cancel", "timeout", "deadline", "drain"]
 
@@ -39,13 +49,17 @@ class Claim:
         is_restart: Whether a ``started`` record must precede the run.
         started_at: Monotonic start of the run, None before.
         ends_at: Monotonic second at which the sweeper stops the run, None for no limit.
+        ready_at: Monotonic seconds since when it has waited for a slot.
+        is_json: Whether the payload can stand in a record as it is; None when nobody has looked yet.
+        problem: Why its headers cannot be used; it goes by its sequence's name then.
         stop_reason: Why the run was cancelled, set before the cancellation.
     """
 
     __slots__ = (
         "arrived_at", "attempt", "capability", "claimed_at", "context_deadline", "crashes", "delivery", "ends_at",
         "extended_at", "is_doubtful", "is_json", "is_restart", "is_stale", "is_suspect", "lane", "linked_at", "number",
-        "own_id", "payload", "reply_to", "stage", "started_at", "stop_reason", "stop_text", "task_id", "token",
+        "own_id", "payload", "problem", "ready_at", "reply_to", "stage", "started_at", "stop_reason", "stop_text",
+        "task_id", "token",
     )  # fmt: skip
 
     def __init__(self, delivery: Delivery, *, capability: str, lane: Lane, now_s: float, now: datetime) -> None:
@@ -56,8 +70,9 @@ class Claim:
         self.capability = capability
         self.lane = lane
         self.payload = delivery.data
-        self.is_json = True
-        self.arrived_at = self.extended_at = now_s
+        self.is_json: bool | None = None
+        self.problem: InputError | None = None
+        self.arrived_at = self.extended_at = self.ready_at = now_s
         self.claimed_at = now
         self.stage = Stage.READY
         self.attempt = 1
@@ -80,7 +95,15 @@ class Claim:
         is_fired = delivery.subject.startswith("cb.due.")
         self.own_id = ids.task_id_of(delivery.seq, is_fired=is_fired)
         self.task_id = headers.get(header.TASK_ID) or headers.get(header.MSG_ID) or self.own_id
-        self.reply_to = headers.get(header.REPLY_TO) or None
+        try:
+            if self.has_client_id:
+                subjects.escape(self.task_id)
+        except InvalidNameError as error:
+            self.task_id = self.own_id
+            self.problem = error
+        reply_to = headers.get(header.REPLY_TO)
+        # nobody can be told on a subject that is none; the record is there all the same
+        self.reply_to = reply_to if reply_to and _SUBJECT.fullmatch(reply_to) else None
         if is_fired:
             # a schedule fires onto one subject whatever the lane; the header keeps it for the record
             fired_lane = headers.get(header.LANE)
@@ -111,8 +134,11 @@ class Claim:
         delivery = self.delivery
         headers = delivery.headers
         check = headers.get(header.CLAIM_CHECK) if headers is not None else None
-        payload, payload_b64 = record.as_payload(delivery.data, is_json=self.is_json)
+        payload, payload_b64 = record.as_payload(delivery.data, is_json=self._may_embed())
         kept = {k: v for k, v in headers.items() if k != header.CLAIM_CHECK} if headers is not None else None
+        if kept and sum(len(k) + len(v) for k, v in kept.items()) > MAX_HEADERS_KEPT:
+            # a record must fit into one message, whatever was sent
+            kept = {k: v for k, v in kept.items() if len(k) + len(v) <= MAX_HEADER_KEPT and k in _OWN_HEADERS}
         return Submission(
             seq=delivery.seq,
             at=record.stored_at(delivery.time_ns),
@@ -122,6 +148,18 @@ class Claim:
             claim_check=check or UNSET,
             headers=kept or UNSET,
         )
+
+    def _may_embed(self) -> bool:
+        if not codec.is_json(self.content_type):
+            return False
+        data = self.delivery.data
+        if self.is_json is None:
+            # it was never decoded (it expired, was cancelled, or its headers are wrong)
+            self.is_json = record.is_json_text(data)
+        elif self.is_json and not data.isascii():
+            # a decoder skips fields that nobody reads without a look at their UTF-8
+            self.is_json = _is_utf8(data)
+        return self.is_json
 
     def __repr__(self) -> str:
         """Return what tests and logs want to see; never the payload."""
@@ -144,3 +182,11 @@ def parse_deadline(value: str | None) -> datetime | None:
         message = f"Cb-Deadline {value[:40]!r} is not an RFC 3339 time such as 2026-11-21T09:30:00Z"
         raise InputError(message)
     return moment
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

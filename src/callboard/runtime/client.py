@@ -134,10 +134,10 @@ class Client:
         try:
             ack = await self._bus.store(write, timeout_s=timeout_s)
         except NoRespondersError as error:
-            message = "no stream takes tasks: run 'callboard provision', or 'callboard up' for a local server"
-            raise NoRespondersError(message) from error
+            raise _no_stream() from error
         handle = TaskHandle(id=id or f"~{ack.seq}", capability=name, seq=ack.seq, is_duplicate=ack.is_duplicate)
-        if reply_to is not None:
+        if reply_to is not None and not handle.is_duplicate:
+            # the first submit said where its notice goes; who repeats it looks at the ledger
             self._expect(handle.id, reply_to)
         return handle
 
@@ -159,6 +159,9 @@ class Client:
             InputError: Naming every value that cannot be sent; nothing was sent.
         """
         name = _name_of(capability)
+        if task_ids is not None and len(task_ids) != len(values):
+            message = f"nothing was sent: there are {len(values)} values and {len(task_ids)} ids"
+            raise InputError(message)
         subject = subjects.task(name, lane)
         writes: list[Write] = []
         bad: list[str] = []
@@ -175,14 +178,7 @@ class Client:
             acks = await self._store_batches(writes, timeout_s)
         else:
             acks = await self._bus.store_many(writes, timeout_s=timeout_s)
-        results: list[TaskHandle | BusError] = []
-        for index, ack in enumerate(acks):
-            if isinstance(ack, BusError):
-                results.append(ack)
-                continue
-            own = task_ids[index] if task_ids is not None else f"~{ack.seq}"
-            results.append(TaskHandle(id=own, capability=name, seq=ack.seq, is_duplicate=ack.is_duplicate))
-        return results
+        return _handles(name, acks, task_ids)
 
     async def _store_batches(self, writes: list[Write], timeout_s: float) -> list[PubAck | BusError]:
         acks: list[PubAck | BusError] = []
@@ -471,6 +467,25 @@ def _name_of(capability: str | Capability[..., Any]) -> str:
     if isinstance(capability, str):
         return subjects.check_name(capability, what="capability")
     return capability.name
+
+
+def _handles(
+    capability: str, acks: Sequence[PubAck | BusError], task_ids: Sequence[str] | None
+) -> list[TaskHandle | BusError]:
+    results: list[TaskHandle | BusError] = []
+    for index, ack in enumerate(acks):
+        if isinstance(ack, NoRespondersError):
+            raise _no_stream() from ack
+        if isinstance(ack, BusError):
+            results.append(ack)
+            continue
+        own = task_ids[index] if task_ids is not None else f"~{ack.seq}"
+        results.append(TaskHandle(id=own, capability=capability, seq=ack.seq, is_duplicate=ack.is_duplicate))
+    return results
+
+
+def _no_stream() -> NoRespondersError:
+    return NoRespondersError("no stream takes tasks: run 'callboard provision', or 'callboard up' for a local server")
 
 
 def _seq_of(task_id: str) -> int | None:

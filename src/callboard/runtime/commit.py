@@ -155,11 +155,14 @@ class Committer:
     async def _commit_singles(self, entries: list[Entry], group: asyncio.TaskGroup) -> None:
         started_s = self._clock.monotonic()
         try:
-            answers: Sequence[PubAck | BusError] = await self._bus.store_many([entry.write for entry in entries])
+            answers: Sequence[PubAck | CallboardError] = await self._bus.store_many([entry.write for entry in entries])
         except BusError as error:
             answers = [error] * len(entries)
+        except CallboardError as error:
+            # one of them is too large, and nothing was sent: find out which
+            answers = await self._one_by_one(entries, error)
         now_s = self._clock.monotonic()
-        if not any(isinstance(answer, BusError) for answer in answers):
+        if not any(isinstance(answer, CallboardError) for answer in answers):
             # groups overlap: only the time that this one added counts
             busy_s = now_s - max(started_s, self._last_done_s)
             self.chooser.observe_single(count=len(entries), seconds=max(busy_s, 1e-6))
@@ -179,6 +182,17 @@ class Committer:
         self._in_flight -= len(entries)
         self._after_group()
 
+    async def _one_by_one(self, entries: list[Entry], error: CallboardError) -> list[PubAck | CallboardError]:
+        if len(entries) == 1:
+            return [error]
+        answers: list[PubAck | CallboardError] = []
+        for entry in entries:
+            try:
+                answers.append(await self._bus.store(entry.write))
+            except CallboardError as refusal:
+                answers.append(refusal)
+        return answers
+
     async def _commit_batch(self, entries: list[Entry], group: asyncio.TaskGroup) -> None:
         self._in_flight += len(entries)
         started_s = self._clock.monotonic()
@@ -192,6 +206,12 @@ class Committer:
         except BusError as error:
             for entry in entries:
                 self._put_off(entry, error, group)
+        except CallboardError as error:
+            for entry, answer in zip(entries, await self._one_by_one(entries, error), strict=True):
+                if isinstance(answer, PubAck):
+                    entry.done(Stands(is_ours=True))
+                else:
+                    self._put_off(entry, answer, group)
         else:
             self.chooser.observe_batch(seconds=max(self._clock.monotonic() - started_s, 1e-6))
             for index, entry in enumerate(entries):

@@ -18,13 +18,13 @@ from callboard.runtime.bus import provision
 from callboard.runtime.bus.base import Bus
 from callboard.runtime.capability import DEFAULT_POOL, Capability
 from callboard.runtime.client import Client
+from callboard.runtime.clock import SYSTEM_CLOCK
 from callboard.runtime.config import Settings
 from callboard.runtime.errors import CallboardError, ConfigError
 from callboard.runtime.health import Health, HealthServer
 from callboard.runtime.pool import PoolRules
 from callboard.runtime.retry import RetryPolicy
 from callboard.runtime.settle import SettleRules
-from callboard.runtime.stats import BUCKETS_S
 from callboard.runtime.worker import Worker, WorkerOptions
 
 T = TypeVar("T")
@@ -85,7 +85,9 @@ def _log_event(event: str, fields: dict[str, object]) -> None:
 async def connect(
     url: str | None = None, *, name: str = "client", settings: Settings | None = None
 ) -> AsyncIterator[Client]:
-    """Open a client for the time of a block: ``async with connect() as client: await client.call("hello", "world")``.
+    """Open a client for the time of a block.
+
+    ``async with callboard.connect() as client: print(await client.call("hello", "world"))``
 
     Args:
         url: The server; None takes the one of the settings.
@@ -293,7 +295,7 @@ async def _health(worker: Worker, *, host: str, port: int) -> AsyncIterator[None
         return Health(problem is None, () if problem is None else (problem,))
 
     server = HealthServer(
-        live=lambda: Health(is_ok=True), ready=ready, metrics=lambda: metrics.render(lambda: stats_of(worker))
+        live=lambda: Health(is_ok=True), ready=ready, metrics=lambda: metrics.render(lambda: view_of(worker))
     )
     _ = await server.start(host=host, port=port)
     try:
@@ -302,25 +304,26 @@ async def _health(worker: Worker, *, host: str, port: int) -> AsyncIterator[None
         await server.close()
 
 
-def stats_of(worker: Worker) -> metrics.WorkerStats:
-    """Return a worker's counters in the shape the metrics endpoint prints."""
-    stats = metrics.WorkerStats(worker.id)
-    stats.late_extends = worker.keeper.late_extensions
+def view_of(worker: Worker) -> metrics.WorkerView:
+    """Return a worker's counters at this moment, for the metrics endpoint."""
+    pools = []
     for name, pool in worker.pools.items():
-        own, load = pool.stats, pool.load()
-        shown = metrics.PoolStats(name, slots=pool.slots)
-        shown.claimed = own.claimed
-        shown.completed = own.endings["completed"]
-        shown.dead = own.endings["failed"]
-        shown.retried = own.endings["retried"]
-        shown.failed = shown.dead + shown.retried
-        shown.expired, shown.cancelled = own.endings["expired"], own.endings["cancelled"]
-        shown.skipped, shown.dropped = own.endings["duplicate"], own.endings["dropped"]
-        shown.running, shown.waiting_commit = load.busy, load.unsettled
-        shown.handler_s = metrics.Histogram(BUCKETS_S)
-        shown.handler_s.counts, shown.handler_s.total = list(own.run_time.counts), own.run_time.sum_s
-        shown.delivery_s = metrics.Histogram(BUCKETS_S)
-        shown.delivery_s.counts, shown.delivery_s.total = list(own.wait_time.counts), own.wait_time.sum_s
-        stats.pools[name] = shown
-        stats.lapsed += own.endings["lapsed"]
-    return stats
+        load = pool.load()
+        pools.append(
+            metrics.PoolView(
+                capability=name,
+                slots=pool.slots,
+                running=load.busy,
+                waiting_commit=load.unsettled,
+                backlog=load.backlog,
+                stats=pool.stats,
+            )
+        )
+    fetched = [at_s for pool in worker.pools.values() if (at_s := pool.last_fetch()) is not None]
+    return metrics.WorkerView(
+        worker=worker.id,
+        pools=tuple(pools),
+        is_ready=worker.ready_problem() is None,
+        fetch_age_s=max(0.0, SYSTEM_CLOCK.monotonic() - min(fetched)) if fetched else 0.0,
+        late_extensions=worker.keeper.late_extensions,
+    )

@@ -11,6 +11,7 @@ PullLane = Lane | Literal["due"]
 PULL_LANES: tuple[PullLane, ...] = ("high", "normal", "low", "due")
 WEIGHTS: Mapping[PullLane, int] = {"high": 8, "normal": 3, "low": 1, "due": 3}
 PARKED_NORMAL = 8
+STALE_S = 0.25
 
 
 class Lanes:
@@ -21,19 +22,39 @@ class Lanes:
     against the slots, and the rare delivery that finds no slot is handed back.
     """
 
-    __slots__ = ("_turn", "backlog", "credit")
+    __slots__ = ("_deliveries", "_quiet", "_turn", "backlog", "credit")
 
     def __init__(self) -> None:
         """Begin with no credit and no known backlog."""
         self.credit: dict[PullLane, int] = dict.fromkeys(PULL_LANES, 0)
         self.backlog: dict[PullLane, int] = dict.fromkeys(PULL_LANES, 0)
         self._turn: dict[PullLane, int] = dict.fromkeys(PULL_LANES, 0)
+        self._deliveries: dict[PullLane, int] = dict.fromkeys(PULL_LANES, 0)
+        self._quiet: dict[PullLane, tuple[int, float]] = {}
 
     def delivered(self, lane: PullLane, *, pending: int) -> None:
         """Note a delivery and what the broker still has behind it."""
         self.backlog[lane] = pending
+        self._deliveries[lane] += 1
         if self.credit[lane] > 0:
             self.credit[lane] -= 1
+
+    def correct(self, credit: Mapping[PullLane, int], now_s: float) -> None:
+        """Take the true outstanding credit, and forget a backlog that does not come.
+
+        A broker with a backlog and our credit delivers at once. When nothing comes, somebody else took those tasks, or
+        they were cancelled; the credit stays, parked, and no longer keeps the slots from other lanes.
+        """
+        for lane, count in credit.items():
+            self.credit[lane] = count
+            if not count or not self.backlog[lane]:
+                self._quiet.pop(lane, None)
+                continue
+            deliveries, since_s = self._quiet.get(lane, (-1, now_s))
+            if deliveries != self._deliveries[lane]:
+                self._quiet[lane] = (self._deliveries[lane], now_s)
+            elif now_s - since_s >= STALE_S:
+                self.backlog[lane] = 0
 
     def committed(self) -> int:
         """Return the credit that counts against the slots: that of lanes with backlog."""

@@ -1,4 +1,4 @@
-"""Where is this task, and how much work waits? Questions for people and tools; nothing on the path of work asks them."""
+"""Where is this task, and how much work waits? Questions of people and tools; no task is run by their answers."""
 
 from __future__ import annotations
 

@@ -6,8 +6,9 @@ Slot first, then pull: credit is given only for free slots, so a worker never si
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor, ThreadPoolExecutor
 from datetime import datetime
 from typing import Any
@@ -15,30 +16,36 @@ from typing import Any
 from msgspec import Struct
 
 from callboard.runtime import subjects
+from callboard.runtime.admission import NO_SLOT_RETURN_S, Admission
 from callboard.runtime.beat import CapabilityLoad
-from callboard.runtime.blobs import BlobStore, parse_claim
+from callboard.runtime.blobs import BlobStore
 from callboard.runtime.bus import header
 from callboard.runtime.bus.base import Bus, Delivery, Pull
 from callboard.runtime.capability import Capability
-from callboard.runtime.claim import Claim, Stage, StopReason, parse_deadline
+from callboard.runtime.claim import Claim, StopReason, parse_deadline
 from callboard.runtime.clock import Clock
 from callboard.runtime.commit import Committer
 from callboard.runtime.context import TaskContext
 from callboard.runtime.doubt import Doubt
-from callboard.runtime.errors import BusError, CallboardError, CrashLimitError, DeadlineError, InputError
+from callboard.runtime.errors import BusError, InputError, TaskCancelledError
 from callboard.runtime.lanes import PULL_LANES, Lanes, PullLane
 from callboard.runtime.lease import LeaseKeeper
-from callboard.runtime.outcome import Expired, Failed, Outcome, Returned
-from callboard.runtime.questions import Answers, Questions
+from callboard.runtime.outcome import Cancelled, Failed, Outcome, Returned
+from callboard.runtime.questions import Questions
 from callboard.runtime.record import failure_of
-from callboard.runtime.screen import Bury, Drop, Reschedule, Run, Skip, Wait, needs_questions, screen
+from callboard.runtime.screen import needs_questions
 from callboard.runtime.settle import Settler
 from callboard.runtime.slot import Slot
 from callboard.runtime.stats import PoolStats
 
-NO_SLOT_RETURN_S = 0.01
-SWEEP_S = 0.05
 MAX_STALL_S = 2.0
+OPEN_AGAIN_S = 0.5
+# A claim beyond the slots waits this long for one: shorter than handing it round, and the next free slot is its own.
+OVERSHOOT_WAIT_S = 0.1
+# Parked credit of the lanes without backlog.
+OVERSHOOT_CLAIMS = len(PULL_LANES)
+# The slots are the limit; a thread starts only when no idle one is left.
+MAX_THREADS = 1024
 
 
 class PoolRules(Struct, frozen=True, kw_only=True):
@@ -49,7 +56,8 @@ class PoolRules(Struct, frozen=True, kw_only=True):
     max_backlog: int = 2048
 
 
-Spawn = Callable[[Coroutine[Any, Any, None], str], "asyncio.Task[None]"]
+# None when the worker is going down and starts nothing more.
+Spawn = Callable[[Coroutine[Any, Any, None], str], "asyncio.Task[None] | None"]
 
 
 class Pool:
@@ -91,63 +99,104 @@ class Pool:
         self._settler = settler
         self._committer = committer
         self._keeper = keeper
-        self._questions = questions
-        self._blobs = blobs
         self._rules = rules
         self._spawn = spawn
         self._lanes = Lanes()
         self._pulls: dict[PullLane, Pull] = {}
-        self._screening: dict[str, Claim] = {}
         self._arrived: list[tuple[PullLane, Delivery]] = []
         self._idle: list[Slot] = []
-        self._active = 0
+        self._busy: set[Slot] = set()
+        self._is_open = False
+        self._opening = asyncio.Lock()
         self._next_due = False
         self.lingering = 0
-        self._suspect = asyncio.Lock()
         self._doubt = Doubt(bus, clock=clock, spawn=self._fire)
         self._loop = asyncio.get_running_loop()
+        # slots run in copies of this: what starts one may be a handler that left its own variables behind
+        self._clean = contextvars.copy_context()
+        self._admission = self._make_admission(questions, blobs)
+
+    def _make_admission(self, questions: Questions, blobs: BlobStore) -> Admission:
+        return Admission(
+            self,
+            bus=self._bus,
+            settler=self._settler,
+            keeper=self._keeper,
+            questions=questions,
+            blobs=blobs,
+            clock=self.clock,
+            crash_limit=self._rules.crash_limit,
+            quarantine_s=self._rules.quarantine_s,
+            fire=self._fire,
+        )
 
     # --- life
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing may begin here now."""
+        return self.is_draining or self.is_paused
+
     async def open(self) -> None:
-        """Open the pulls of every lane and give the first credit.
+        """Open the pulls of every lane and give the first credit; while it is paused, once it is resumed.
 
         Raises:
             NotFoundError: If a consumer is missing.
         """
-        if not self.capability.is_async and self.executor is None:
-            self.executor = ThreadPoolExecutor(self.slots, thread_name_prefix=f"cb-{self.capability.name}")
-        pulls = {lane: await self._open_lane(lane) for lane in PULL_LANES}
-        # all at once: a grant in the middle of opening would meet lanes without a pull
-        self._pulls = pulls
-        self._regrant()
-
-    async def close_pulls(self) -> None:
-        """Withdraw all credit; what still arrives is handed back."""
-        pulls, self._pulls = self._pulls, {}
-        for pull in pulls.values():
-            await pull.close()
-        self._lanes = Lanes()
+        self._is_open = True
+        await self._follow()
 
     async def pause(self) -> None:
         """Take no new task; running ones go on."""
-        if not self.is_paused:
-            self.is_paused = True
-            await self.close_pulls()
+        self.is_paused = True
+        await self._follow()
 
     async def resume(self) -> None:
-        """Take tasks again."""
-        if self.is_paused:
-            self.is_paused = False
-            if not self.is_draining:
-                await self.open()
+        """Take tasks again; repeated until the broker can be asked.
+
+        Raises:
+            NotFoundError: If a consumer is missing.
+        """
+        self.is_paused = False
+        while True:
+            try:
+                return await self._follow()
+            except BusError as error:
+                if not error.retryable:
+                    raise
+            await self.clock.sleep(OPEN_AGAIN_S)
 
     async def drain(self) -> None:
         """Stop pulling and give back what has not begun; running tasks go on."""
         self.is_draining = True
-        await self.close_pulls()
+        await self._follow()
         while self.ready:
             self._settler.settle(self.ready.popleft(), Returned(NO_SLOT_RETURN_S))
+
+    def shut(self) -> None:
+        """Let go of slots whose thread or handler will not end, and of the threads; the process is about to end."""
+        for slot in list(self._busy):
+            if slot.task is not None:
+                slot.task.cancel()
+        if self.executor is not None:
+            self.executor.shutdown(wait=False, cancel_futures=True)
+
+    async def _follow(self) -> None:
+        """Open or close the pulls, as is wanted when our turn comes; orders may follow each other closely."""
+        async with self._opening:
+            if self.is_closed or not self._is_open:
+                pulls, self._pulls, self._lanes = self._pulls, {}, Lanes()
+                for pull in pulls.values():
+                    # what still arrives is handed back
+                    await pull.close()
+            elif not self._pulls:
+                if not self.capability.is_async and self.executor is None:
+                    self.executor = ThreadPoolExecutor(
+                        max(self.slots, MAX_THREADS), thread_name_prefix=f"cb-{self.capability.name}"
+                    )
+                # all at once: credit is given over all lanes or none
+                self._pulls = await self._open_pulls()
+        self._regrant()
 
     def stop_running(self, reason: StopReason, text: str = "") -> int:
         """Cancel every running task for ``reason``; return how many."""
@@ -163,12 +212,21 @@ class Pool:
             if slot.claim is not None and slot.claim.task_id == task_id:
                 self._stop(slot, slot.claim, "cancel", text)
                 return True
+        for claim in self.ready:
+            if claim.task_id == task_id:
+                self.ready.remove(claim)
+                self._settler.settle(claim, Cancelled(failure_of(TaskCancelledError(text or "cancelled"))))
+                return True
+        for claim in self._admission.claims.values():
+            if claim.task_id == task_id:
+                # not ours to answer for yet: somebody else may be running it
+                claim.stop_reason, claim.stop_text = "cancel", text
         return False
 
     @property
     def is_idle(self) -> bool:
         """Whether nothing runs, waits or is being asked about."""
-        return not (self.running or self.ready or self._screening or self._active)
+        return not (self.running or self.ready or self._admission.claims or self._busy)
 
     def load(self) -> CapabilityLoad:
         """Return what the heartbeat says of this pool."""
@@ -188,9 +246,20 @@ class Pool:
 
     def problem(self) -> str | None:
         """Return why a pull cannot work, or None."""
-        return next((pull.problem for pull in self._pulls.values() if pull.problem), None)
+        return next((pull.problem for pull in self._pulls.values() if pull.problem), self._admission.problem)
 
     # --- arrival
+
+    async def _open_pulls(self) -> dict[PullLane, Pull]:
+        pulls: dict[PullLane, Pull] = {}
+        try:
+            for lane in PULL_LANES:
+                pulls[lane] = await self._open_lane(lane)
+        except BusError:
+            for pull in pulls.values():
+                await pull.close()
+            raise
+        return pulls
 
     async def _open_lane(self, lane: PullLane) -> Pull:
         name = self.capability.name
@@ -228,14 +297,12 @@ class Pool:
             claim = self._claim(delivery, now_s, now)
             claim.is_doubtful = delivery.seq <= self._doubt.up_to[lane]
             self._keeper.add(claim)
-            if self.is_draining or self.is_paused or self._taken() >= self.slots:
-                self._settler.settle(claim, Returned(NO_SLOT_RETURN_S))
-            elif claim.delivery.headers is not None or claim.delivery.delivered > 1 or claim.is_doubtful:
+            if claim.delivery.headers is not None or claim.delivery.delivered > 1 or claim.is_doubtful:
                 self._sort(claim, now, asked)
             else:
-                self.ready.append(claim)
+                self.make_ready(claim)
         if asked:
-            self._fire(self._screen(asked), "pool-screen")
+            self._admission.add(asked)
         self._start_slots()
         self._regrant()
 
@@ -248,148 +315,46 @@ class Pool:
         return claim
 
     def _taken(self) -> int:
-        return len(self.running) + self.lingering + len(self.ready) + len(self._screening)
+        return len(self.running) + self.lingering + len(self.ready) + len(self._admission.claims)
 
     def _sort(self, claim: Claim, now: datetime, asked: list[Claim]) -> None:
         """Send a claim with headers, or a redelivered one, to where it belongs."""
         headers = claim.delivery.headers or {}
         try:
-            deadline = parse_deadline(headers.get(header.DEADLINE))
+            if claim.problem is not None:
+                raise claim.problem
+            claim.context_deadline = deadline = parse_deadline(headers.get(header.DEADLINE))
         except InputError as error:
             self._settler.settle(claim, Failed(failure_of(error)))
             return
-        claim.context_deadline = deadline
         is_known = needs_questions(
             delivered=claim.delivery.delivered, attempt=claim.attempt, has_client_id=claim.has_client_id
         )
         if is_known or claim.is_doubtful or header.CLAIM_CHECK in headers:
-            claim.stage = Stage.SCREENING
-            self._screening[claim.token] = claim
+            # also when no slot is free or the pool is closed: until we know that nobody else is running it we may
+            # neither hand it back nor write down that it was
             asked.append(claim)
         elif deadline is not None and deadline <= now:
-            self._expire(claim)
+            self._admission.expire(claim)
         else:
-            self.ready.append(claim)
+            self.make_ready(claim)
 
-    def _expire(self, claim: Claim) -> None:
-        stamp = claim.context_deadline.isoformat() if claim.context_deadline is not None else ""
-        self._settler.settle(claim, Expired(failure_of(DeadlineError(f"the deadline {stamp} passed before it ran"))))
-
-    # --- screening
-
-    async def _screen(self, claims: list[Claim]) -> None:
-        fresh = [claim for claim in claims if claim.delivery.delivered == 1 and not claim.is_doubtful]
-        again = [claim for claim in claims if claim.delivery.delivered > 1 or claim.is_doubtful]
-        if fresh:
-            self._judge(fresh, await self._persist(lambda: self._questions.ask(fresh)))
-        if not again:
-            return
-        # most redeliveries are retries: their last run wrote down how it ended, so nobody can be running them
-        answers = await self._persist(lambda: self._questions.read_ledger(again))
-        closed = [answer.is_closed for answer in answers]
-        known = [(c, a) for c, a, is_closed in zip(again, answers, closed, strict=True) if is_closed]
-        self._judge([c for c, _ in known], [a for _, a in known])
-        unknown = [claim for claim, is_closed in zip(again, closed, strict=True) if not is_closed]
-        if unknown:
-            # for a few seconds after our own reconnect the holder may not be back yet: keep the claim, run nothing
-            wait_s = self._bus.connected_at + self._rules.quarantine_s - self.clock.monotonic()
-            if wait_s > 0:
-                await self.clock.sleep(wait_s)
-            self._judge(unknown, await self._persist(lambda: self._questions.ask(unknown)))
-
-    async def _persist(self, ask: Callable[[], Coroutine[Any, Any, list[Answers]]]) -> list[Answers]:
-        """Ask until there is an answer, with the leases held: without one nothing may be run."""
-        delay_s = 0.1
-        while True:
-            try:
-                return await ask()
-            except BusError:
-                await self.clock.sleep(delay_s)
-                delay_s = min(2.0, delay_s * 2)
-
-    def _judge(self, claims: Sequence[Claim], answers: Sequence[Answers]) -> None:
-        now = self.clock.now()
-        for claim, answer in zip(claims, answers, strict=True):
-            verdict = screen(
-                delivered=claim.delivery.delivered,
-                header_attempt=claim.attempt,
-                is_recorded=answer.is_recorded,
-                is_held=answer.is_held,
-                history=answer.history,
-                crash_limit=self._rules.crash_limit,
-                now=now,
-            )
-            self._fire(self._apply(claim, verdict), "pool-verdict")
-
-    async def _apply(self, claim: Claim, verdict: object) -> None:
-        try:
-            match verdict:
-                case Skip():
-                    self._settler.skip(claim)
-                case Drop():
-                    self._settler.drop(claim)
-                case Wait(delay_s):
-                    await self._settler.postpone(claim, delay_s)
-                case Reschedule(failed):
-                    await self._settler.reschedule(claim, failed)
-                case Bury(attempt, crashes, next_n):
-                    claim.attempt, claim.crashes, claim.number = attempt, crashes, next_n
-                    text = f"its worker died {crashes} times while it ran: the crash limit is {self._rules.crash_limit}"
-                    self._settler.settle(claim, Failed(failure_of(CrashLimitError(text))))
-                case Run():
-                    await self._admit(claim, verdict)
-        except CallboardError:
-            # the broker did not take an answer: the lease is let go and redelivery brings the task again
-            self._settler.drop(claim)
-        finally:
-            self._screening.pop(claim.token, None)
-            self._start_slots()
-            self._regrant()
-
-    async def _admit(self, claim: Claim, verdict: Run) -> None:
-        claim.attempt, claim.crashes, claim.number = verdict.attempt, verdict.crashes, verdict.next_n
-        claim.is_restart, claim.is_suspect = verdict.is_restart, verdict.is_suspect
-        if claim.context_deadline is not None and claim.context_deadline <= self.clock.now():
-            self._expire(claim)
-            return
-        if header.CLAIM_CHECK in (claim.delivery.headers or {}) and not await self._fetch_payload(claim):
-            return
-        if not verdict.is_suspect:
-            await self._ready(claim)
-            return
-        # a task that died with its worker twice runs with no other such task beside it, so that only it can be blamed
-        async with self._suspect:
-            await self._ready(claim)
-            while claim.stage in (Stage.READY, Stage.RUNNING):
-                await self.clock.sleep(SWEEP_S)
-
-    async def _ready(self, claim: Claim) -> None:
-        if claim.linked_at != self._bus.connected_at or self._keeper.has_lapsed(claim):
-            # the link was lost while it was asked about: the broker hands it out again, to us or to somebody else
-            self._settler.drop(claim)
-        elif claim.is_restart and not await self._settler.note_start(claim):
-            self._settler.drop(claim)
-        elif self.is_draining:
+    def make_ready(self, claim: Claim) -> None:
+        """Take a claim that may run; the caller starts the slots. Without room it is handed back."""
+        if self.is_closed or self._taken() >= self.slots + OVERSHOOT_CLAIMS:
             self._settler.settle(claim, Returned(NO_SLOT_RETURN_S))
-        else:
-            claim.stage = Stage.READY
-            self._screening.pop(claim.token, None)
+            return
+        claim.ready_at = self.clock.monotonic()
+        if claim.lane != "high":
             self.ready.append(claim)
-            self._start_slots()
+            return
+        place = next((n for n, other in enumerate(self.ready) if other.lane != "high"), len(self.ready))
+        self.ready.insert(place, claim)
 
-    async def _fetch_payload(self, claim: Claim) -> bool:
-        try:
-            ref = parse_claim((claim.delivery.headers or {})[header.CLAIM_CHECK])
-            claim.payload = await self._blobs.get(ref)
-        except BusError as error:
-            if error.retryable:
-                raise
-            self._settler.settle(claim, Failed(failure_of(error)))
-            return False
-        except CallboardError as error:
-            self._settler.settle(claim, Failed(failure_of(error)))
-            return False
-        return True
+    def was_judged(self) -> None:
+        """Look again what can be started and asked for."""
+        self._start_slots()
+        self._regrant()
 
     # --- slots
 
@@ -404,28 +369,30 @@ class Pool:
         self._start_slots()
 
     def _start_slots(self) -> None:
-        while self.ready and self._active < self.slots:
-            if self._active and not self.running:
+        while self.ready and len(self._busy) < self.slots:
+            starting = len(self._busy) - len(self.running) - self.lingering
+            if starting >= len(self.ready) or (starting and not self.running):
                 # a slot was started in this turn and has not begun: it may well do everything by itself
                 return
             slot = self._idle.pop() if self._idle else Slot(self)
-            self._active += 1
-            slot.task = self._spawn(slot.run(), f"slot-{self.capability.name}")
-            if len(self.ready) <= self._active - len(self.running):
+            slot.task = self._clean.run(self._spawn, slot.run(), f"slot-{self.capability.name}")
+            if slot.task is None:
                 return
+            self._busy.add(slot)
 
     def rested(self, slot: Slot) -> None:
         """Take a slot back; its task has ended."""
-        self._active -= 1
+        self._busy.discard(slot)
         self._idle.append(slot)
         if self.ready:
             self._start_slots()
         self._regrant()
 
     def may_begin(self, claim: Claim) -> bool:
-        """Return whether a claim is still ours; if not, as after a stop of this process, it is let go of."""
+        """Return whether a claim is still ours; one whose lease lapsed before its run is let go of."""
         has_lapsed = self._keeper.has_lapsed(claim)
         if has_lapsed:
+            # this process was stopped or cut off since it came: somebody else may be running it
             self._settler.drop(claim)
         return not has_lapsed
 
@@ -452,7 +419,7 @@ class Pool:
         self._settler.settle(claim, outcome)
 
     def sweep(self, now_s: float, now: datetime) -> None:
-        """Stop runs that are over their time; the worker calls it every 50 ms."""
+        """Stop runs that are over their time, hand back what found no slot; the worker calls it every 50 ms."""
         limit_s = self.capability.timeout_s
         for slot in list(self.running.values()):
             claim = slot.claim
@@ -462,6 +429,13 @@ class Pool:
                 self._stop(slot, claim, "timeout", "")
             elif claim.context_deadline is not None and now > claim.context_deadline:
                 self._stop(slot, claim, "deadline", "")
+        if len(self._busy) >= self.slots:
+            while self.ready and now_s - self.ready[-1].ready_at > OVERSHOOT_WAIT_S:
+                self._settler.settle(self.ready.pop(), Returned(NO_SLOT_RETURN_S))
+        if not self._arrived:
+            # what a pull still has to deliver is known best by itself
+            self._lanes.correct({lane: pull.credit for lane, pull in self._pulls.items()}, now_s)
+        self._start_slots()
         self._regrant()
 
     def _stop(self, slot: Slot, claim: Claim, reason: StopReason, text: str) -> None:
@@ -488,7 +462,7 @@ class Pool:
     # --- credit
 
     def _regrant(self) -> None:
-        if self.is_paused or self.is_draining or not self._pulls:
+        if self.is_closed or not self._pulls:
             return
         if self._committer.backlog > self._rules.max_backlog:
             return

@@ -194,7 +194,7 @@ class ProcessGroup:
     async def _live(self, child: _Child) -> int:
         """Run one process from start to end; return its status, negative for a signal."""
         ours, theirs = socket.socketpair()
-        ours.setblocking(False)
+        ours.setblocking(False)  # noqa: FBT003 - positional only
         try:
             command = self._command(child.slot, theirs.fileno())
             child.process = await asyncio.create_subprocess_exec(
@@ -207,6 +207,11 @@ class ProcessGroup:
             hearing = asyncio.create_task(self._hear(child, ours), name=f"process-{child.slot}-hear")
             try:
                 return await child.process.wait()
+            except asyncio.CancelledError:
+                # nobody will look after it any more
+                child.send(signal.SIGKILL)
+                _ = await child.process.wait()
+                raise
             finally:
                 hearing.cancel()
         finally:

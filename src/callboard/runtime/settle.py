@@ -6,9 +6,10 @@ by redelivery: the record is found and the claim acked without a run.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Coroutine
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from msgspec import UNSET, Raw, Struct
 
@@ -33,7 +34,6 @@ from callboard.runtime.record import (
     failure_of,
 )
 
-COPY_LIMIT_BYTES = 512 * 1024
 # fired schedules come 0 to 0.25 s late, never early: aim for the middle
 SCHEDULE_LEAD_S = 0.12
 _STORE_RETRY_S = (0.05, 0.2, 0.5, 1.0, 2.0)
@@ -66,7 +66,7 @@ class Settler:
         *,
         clock: Clock,
         told: Told,
-        spawn: Callable[[Coroutine[Any, Any, None], str], None],
+        spawn: Callable[[Coroutine[Any, Any, None], str], object],
         soon: Callable[[Callable[[], None]], object],
         rules: SettleRules,
     ) -> None:
@@ -103,7 +103,7 @@ class Settler:
             if len(outcome.data) + len(claim.payload) <= self._rules.claim_check_bytes:
                 self._commit(claim, self._completed(claim, Raw(outcome.data), UNSET), "completed")
             else:
-                self._spawn(self._complete_large(claim, outcome.data), "settle-large")
+                self._run(claim, self._complete_large(claim, outcome.data), "settle-large")
             return
         if self._keeper.has_lapsed(claim):
             # somebody else may be running it by now; an answer from us would disturb that run
@@ -111,15 +111,15 @@ class Settler:
             return
         match outcome:
             case Retry(failure, delay_s):
-                self._spawn(self._retry(claim, failure, delay_s), "settle-retry")
+                self._run(claim, self._retry(claim, failure, delay_s), "settle-retry")
             case Failed(failure):
-                self._spawn(self._bury(claim, failure), "settle-failed")
+                self._run(claim, self._bury(claim, failure), "settle-failed")
             case Cancelled(failure):
-                self._commit(claim, self._ended(claim, "cancelled", failure), "cancelled")
+                self._end(claim, "cancelled", failure)
             case Expired(failure):
-                self._commit(claim, self._ended(claim, "expired", failure), "expired")
+                self._end(claim, "expired", failure)
             case Returned(delay_s):
-                self._spawn(self._return(claim, delay_s), "settle-returned")
+                self._run(claim, self._return(claim, delay_s), "settle-returned")
 
     def skip(self, claim: Claim) -> None:
         """Ack a claim whose record was found: it ran before."""
@@ -189,7 +189,7 @@ class Settler:
 
         def done(result: Result) -> None:
             if isinstance(result, Refused):
-                self._spawn(self._unstorable(claim, result.error), "settle-unstorable")
+                self._run(claim, self._unstorable(claim, result.error), "settle-unstorable")
                 return
             self._answered(claim, result, data, name, term_reason)
 
@@ -199,7 +199,7 @@ class Settler:
         if crash.point:
             crash.at("after-result-puback")
         if term_reason and result.is_ours:
-            self._spawn(self._term(claim, term_reason), "settle-term")
+            self._run(claim, self._bus.term(claim.token, term_reason), "settle-term")
         else:
             self._acks.append(claim.token)
         if claim.reply_to is not None and result.is_ours:
@@ -208,6 +208,26 @@ class Settler:
         self._flush_soon()
 
     # --- the slower endings
+
+    def _run(self, claim: Claim, ending: Coroutine[Any, Any, None], name: str) -> None:
+        self._spawn(self._guarded(claim, ending), name)
+
+    async def _guarded(self, claim: Claim, ending: Coroutine[Any, Any, None]) -> None:
+        try:
+            await ending
+        except CallboardError:
+            # what no patience mends (closed, no permission) ends this claim alone: redelivery brings it again
+            self._forget(claim, "lapsed")
+
+    def _end(self, claim: Claim, status: Literal["cancelled", "expired"], failure: Failure) -> None:
+        if len(claim.delivery.data) <= self._rules.claim_check_bytes:
+            self._commit(claim, self._ended(claim, status, failure), status)
+        else:
+            self._run(claim, self._end_large(claim, status, failure), "settle-large")
+
+    async def _end_large(self, claim: Claim, status: Literal["cancelled", "expired"], failure: Failure) -> None:
+        await self._offload_payload(claim)
+        self._commit(claim, self._ended(claim, status, failure), status)
 
     async def _complete_large(self, claim: Claim, data: bytes) -> None:
         try:
@@ -244,6 +264,9 @@ class Settler:
             await self._give_back(claim, delay_s, "retried")
 
     async def _schedule(self, claim: Claim, delay_s: float, *, attempt: int) -> None:
+        if len(claim.delivery.data) > self._rules.claim_check_bytes:
+            # with the schedule's headers it might not fit into a message again
+            await self._offload_payload(claim)
         due = self._clock.now() + timedelta(seconds=max(0.0, delay_s - SCHEDULE_LEAD_S))
         kept = {k: v for k, v in (claim.delivery.headers or {}).items() if not k.lower().startswith("nats-")}
         kept[header.TASK_ID] = claim.task_id
@@ -285,9 +308,6 @@ class Settler:
         await self._patiently(lambda: self._bus.store(Write(subject, record.encode(letter))))
         reason = " ".join(f"{failure.code}: {failure.message}".split())[:200]
         self._commit(claim, self._ended(claim, "failed", failure), "failed", term_reason=reason)
-
-    async def _term(self, claim: Claim, reason: str) -> None:
-        await self._bus.term(claim.token, reason)
 
     async def _unstorable(self, claim: Claim, error: CallboardError) -> None:
         """The record itself cannot be stored: bury the task with that as its cause."""
@@ -379,11 +399,12 @@ class Settler:
                 if crash.point:
                     crash.at("before-ack")
                 await self._bus.ack(acks)
-            for subject, data in notices:
-                await self._bus.publish(subject, data)
         except BusError:
-            # an ack that got lost is repaired by redelivery, a notice by the waiter's look at the ledger
+            # repaired by redelivery; its notice is not sent, as the waiter looks at the ledger
             return
+        for subject, data in notices:
+            with contextlib.suppress(CallboardError):
+                await self._bus.publish(subject, data)
 
 
 def read_history(found: list[Any]) -> list[AttemptRecord]:

@@ -134,10 +134,10 @@ class Slot:
         try:
             args, kwargs = capability.bind(claim.payload, claim.content_type)
         except DecodeError as error:
-            claim.is_json = False
             return Failed(failure_of(error))
         except Exception as error:  # noqa: BLE001 - a constructor or validator of the user's type may raise anything
             return Failed(failure_of(DecodeError(f"the payload does not fit: {type(error).__name__}: {error}")))
+        claim.is_json = True
         if kwargs:
             kwargs = fill_context(kwargs, self._pool.context_of(claim))
         try:

@@ -23,7 +23,7 @@ from callboard.runtime.claim import Claim
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 from callboard.runtime.commit import Committer
 from callboard.runtime.control import CONFIG_BUCKET, PAUSE_PREFIX, decode_cancel, decode_order
-from callboard.runtime.errors import BusError, CallboardError, DecodeError, ModuleLoadError
+from callboard.runtime.errors import BusError, CallboardError, DecodeError, ModuleLoadError, TopologyError
 from callboard.runtime.lease import KeeperThread, LeaseKeeper
 from callboard.runtime.pool import Pool, PoolRules
 from callboard.runtime.questions import Questions
@@ -119,6 +119,7 @@ class Worker:
         self._fetched_s: float | None = None
         self._subscriptions: list[Subscription] = []
         self._group: asyncio.TaskGroup | None = None
+        self._listening_s = clock.monotonic()
         self.keeper = LeaseKeeper(
             self.id,
             ack_wait_s=self.options.ack_wait_s,
@@ -164,11 +165,10 @@ class Worker:
                     self._fire(self.keeper.serve(bus, stop=local_stop.is_set), "keeper")
                 background = [group.create_task(self._tick(thread), name="worker-tick")]
                 try:
-                    background.append(self._open(bus))
+                    background.append(group.create_task(self._open(bus).run(), name="committer"))
                     await self._listen(bus)
                     for pool in self.pools.values():
-                        if not pool.is_paused:
-                            await pool.open()
+                        await pool.open()
                     self.status = "ready"
                     if on_ready is not None:
                         on_ready()
@@ -176,6 +176,8 @@ class Worker:
                     await self._drain(bus)
                 finally:
                     local_stop.set()
+                    for pool in self.pools.values():
+                        pool.shut()
                     for task in background:
                         task.cancel()
                     for subscription in self._subscriptions:
@@ -185,7 +187,7 @@ class Worker:
         finally:
             await thread.stop()
 
-    def _open(self, bus: Bus) -> asyncio.Task[None]:
+    def _open(self, bus: Bus) -> Committer:
         clock, options, keeper = self._clock, self.options, self.keeper
         committer = Committer(bus, stream=subjects.LEDGER, clock=clock)
         self._committer = committer
@@ -217,9 +219,13 @@ class Worker:
                 rules=options.pool_rules,
                 spawn=self._spawn,
             )
-        return self._spawn(committer.run(), "committer")
+        return committer
 
     async def _ensure_consumers(self, bus: Bus) -> None:
+        for stream in (subjects.WORK, subjects.LATER, subjects.LEDGER, subjects.DEAD):
+            if await bus.stream_info(stream) is None:
+                message = f"stream {stream} is missing: run 'callboard provision', or 'callboard up' for a local server"
+                raise TopologyError(message)
         for capability in self._capabilities:
             lanes = [(subjects.WORK, config) for config in task_consumers(capability.name, self.options)]
             lanes.append((subjects.LATER, due_consumer(capability.name, self.options)))
@@ -250,14 +256,6 @@ class Worker:
         self.status = "stopped"
         await bus.publish(subjects.beat(self.id), self.beat())
         await bus.flush(timeout_s=2.0)
-        if self.keeper.claims:
-            self._cancel_rest()
-
-    def _cancel_rest(self) -> None:
-        for pool in self.pools.values():
-            for slot in list(pool.running.values()):
-                if slot.task is not None:
-                    slot.task.cancel()
 
     # --- what it hears
 
@@ -388,11 +386,16 @@ class Worker:
         # the task group owns it
         _ = self._spawn(coroutine, name)
 
-    def _spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+    def _spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None] | None:
         if self._group is None:
             message = "the worker does not run"
             raise CallboardError(message)
-        return self._group.create_task(coroutine, name=name)
+        try:
+            return self._group.create_task(coroutine, name=name)
+        except RuntimeError:
+            # the worker is going down with an error: what it holds is taken over
+            coroutine.close()
+            return None
 
 
 async def _quietly(call: Awaitable[None]) -> None:

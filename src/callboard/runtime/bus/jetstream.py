@@ -23,7 +23,7 @@ from callboard.runtime.bus.header import Headers
 from callboard.runtime.bus.jetstream_address import Address
 from callboard.runtime.bus.jetstream_bus import JetStreamBus
 from callboard.runtime.bus.jetstream_link import Listener, Raw
-from callboard.runtime.bus.jetstream_state import LinkState
+from callboard.runtime.bus.jetstream_state import LinkState, within
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 from callboard.runtime.errors import (
     BackpressureError,
@@ -482,23 +482,13 @@ class _Listener:
             return
         self._is_closed = True
         self._link.forget(self)
-        await _within(cast("Coroutine[Any, Any, None]", self._handle.drain()), _CLOSE_S)  # type: ignore[no-untyped-call] # untyped in the client
+        await within(cast("Coroutine[Any, Any, None]", self._handle.drain()), _CLOSE_S)  # type: ignore[no-untyped-call] # untyped in the client
 
 
 async def _dispose(client: _Client) -> None:
     # It waits for its socket to be written out, which never ends when the server is stopped.
-    await _within(client.close(), _CLOSE_S)
+    await within(client.close(), _CLOSE_S)
     client.drop_flushes()
-
-
-async def _within(work: Coroutine[Any, Any, None], limit_s: float) -> None:
-    """Run what may hang or fail without harm."""
-    task = asyncio.get_running_loop().create_task(work, name="bus-within")
-    await asyncio.wait({task}, timeout=limit_s)
-    if not task.done():
-        task.cancel()
-    with suppress(nats.errors.Error, OSError, AssertionError, asyncio.CancelledError):
-        await task
 
 
 def _closed() -> BusClosedError:

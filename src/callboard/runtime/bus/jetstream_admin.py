@@ -5,13 +5,12 @@ from __future__ import annotations
 from msgspec import json
 
 from callboard.runtime.bus.base import ConsumerConfig, ConsumerInfo, StreamConfig, StreamInfo
+from callboard.runtime.bus.check import changed_settings, check_filter, check_name
 from callboard.runtime.bus.jetstream_call import Calls
-from callboard.runtime.bus.jetstream_check import check_filter, check_name
 from callboard.runtime.bus.jetstream_link import Raw
 from callboard.runtime.bus.jetstream_wire import (
-    NO_MESSAGE,
+    DELETE_FAILED,
     Json,
-    differences,
     from_consumer,
     from_stream,
     overlay,
@@ -82,7 +81,7 @@ class Administration:
             if error.err_code != _NAME_TAKEN:
                 raise TopologyError(str(error)) from error
             found = await self._stream(config.name)
-            changed = differences(config, to_stream(found["config"])) if found else []
+            changed = changed_settings(config, to_stream(found["config"])) if found else []
             message = f"stream {config.name} exists with other settings: {'; '.join(changed) or error}"
             raise TopologyError(message) from error
         except BusError as error:
@@ -148,7 +147,8 @@ class Administration:
         try:
             await self._api(f"STREAM.MSG.DELETE.{stream}", {"seq": seq, "no_erase": True})
         except ApiError as error:
-            if error.err_code in NO_MESSAGE:
+            # The same number stands for "not permitted"; only the text tells them apart.
+            if error.err_code == DELETE_FAILED and "EOF" in str(error):
                 return False
             raise
         except NotFoundError:
@@ -220,7 +220,7 @@ class Administration:
 
 def _compared(wanted: StreamConfig, answer: Json) -> StreamInfo:
     info = to_stream_info(answer)
-    changed = differences(wanted, info.config)
+    changed = changed_settings(wanted, info.config)
     if changed:
         # For example, schedules switch the ban on purges off without a word.
         message = f"the server took stream {wanted.name} with other settings than asked: {'; '.join(changed)}"

@@ -7,9 +7,9 @@ from contextlib import suppress
 from itertools import count
 
 from callboard.runtime.bus.base import DEFAULT_TIMEOUT_S, Message, Subscription
+from callboard.runtime.bus.check import check_filter, check_headers, check_name, check_size, check_subject
 from callboard.runtime.bus.header import Headers
 from callboard.runtime.bus.jetstream_call import Calls
-from callboard.runtime.bus.jetstream_check import check_filter, check_headers, check_name, check_size, check_subject
 from callboard.runtime.bus.jetstream_link import Link, Raw
 from callboard.runtime.errors import BusTimeoutError, PermissionDeniedError
 

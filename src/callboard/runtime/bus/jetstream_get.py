@@ -10,9 +10,9 @@ from datetime import datetime
 from msgspec import json
 
 from callboard.runtime.bus.base import Stored
+from callboard.runtime.bus.check import check_filter, check_name
 from callboard.runtime.bus.jetstream_admin import API_PREFIX, API_TIMEOUT_S
 from callboard.runtime.bus.jetstream_call import Calls
-from callboard.runtime.bus.jetstream_check import check_filter, check_name
 from callboard.runtime.bus.jetstream_link import DESCRIPTION, Raw
 from callboard.runtime.bus.jetstream_read import OrderedReader
 from callboard.runtime.bus.jetstream_wire import Json, delivered_as_stored, to_stored, to_time

@@ -160,3 +160,11 @@ class LinkState(ABC):
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self.report(events.BUS_FAILED, {"code": "task", "message": f"{task.get_name()}: {error!r}"})
+
+
+async def within(work: Coroutine[Any, Any, None], limit_s: float) -> None:
+    """Run what may hang or fail without harm, and give it up after ``limit_s``."""
+    task = asyncio.get_running_loop().create_task(work, name="bus-within")
+    await asyncio.wait({task}, timeout=limit_s)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

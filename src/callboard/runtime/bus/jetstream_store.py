@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from callboard.runtime.bus import header
 from callboard.runtime.bus.base import DEFAULT_TIMEOUT_S, MAX_BATCH, PubAck, Write
+from callboard.runtime.bus.check import check_headers, check_size, check_subject
 from callboard.runtime.bus.jetstream_call import Calls
-from callboard.runtime.bus.jetstream_check import check_headers, check_size, check_subject
 from callboard.runtime.bus.jetstream_link import Link
 from callboard.runtime.errors import BusError, BusTimeoutError, InputError
 from callboard.runtime.ids import new_token

@@ -32,7 +32,7 @@ from callboard.runtime.errors import (
 
 Json = dict[str, Any]
 
-NO_MESSAGE = {10037, 10043, 10057}
+DELETE_FAILED = 10057
 STREAM_MISSING = 10059
 CONSUMER_MISSING = 10014
 
@@ -234,18 +234,6 @@ def to_stream_info(body: Mapping[str, Any]) -> StreamInfo:
         first_time=to_time(state.get("first_ts", "")),
         leader="" if cluster is None else cluster.get("leader") or None,
     )
-
-
-def differences(wanted: StreamConfig, found: StreamConfig) -> list[str]:
-    """Return ``field: found instead of wanted`` for every setting that differs, whatever the order of subjects."""
-    lines = []
-    for name in StreamConfig.__struct_fields__:
-        ours, theirs = getattr(wanted, name), getattr(found, name)
-        if name in {"subjects", "sources"}:
-            ours, theirs = sorted(ours, key=repr), sorted(theirs, key=repr)
-        if ours != theirs:
-            lines.append(f"{name}: {theirs!r} instead of {ours!r}")
-    return lines
 
 
 def _from_source(source: Source) -> Json:

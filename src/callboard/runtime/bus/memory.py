@@ -22,13 +22,14 @@ from callboard.runtime.bus.base import (
     StreamInfo,
     Write,
 )
+from callboard.runtime.bus.check import check_filter
 from callboard.runtime.bus.header import Headers
 from callboard.runtime.bus.memory_broker import BrokerCore
 from callboard.runtime.bus.memory_consumer import MemoryConsumer
 from callboard.runtime.bus.memory_link import MemoryLink
 from callboard.runtime.bus.memory_pull import MemoryPull, MemorySubscription
 from callboard.runtime.bus.memory_record import Record, freeze
-from callboard.runtime.errors import BusError, BusTimeoutError, NoRespondersError, NotFoundError
+from callboard.runtime.errors import BusError, BusTimeoutError, InputError, NoRespondersError, NotFoundError
 
 # A reader lets others run after this many messages.
 _READ_BURST = 256
@@ -62,12 +63,13 @@ class MemoryBus(MemoryLink):
         self, subject: str, data: bytes = b"", *, headers: Headers | None = None, reply: str = ""
     ) -> None:
         """Send without confirmation; while the link is cut it is buffered."""
-        self._check(data, headers)
+        self._check(subject, data, headers)
         self._send(Message(subject, bytes(data), freeze(headers) or None, reply))
 
     async def subscribe(self, subject: str, sink: Callable[[Message], None], *, queue: str = "") -> MemorySubscription:
         """Hear ``subject``; with ``queue``, one member of the group hears each message."""
         self._check_open()
+        check_filter(subject)
         subscription = MemorySubscription(self, subject, sink, queue=queue)
         self._parts.append(subscription)
         return subscription
@@ -76,7 +78,7 @@ class MemoryBus(MemoryLink):
         self, subject: str, data: bytes = b"", *, headers: Headers | None = None, timeout_s: float = DEFAULT_TIMEOUT_S
     ) -> Message:
         """Publish and wait for the first answer."""
-        self._check(data, headers)
+        self._check(subject, data, headers)
         answer: asyncio.Future[Message] = self._loop.create_future()
         inbox = self.inbox()
         subscription = await self.subscribe(
@@ -100,7 +102,7 @@ class MemoryBus(MemoryLink):
 
     async def store(self, write: Write, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> PubAck:
         """Store one message and wait for the broker's word."""
-        self._check(write.data, write.headers)
+        self._check(write.subject, write.data, write.headers)
         return await self._ask(lambda: self.broker.store(write), timeout_s=timeout_s, what=f"store on {write.subject}")
 
     async def store_many(
@@ -108,7 +110,7 @@ class MemoryBus(MemoryLink):
     ) -> list[PubAck | BusError]:
         """Store each message on its own; refusals are returned in place."""
         for write in writes:
-            self._check(write.data, write.headers)
+            self._check(write.subject, write.data, write.headers)
 
         def store_one(write: Write) -> PubAck | BusError:
             try:
@@ -127,9 +129,9 @@ class MemoryBus(MemoryLink):
         """Store 1 to 1,000 messages of one stream, all or none."""
         if not 0 < len(writes) <= MAX_BATCH:
             message = f"a batch takes 1 to {MAX_BATCH} messages (10199), this one has {len(writes)}"
-            raise BusError(message)
+            raise InputError(message)
         for write in writes:
-            self._check(write.data, write.headers)
+            self._check(write.subject, write.data, write.headers)
         what = f"batch of {len(writes)}"
         return await self._ask(lambda: self.broker.store_batch(writes), timeout_s=timeout_s, what=what)
 

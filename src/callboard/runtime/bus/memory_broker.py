@@ -15,6 +15,7 @@ import msgspec
 from msgspec.structs import replace
 
 from callboard.runtime.bus.base import ConsumerConfig, ConsumerInfo, Message, PubAck, StreamConfig, StreamInfo, Write
+from callboard.runtime.bus.check import changed_settings, check_name
 from callboard.runtime.bus.memory_consumer import MemoryConsumer, Taker, parse_token
 from callboard.runtime.bus.memory_stream import MemoryStream
 from callboard.runtime.bus.memory_timer import Timers
@@ -139,16 +140,23 @@ class BrokerCore:
 
     def create_stream(self, config: StreamConfig) -> StreamInfo:
         """Create a stream; succeeds when it exists with the same settings."""
-        config = self._checked(config)
+        check_name(config.name, what="stream")
+        wanted, config = config, self._checked(config)
         found = self._streams.get(config.name)
         if found is not None:
             if found.config != config:
-                message = f"stream name {config.name} is in use with other settings (10058)"
+                changed = "; ".join(changed_settings(config, found.config))
+                message = f"stream {config.name} exists with other settings (10058): {changed}"
                 raise TopologyError(message)
             return found.info()
         stream = MemoryStream(config, clock=self.clock, timers=self._timers)
         self._streams[config.name] = stream
         self._link(stream)
+        # As the real adapter does, which reads back what the server has made of its wishes.
+        if changed_settings(wanted, config):
+            changed = "; ".join(changed_settings(wanted, config))
+            message = f"the server took stream {config.name} with other settings than asked: {changed}"
+            raise TopologyError(message)
         return stream.info()
 
     def update_stream(self, config: StreamConfig) -> StreamInfo:
@@ -208,6 +216,7 @@ class BrokerCore:
     def create_consumer(self, stream_name: str, config: ConsumerConfig) -> ConsumerInfo:
         """Create or update a durable consumer; pulls that were left without one go on."""
         stream = self.stream(stream_name)
+        check_name(config.name, what="consumer")
         consumer = stream.consumers.get(config.name)
         if stream.is_workqueue:
             _check_disjoint(stream, config)
@@ -293,7 +302,7 @@ class BrokerCore:
                 # A schedule that cannot fire into a full stream would be stuck.
                 message = f"stream {config.name}: schedules do not go with discard new (10052)"
                 raise TopologyError(message)
-            # The real broker does this silently; so a test can catch who relies on deny_purge.
+            # The real broker does this silently.
             config = replace(config, deny_purge=False, allow_rollup=True)
         if config.deny_purge and config.allow_rollup:
             message = f"stream {config.name}: roll-ups require the purge permission (10052)"

@@ -8,16 +8,14 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from callboard.runtime.bus.base import DEFAULT_TIMEOUT_S, Message, ServerInfo
+from callboard.runtime.bus.check import check_headers, check_size, check_subject
 from callboard.runtime.bus.header import Headers
 from callboard.runtime.bus.memory_broker import MAX_PAYLOAD_BYTES, BrokerCore
 from callboard.runtime.bus.memory_pull import MemoryPull, MemorySubscription
-from callboard.runtime.bus.memory_record import header_bytes
 from callboard.runtime.errors import (
     BackpressureError,
     BusClosedError,
     BusTimeoutError,
-    InvalidHeaderError,
-    PayloadTooLargeError,
 )
 
 T = TypeVar("T")
@@ -175,16 +173,10 @@ class MemoryLink:
         if not self._is_open:
             raise _closed()
 
-    def _check(self, data: bytes, headers: Headers | None) -> None:
+    def _check(self, subject: str, data: bytes, headers: Headers | None) -> None:
         self._check_open()
-        for name, value in (headers or {}).items():
-            if not name or ":" in name or any(mark in text for text in (name, value) for mark in "\r\n\0"):
-                message = f"header {name!r} holds CR, LF, NUL or a colon in its name"
-                raise InvalidHeaderError(message)
-        size_bytes = len(data) + header_bytes(headers or {})
-        if size_bytes > MAX_PAYLOAD_BYTES:
-            message = f"a message of {size_bytes} bytes is over the server's limit: send a claim check"
-            raise PayloadTooLargeError(message, size_bytes=size_bytes, limit_bytes=MAX_PAYLOAD_BYTES)
+        check_subject(subject)
+        check_size(len(data) + (check_headers(headers) if headers else 0), MAX_PAYLOAD_BYTES)
 
 
 def _closed() -> BusClosedError:

@@ -1,9 +1,10 @@
-"""What may leave for the broker. The client's own validation is off (it costs more), so this is the only guard."""
+"""What may leave for a broker: the one guard of both adapters (the client library's own, which costs more, is off)."""
 
 from __future__ import annotations
 
 import re
 
+from callboard.runtime.bus.base import StreamConfig
 from callboard.runtime.bus.header import Headers
 from callboard.runtime.errors import InvalidHeaderError, InvalidNameError, PayloadTooLargeError
 
@@ -24,7 +25,7 @@ def check_subject(subject: str) -> None:
         InvalidNameError: If it is empty, too long, has white space, control characters, an empty token or a wildcard.
     """
     _check_text(subject)
-    if ("*" in subject or ">" in subject) and any(token in {"*", ">"} for token in subject.split(".")):
+    if ("*" in subject or ">" in subject) and any(part in {"*", ">"} for part in subject.split(".")):
         message = f"subject {subject[:80]!r} has a wildcard: messages go to one concrete subject"
         raise InvalidNameError(message, name=subject[:80])
 
@@ -36,8 +37,11 @@ def check_filter(subject: str) -> None:
         InvalidNameError: If it is not.
     """
     _check_text(subject)
-    if ">" in subject and any(">" in token for token in subject.removesuffix(">").split(".")):
-        message = f"pattern {subject[:80]!r} is not usable: '>' stands alone, as the last token"
+    *tokens, last = subject.split(".")
+    if last not in {"*", ">"}:
+        tokens.append(last)
+    if any((">" in part) or ("*" in part and part != "*") for part in tokens):
+        message = f"pattern {subject[:80]!r} is not usable: '*' stands alone in a token, '>' alone in the last one"
         raise InvalidNameError(message, name=subject[:80])
 
 
@@ -78,6 +82,18 @@ def check_name(name: str, *, what: str) -> None:
     if not name or not name.isprintable() or any(mark in name for mark in " .*>/\\"):
         message = f"{what} name {name[:80]!r} is not usable: take letters, digits, '_' and '-'"
         raise InvalidNameError(message, name=name[:80])
+
+
+def changed_settings(wanted: StreamConfig, found: StreamConfig) -> list[str]:
+    """Return ``field: found instead of wanted`` for every setting that differs, whatever the order of subjects."""
+    lines = []
+    for name in StreamConfig.__struct_fields__:
+        ours, theirs = getattr(wanted, name), getattr(found, name)
+        if name in {"subjects", "sources"}:
+            ours, theirs = sorted(ours, key=repr), sorted(theirs, key=repr)
+        if ours != theirs:
+            lines.append(f"{name}: {theirs!r} instead of {ours!r}")
+    return lines
 
 
 def _check_text(subject: str) -> None:
