@@ -45,6 +45,12 @@ async def nap(name: str, seconds: float) -> str:
     mark(f"end {name}")
     return name
 
+@capability("stuck")
+def stuck(name: str) -> None:
+    mark(f"start {name}")
+    while True:
+        time.sleep(1)
+
 @capability("breaks", retry=RetryPolicy(attempts=1))
 async def breaks(text: str) -> str:
     if text == "fine":

@@ -79,6 +79,16 @@ def test_a_second_signal_stops_at_once_and_hands_the_task_back(console: Console)
     assert console.run("tasks", "cancel", "nap/long").status == 0
 
 
+def test_a_handler_that_never_ends_does_not_keep_the_process(console: Console) -> None:
+    worker = console.work()
+    assert console.run("submit", "stuck", '"s"', "--id", "stuck/1", "--no-warn").status == 0
+    eventually(lambda: console.marks("start s"))
+    worker.send(signal.SIGTERM)
+    eventually(lambda: any("drain_begun" in line for line in worker.err), worker.err)
+    assert worker.stop(timeout_s=15) == 0, "".join(worker.err)
+    assert console.run("tasks", "cancel", "stuck/1").status == 0
+
+
 def test_a_killed_child_is_started_again_and_its_task_runs_again(console: Console) -> None:
     worker = console.work(processes=2)
     _naps(console, ["orphan"], 2.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -33,6 +34,7 @@ Connect = Callable[[str], Awaitable[Bus]]
 TASK_STREAMS = (subjects.WORK, subjects.LATER, subjects.LEDGER, subjects.DEAD)
 # after its parent's death a child has this long to hand its tasks back
 ORPHAN_GRACE_S = 3.0
+STUCK_GRACE_S = 2.0
 
 _log = logs.get_logger(__name__)
 _bus_log = logs.get_logger("callboard.runtime.bus")
@@ -199,11 +201,14 @@ async def run_worker(
 
     with _signals(worker), _lifeline(worker, parent_fd):
         async with _health(worker, host=settings.worker.health_host, port=port):
+            watcher = asyncio.create_task(_leave_stuck(worker), name="host-stuck")
             try:
                 await worker.run(ready)
             except CallboardError as error:
                 _log.error(events.WORKER_FAILED, worker=worker.id, code=error.code)
                 raise
+            finally:
+                watcher.cancel()
     _log.info(events.WORKER_STOPPED, worker=worker.id, exit_code=0)
 
 
@@ -216,6 +221,20 @@ def leave(status: int) -> None:
         sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
+
+
+async def _leave_stuck(worker: Worker) -> None:
+    """End the process when the worker has drained and a handler in a thread, or one that swallows cancels, goes on.
+
+    Nothing can stop such a handler but the end of the process; its lease ends with it and the task runs elsewhere.
+    """
+    while worker.status != "stopped":
+        await SYSTEM_CLOCK.sleep(0.1)
+    await SYSTEM_CLOCK.sleep(STUCK_GRACE_S)
+    _log.error(events.WORKER_FAILED, worker=worker.id, code="stuck", message="a handler does not end; the process does")
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(1)
 
 
 def _verified(connect: Connect) -> Connect:
