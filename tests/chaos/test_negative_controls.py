@@ -17,13 +17,13 @@ from callboard.runtime.bus.base import StreamConfig
 from tests.chaos.checker import spins
 from tests.chaos.gate import Gate
 from tests.chaos.handlers import RETRY_GAP_S, Job
-from tests.chaos.stage import Stage, staged
+from tests.chaos.stage import QUICK, Stage, staged
 from tests.chaos.test_zombie import WORK_S, freeze_in_mid_work, runs
 from tests.support.eventually import eventually
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(90)]
 LIVELY_S = 30.0
-OUTAGE_S = 5.0
+OUTAGE_S = 3.0
 
 
 def rewritable_ledger(stream: StreamConfig) -> StreamConfig:
@@ -38,9 +38,9 @@ def short_window(stream: StreamConfig) -> StreamConfig:
 
 
 async def test_control_ack_before_the_effect_loses_tasks(folder: Path) -> None:
-    async with staged(folder, breaks=("ack_before_effect",)) as stage:
+    async with staged(folder, breaks=("ack_before_effect",), **QUICK) as stage:
         doomed = await stage.fleet.start()
-        await stage.load.submit_all([Job(n=n, sleep_s=1.0) for n in range(8)])
+        await stage.load.submit_all([Job(n=n, sleep_s=5.0) for n in range(8)])
         await eventually(lambda: stage.fleet.count("start") == 8, within_s=LIVELY_S)
         stage.fleet.kill(doomed)
         await stage.fleet.start()
@@ -48,8 +48,9 @@ async def test_control_ack_before_the_effect_loses_tasks(folder: Path) -> None:
         assert len((await stage.verdict()).lost) == 8
 
 
+@pytest.mark.slow
 async def test_control_without_write_once_a_zombie_doubles_a_record(folder: Path) -> None:
-    async with staged(folder, tweak=rewritable_ledger) as stage:
+    async with staged(folder, tweak=rewritable_ledger, **QUICK) as stage:
         _, task = await freeze_in_mid_work(stage, Job(n=0, sleep_s=WORK_S))
         await runs(stage, task, count=2, kind="end")
         await stage.settled(within_s=LIVELY_S)
@@ -61,9 +62,9 @@ async def doubled(stage: Stage) -> dict[str, int]:
 
 
 async def test_control_a_keeper_on_a_blocked_loop_lets_a_second_run_begin(folder: Path) -> None:
-    async with staged(folder, is_keeper_apart=False) as stage:
+    async with staged(folder, is_keeper_apart=False, **QUICK) as stage:
         await stage.fleet.start()
-        await stage.load.submit(Job(n=0, how="block", sleep_s=12.0))
+        await stage.load.submit(Job(n=0, how="block", sleep_s=8.0))
         await eventually(lambda: stage.fleet.count("start") == 1, within_s=LIVELY_S)
         await stage.fleet.start(quarantine_s=0.0)
         await eventually(lambda: stage.fleet.count("start") == 2, within_s=LIVELY_S)
@@ -74,7 +75,7 @@ async def outlast_an_outage(stage: Stage) -> None:
     """Run a long job, take the server away for longer than a lease lasts, and wait for the job's end."""
     for _ in range(2):
         await stage.fleet.start()
-    await stage.load.submit_all([Job(n=n, sleep_s=14.0) for n in range(4)])
+    await stage.load.submit_all([Job(n=n, sleep_s=10.0) for n in range(4)])
     await eventually(lambda: stage.fleet.count("start") == 4, within_s=LIVELY_S)
     stage.server.kill()
     await asyncio.sleep(OUTAGE_S)
@@ -83,14 +84,15 @@ async def outlast_an_outage(stage: Stage) -> None:
 
 
 async def test_long_work_outlasts_an_outage(folder: Path) -> None:
-    async with staged(folder) as stage:
+    async with staged(folder, **QUICK) as stage:
         await outlast_an_outage(stage)
         verdict = await stage.verdict()
         assert (verdict.problems, verdict.starts) == ([], 4)
 
 
+@pytest.mark.slow
 async def test_control_without_the_holds_question_living_work_is_run_twice(folder: Path) -> None:
-    async with staged(folder, breaks=("no_holds",), quarantine_s=1.0) as stage:
+    async with staged(folder, breaks=("no_holds",), **QUICK) as stage:
         await outlast_an_outage(stage)
         assert (await stage.verdict()).overlaps
 
@@ -99,7 +101,7 @@ async def cut_off_in_mid_work(stage: Stage, gate: Gate, *, until_starts: int) ->
     """Cut off the worker that runs a job, together with the server; its own way back takes longer."""
     await gate.open()
     await stage.fleet.start(url=gate.url)
-    await stage.load.submit(Job(n=0, sleep_s=15.0))
+    await stage.load.submit(Job(n=0, sleep_s=10.0))
     await eventually(lambda: stage.fleet.count("start") == 1, within_s=LIVELY_S)
     await stage.fleet.start()
     await gate.shut()
@@ -107,14 +109,15 @@ async def cut_off_in_mid_work(stage: Stage, gate: Gate, *, until_starts: int) ->
     await asyncio.sleep(OUTAGE_S)
     await stage.server.start()
     # the neighbour is back, and may be given the task; the holder is not back yet
-    await asyncio.sleep(2.5)
+    await asyncio.sleep(1.0)
     await gate.open()
     await eventually(lambda: stage.fleet.count("end") >= until_starts, within_s=LIVELY_S)
     await stage.settled(within_s=LIVELY_S)
 
 
+@pytest.mark.slow
 async def test_a_holder_that_is_back_later_than_its_neighbour_is_waited_for(folder: Path) -> None:
-    async with staged(folder) as stage:
+    async with staged(folder, **QUICK) as stage:
         gate = Gate(stage.server.port)
         try:
             await cut_off_in_mid_work(stage, gate, until_starts=1)
@@ -124,8 +127,9 @@ async def test_a_holder_that_is_back_later_than_its_neighbour_is_waited_for(fold
         assert (verdict.problems, verdict.starts) == ([], 1)
 
 
+@pytest.mark.slow
 async def test_control_without_quarantine_the_neighbour_runs_it_too(folder: Path) -> None:
-    async with staged(folder, quarantine_s=0.0) as stage:
+    async with staged(folder, **(QUICK | {"quarantine_s": 0.0})) as stage:
         gate = Gate(stage.server.port)
         try:
             await cut_off_in_mid_work(stage, gate, until_starts=2)
@@ -158,7 +162,7 @@ async def test_work_flows_after_a_restart_and_control_a_deaf_worker_gets_nothing
             await stage.settled(within_s=10)
             return
         with pytest.raises(AssertionError, match="empty queue"):
-            await stage.settled(within_s=10)
+            await stage.settled(within_s=6)
         assert (await stage.evidence()).pending
 
 
@@ -188,8 +192,9 @@ async def test_a_late_repeat_is_found_and_control_the_message_id_alone_doubles(
         assert verdict.starts == (2 if breaks else 1)
 
 
+@pytest.mark.slow
 async def test_control_a_lapsed_lease_that_still_answers_buries_a_running_task(folder: Path) -> None:
-    async with staged(folder, breaks=("lapsed_leases_still_answer",)) as stage:
+    async with staged(folder, breaks=("lapsed_leases_still_answer",), **QUICK) as stage:
         _, task = await freeze_in_mid_work(stage, Job(n=0, how="fragile", is_final=True, sleep_s=WORK_S))
         await runs(stage, task, count=1, kind="end")
         await stage.settled(within_s=LIVELY_S)
