@@ -81,9 +81,9 @@ class Report(Struct, frozen=True, kw_only=True):
                 f"{row.reruns:>9}{first:>15}"
             )
         lines.append(
-            f"starts {verdict.starts}, re-runs {verdict.reruns}, retries {verdict.retries}, lost {len(verdict.lost)}, double records "
-            f"{len(verdict.doubled)}, phantom {len(verdict.phantom)}, dead letters {len(self.evidence.dead)}, "
-            f"starts while another living worker ran it {len(verdict.overlaps)}"
+            f"starts {verdict.starts}, re-runs {verdict.reruns}, retries {verdict.retries}, lost {len(verdict.lost)}, "
+            f"double records {len(verdict.doubled)}, phantom {len(verdict.phantom)}, "
+            f"dead letters {len(self.evidence.dead)}, starts while another living worker ran it {len(verdict.overlaps)}"
         )
         lines += [f"  overlap: {a.task} by {a.pid} {a.start_s - self.began_s:.2f}..{a.end_s - self.began_s:.2f}, "
                   f"by {b.pid} at {b.start_s - self.began_s:.2f}" for a, b in verdict.overlaps[:10]]  # fmt: skip

@@ -11,7 +11,7 @@ import pytest
 from callboard.runtime import crash
 from tests.chaos.checker import by_task, runs_of
 from tests.chaos.handlers import Job
-from tests.chaos.stage import Stage, staged
+from tests.chaos.stage import QUICK, Stage, staged
 from tests.support.eventually import eventually
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(90)]
@@ -33,7 +33,7 @@ async def dead(stage: Stage) -> None:
 
 @pytest.mark.parametrize("point", POINTS)
 async def test_a_crash_loses_and_doubles_nothing(folder: Path, point: str) -> None:
-    async with staged(folder, concurrency=8) as stage:
+    async with staged(folder, concurrency=8, **QUICK) as stage:
         doomed = await stage.fleet.start(crash_at=at_the_right_moment(point))
         await stage.load.submit_all([Job(n=n, sleep_s=0.3 if point == "in-drain" else 0.02) for n in range(JOBS)])
         if point == "in-drain":

@@ -82,6 +82,7 @@ async def ledger_is_stuck(stage: Stage) -> None:
     await eventually(look, within_s=LIVELY_S, what="a standstill", every_s=0.2)
 
 
+@pytest.mark.slow
 async def test_a_full_store_repeats_nothing_and_loses_nothing(folder: Path) -> None:
     """The server's whole store is full: neither tasks nor records are taken until there is room again."""
     async with staged(folder, tweak=unreserved, max_file_bytes=900_000, concurrency=4) as stage:

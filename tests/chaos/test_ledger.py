@@ -1,4 +1,4 @@
-"""Thousands of tasks under killed workers, killed servers, an outage and a frozen worker: nothing lost, nothing doubled."""
+"""Many tasks under killed workers, killed servers, an outage and a frozen worker: nothing lost, nothing doubled."""
 
 from __future__ import annotations
 

@@ -40,6 +40,7 @@ async def runs(stage: Stage, task: str, *, count: int, kind: Kind = "start", wit
     )
 
 
+@pytest.mark.slow
 async def test_a_zombie_that_finishes_leaves_one_record(folder: Path) -> None:
     async with staged(folder, **QUICK) as stage:
         _, task = await freeze_in_mid_work(stage, Job(n=0, sleep_s=WORK_S))
@@ -50,6 +51,7 @@ async def test_a_zombie_that_finishes_leaves_one_record(folder: Path) -> None:
         assert verdict.starts == 2
 
 
+@pytest.mark.slow
 async def test_a_zombie_whose_run_fails_does_not_start_a_third_one(folder: Path) -> None:
     async with staged(folder, **QUICK) as stage:
         _, task = await freeze_in_mid_work(stage, Job(n=0, how="fragile", sleep_s=WORK_S))
