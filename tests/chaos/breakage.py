@@ -11,6 +11,7 @@ from typing import Any
 from callboard.runtime import pool
 from callboard.runtime.bus.base import Bus
 from callboard.runtime.claim import Claim
+from callboard.runtime.doubt import Doubt
 from callboard.runtime.lease import LeaseKeeper
 from callboard.runtime.questions import Questions
 from callboard.runtime.settle import Settler
@@ -37,6 +38,11 @@ def no_holds() -> None:
 
     Questions._held = nobody  # type: ignore[method-assign]
     LeaseKeeper.holds = lambda *_args, **_options: False  # type: ignore[method-assign]
+
+
+def no_doubt() -> None:
+    """Believe the broker that a first delivery is the first, whatever happened to it."""
+    Doubt.look = lambda self: None  # type: ignore[method-assign]
 
 
 def no_questions() -> None:
@@ -75,6 +81,7 @@ BREAKAGES: dict[str, Callable[[], None]] = {
     for function in (
         ack_before_effect,
         no_holds,
+        no_doubt,
         no_questions,
         bare_nak,
         lapsed_leases_still_answer,
