@@ -1,4 +1,4 @@
-"""What docs/wire.md states of the server holds on the server: clients in other languages are written from that page alone."""
+"""What docs/wire.md states of the server holds on the server: other languages' clients are written from that page."""
 
 from __future__ import annotations
 
@@ -205,9 +205,18 @@ async def test_a_schedule_fires_in_its_own_stream_and_only_there(raw: Client, ap
     assert elsewhere["error"]["err_code"] == 10190
     fired: asyncio.Queue[Msg] = asyncio.Queue()
     assert "error" not in await answer_of(raw, "cb.later.t", headers | {"Nats-Schedule-Target": "cb.due.search"})
-    await api("CONSUMER.CREATE.CB_LATER.watch", {"stream_name": "CB_LATER", "config": {
-        "name": "watch", "ack_policy": "explicit", "filter_subject": "cb.due.search", "inactive_threshold": 60_000_000_000,
-    }})
+    await api(
+        "CONSUMER.CREATE.CB_LATER.watch",
+        {
+            "stream_name": "CB_LATER",
+            "config": {
+                "name": "watch",
+                "ack_policy": "explicit",
+                "filter_subject": "cb.due.search",
+                "inactive_threshold": 60_000_000_000,
+            },
+        },
+    )
     inbox = raw.new_inbox()
     await raw.subscribe(inbox, cb=fired.put)
     await raw.publish("$JS.API.CONSUMER.MSG.NEXT.CB_LATER.watch", b'{"batch":1,"expires":5000000000}', reply=inbox)

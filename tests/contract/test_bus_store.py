@@ -121,6 +121,20 @@ async def test_a_message_over_the_streams_limit_is_refused(bus: Bus) -> None:
     assert isinstance(found[1], PayloadTooLargeError)
 
 
+async def test_headers_over_64_kib_can_be_sent_but_not_stored(bus: Bus) -> None:
+    await bus.create_stream(LOG)
+    headers = {f"X-{number}": "y" * 9000 for number in range(8)}
+    with pytest.raises(PayloadTooLargeError):
+        await bus.store(Write("l.a", b"", headers))
+    with pytest.raises(PayloadTooLargeError):
+        await bus.store_batch([Write("l.a", b""), Write("l.b", b"", headers)])
+    await bus.store(Write("l.a", b"", {"X": "y" * 65_000}))
+    await bus.publish("plain", b"", headers=headers)
+    # Nobody is there to be told.
+    await bus.publish("l.a", b"", headers=headers)
+    assert (await bus.store(Write("l.a", b""))).seq == 2
+
+
 async def test_many_writes_are_answered_each_in_its_place(bus: Bus) -> None:
     await bus.create_stream(LOG)
     assert await bus.store_many([]) == []

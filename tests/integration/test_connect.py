@@ -133,6 +133,26 @@ async def test_several_servers_are_tried(nats_server: NatsServer) -> None:
     await bus.close()
 
 
+async def test_no_password_goes_in_the_clear_where_tls_was_asked_for() -> None:
+    """The client library would send it to a server that does not ask for TLS."""
+    said: list[bytes] = []
+
+    async def pretend(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b'INFO {"server_id":"X","version":"2.15.1","headers":true,"max_payload":1048576}\r\n')
+        said.append(await reader.read(4096))
+        writer.close()
+
+    async with await asyncio.start_server(pretend, "127.0.0.1", 0) as listener:
+        address = f"me:{SECRET}@127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+        with pytest.raises(BusConnectError, match="secure connection required"):
+            await connect(f"tls://{address}", name="test", connect_deadline_s=0.5)
+        assert SECRET.encode() not in b"".join(said)
+        # Negative control: this pretender does hear what is sent without TLS.
+        with pytest.raises(BusConnectError):
+            await connect(f"nats://{address}", name="test", connect_deadline_s=0.5)
+        assert SECRET.encode() in b"".join(said)
+
+
 async def test_tls_is_spoken_and_checked(make_server: Callable[..., NatsServer], tmp_path: Path) -> None:
     if shutil.which("openssl") is None:
         pytest.skip("no openssl to make a certificate with")
@@ -153,9 +173,12 @@ async def test_tls_is_spoken_and_checked(make_server: Callable[..., NatsServer],
     command += ["-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=keyCertSign,digitalSignature"]
     command += ["-addext", "subjectKeyIdentifier=hash", "-addext", "authorityKeyIdentifier=keyid"]
     subprocess.run([*command, "-keyout", str(key), "-out", str(cert)], check=True, capture_output=True)  # noqa: ASYNC221
-    server = await make_server(more=f'tls {{ cert_file: "{cert}", key_file: "{key}" }}').start()
-    bus = await connect(server.url.replace("nats:", "tls:"), name="test", tls_ca=str(cert))
+    server = await make_server(more=LOGIN + f'\ntls {{ cert_file: "{cert}", key_file: "{key}" }}').start()
+    bus = await connect(server.url.replace("nats:", "tls:"), name="test", tls_ca=str(cert), user="me", password=SECRET)
     await bus.create_stream(StreamConfig(name="A", subjects=("a",)))
+    server.kill()
+    await server.start()
+    await bus.flush()
     await bus.close()
     with pytest.raises(BusConnectError, match=r"(?i)certificate"):
         await connect(server.url.replace("nats:", "tls:"), name="test", connect_deadline_s=0.5)

@@ -5,11 +5,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from callboard.runtime.bus.jetstream import connect
 from msgspec.structs import replace
 
 from callboard.runtime.bus import provision, topology
 from callboard.runtime.bus.base import Bus, StreamConfig, Write
+from callboard.runtime.bus.jetstream import connect
 from callboard.runtime.bus.plan import render
 from callboard.runtime.config import ServerSettings, TopologySettings, WorkSettings
 from callboard.runtime.embedded import EmbeddedServer

@@ -182,9 +182,9 @@ async def test_a_large_inline_payload_fits_its_record_whatever_the_ending(world:
     assert await world.bus.subject_counts("CB_LATER", "cb.later.>") != {}
 
 
-async def test_headers_of_half_a_megabyte_do_not_stop_the_worker(world: World) -> None:
+async def test_as_many_headers_as_the_broker_takes_fit_into_the_record(world: World) -> None:
     await world.start(plot)
-    headers = {f"X-{n}": "y" * 60_000 for n in range(9)}
+    headers = {f"X-{n}": "y" * 6_000 for n in range(9)}
     await world.bus.publish(subjects.task("plot"), b'{"x":1}' + b" " * 250_000, headers=headers)
     await world.bus.publish(subjects.task("plot"), b"{" + b" " * 250_000, headers=headers | {"Nats-Msg-Id": "bad"})
     records = await world.all_recorded("plot", 2)

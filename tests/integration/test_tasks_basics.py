@@ -14,7 +14,7 @@ from callboard.runtime.bus.base import Write
 from callboard.runtime.capability import capability
 from callboard.runtime.context import TaskContext, current_task
 from callboard.runtime.errors import InputError, NotFoundError, TaskFailedError, TaskTimeoutError
-from tests.support.waiting import eventually
+from tests.support.eventually import eventually
 from tests.support.world import World
 
 
@@ -250,7 +250,7 @@ async def test_a_consumer_deleted_under_a_worker_is_shown(callboard_world: World
     running = await world.start(search)
     assert running.worker.ready_problem() is None
     await world.bus.delete_consumer("CB_WORK", "search-normal")
-    await eventually(lambda: "search-normal" in (running.worker.ready_problem() or ""), timeout_s=10)
+    await eventually(lambda: "search-normal" in (running.worker.ready_problem() or ""), within_s=10)
 
 
 async def test_submit_many_checks_all_before_the_first_is_sent(callboard_world: World) -> None:

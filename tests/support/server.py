@@ -84,6 +84,8 @@ class NatsServer:
         """Freeze it: connections stand and nothing answers."""
         self._is_paused = True
         os.kill(self.pid, signal.SIGSTOP)
+        # Its threads stop one by one; this waits for the last.
+        os.waitpid(self.pid, os.WUNTRACED)
 
     def resume(self) -> None:
         """Let it go on after ``pause``."""

@@ -21,7 +21,7 @@ from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 from callboard.runtime.config import TopologySettings
 from callboard.runtime.record import AttemptRecord, DeadLetter, TaskRecord
 from callboard.runtime.worker import Worker, WorkerOptions
-from tests.support.waiting import eventually
+from tests.support.eventually import eventually
 
 Kind = Literal["memory", "jetstream"]
 Connect = Callable[[str], Coroutine[Any, Any, Bus]]
@@ -154,14 +154,14 @@ class World:
                 return False
             return await self.waiting() == 0
 
-        await eventually(done, timeout_s=timeout_s, clock=self.clock)
+        await eventually(done, within_s=timeout_s)
         return await self.records(capability)
 
     async def nothing_held(self, *workers: Running) -> None:
         """Wait until no worker keeps a claim: what is left there for ever would be extended for ever."""
         for running in workers or self.workers:
             if not running.task.done():
-                await eventually(partial(_holds_nothing, running), clock=self.clock)
+                await eventually(partial(_holds_nothing, running), what="a worker keeps a claim")
 
     def _all(self, stream: str, subject: str) -> AsyncIterator[Stored]:
         return self.bus.read(stream, subjects=(subject,))
@@ -177,14 +177,11 @@ async def open_world(
 ) -> AsyncIterator[World]:
     """Give a provisioned world on one of the two adapters; a jetstream one runs a nats-server of its own."""
     async with contextlib.AsyncExitStack() as stack:
+        connect: Connect
         if kind == "memory":
-            broker = MemoryBroker(clock)
-
-            async def connect(name: str) -> Bus:
-                return broker.connect(name=name)
+            connect = _memory(clock)
         else:
-            server = _server(folder)
-            connect = await stack.enter_async_context(server)
+            connect = await stack.enter_async_context(_server(folder))
         bus = await connect("world")
         await apply(bus, await plan(bus, declared(settings or TopologySettings())))
         world = World(kind, connect, bus, clock=clock)
@@ -192,6 +189,15 @@ async def open_world(
             yield world
         finally:
             await world.close()
+
+
+def _memory(clock: Clock) -> Connect:
+    broker = MemoryBroker(clock)
+
+    async def connect(name: str) -> Bus:
+        return broker.connect(name=name)
+
+    return connect
 
 
 @asynccontextmanager

@@ -2,37 +2,38 @@
 
 from __future__ import annotations
 
-from callboard.runtime.commit import Chooser
+from callboard.runtime.commit import TRIAL_EVERY_S, Chooser
 
 
-def learn(chooser: Chooser, *, single_s: float, batch_s: float) -> None:
-    for _ in range(20):
-        chooser.observe_single(count=10, seconds=10 * single_s)
-        chooser.observe_batch(seconds=batch_s)
+def learned(*, single_s: float, batch_s: float, count: int = 32) -> Chooser:
+    chooser = Chooser()
+    chooser.learn(count=count, singles_s=count * single_s, batch_s=batch_s)
+    return chooser
 
 
 def test_a_broker_that_syncs_every_write_gets_batches_from_the_size_where_they_pay() -> None:
-    chooser = Chooser()
-    learn(chooser, single_s=160e-6, batch_s=3e-3)
+    chooser = learned(single_s=160e-6, batch_s=1.5e-3)
     assert chooser.choose(64) == "batch"
     assert chooser.choose(5) == "single"
 
 
 def test_a_broker_that_does_not_gets_single_writes() -> None:
-    chooser = Chooser()
-    learn(chooser, single_s=15e-6, batch_s=2.5e-3)
-    assert chooser.choose(64) == "single"
+    chooser = learned(single_s=15e-6, batch_s=0.6e-3)
+    assert chooser.choose(32) == "single"
+    assert chooser.choose(1000) == "single"
 
 
-def test_it_tries_both_before_it_knows() -> None:
+def test_it_tries_both_before_it_knows_and_now_and_then() -> None:
     chooser = Chooser()
-    assert chooser.choose(10) == "single"
-    chooser.observe_single(count=10, seconds=0.001)
-    assert chooser.choose(10) == "batch"
+    assert chooser.choose(100) == "single"
+    assert chooser.wants_trial(6, 100.0)
+    assert not chooser.wants_trial(5, 100.0)
+    chooser.began_trial(100.0)
+    assert not chooser.wants_trial(100, 101.0)
+    assert chooser.wants_trial(100, 100.0 + TRIAL_EVERY_S)
 
 
 def test_it_notices_when_the_broker_changes() -> None:
-    chooser = Chooser()
-    learn(chooser, single_s=15e-6, batch_s=2.5e-3)
-    choices = [chooser.choose(64) for _ in range(256)]
-    assert choices.count("batch") == 2
+    chooser = learned(single_s=15e-6, batch_s=0.6e-3)
+    chooser.learn(count=32, singles_s=32 * 200e-6, batch_s=1e-3)
+    assert chooser.choose(64) == "batch"

@@ -32,10 +32,10 @@ def test_links_out_of_the_folder_are_not_followed(tmp_path: Path) -> None:
     inside, outside = tmp_path / "in", tmp_path / "secret.txt"
     _fill(inside, "a.txt", "deep/b.txt")
     outside.write_text("secret", encoding="utf-8")
-    os.symlink(outside, inside / "leak.txt")
-    os.symlink(tmp_path, inside / "up")
-    os.symlink(inside / "a.txt", inside / "same.txt")
-    os.symlink(inside / "gone", inside / "broken.txt")
+    (inside / "leak.txt").symlink_to(outside)
+    (inside / "up").symlink_to(tmp_path)
+    (inside / "same.txt").symlink_to(inside / "a.txt")
+    (inside / "broken.txt").symlink_to(inside / "gone")
     found = walk(inside)
     assert [file.path for file in found.files] == ["a.txt", "deep/b.txt", "same.txt"]
     assert {item.path: item.reason for item in found.left_out}["leak.txt"] == "a link out of the folder"

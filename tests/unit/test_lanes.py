@@ -61,3 +61,27 @@ def test_credit_on_lanes_with_work_never_exceeds_the_free_slots(free: int, backl
     for lane in PULL_LANES:
         if backlog[lane]:
             assert lanes.credit[lane] <= backlog[lane]
+
+
+def test_a_backlog_that_does_not_come_is_forgotten_and_frees_the_slots() -> None:
+    lanes = Lanes()
+    lanes.backlog["low"] = 50
+    lanes.allot(2)
+    assert lanes.committed() == 2
+    lanes.backlog["high"] = 5
+    lanes.credit["high"] = 0
+    credit = dict(lanes.credit)
+    for tenth in range(4):
+        lanes.correct(credit, tenth / 10)
+    assert lanes.committed() == 0
+    assert lanes.allot(2)["high"] == 2
+
+
+def test_a_lane_that_delivers_keeps_its_backlog() -> None:
+    lanes = Lanes()
+    lanes.backlog["low"] = 50
+    lanes.allot(2)
+    for tenth in range(10):
+        lanes.delivered("low", pending=40)
+        lanes.correct({"low": 2}, tenth / 10)
+    assert lanes.committed() == 2

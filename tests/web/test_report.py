@@ -87,7 +87,8 @@ def test_cards_are_drawn_forty_at_a_time_with_hostile_text_as_text(page: Path, t
 
 def test_nothing_is_wider_than_a_phone(page: Path, tmp_path: Path) -> None:
     # The page itself may run only its own script, so the measuring is done in a copy without the policy.
-    probe = "<script>addEventListener('load',()=>{document.title='W'+document.documentElement.scrollWidth+'/'+innerWidth})</script>"
+    measure = "document.title='W'+document.documentElement.scrollWidth+'/'+innerWidth"
+    probe = f"<script>addEventListener('load',()=>{{{measure}}})</script>"
     text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text(encoding="utf-8"))
     copy = page.with_name("narrow.html")
     copy.write_text(text.replace("</body>", f"{probe}</body>"), encoding="utf-8")

@@ -37,7 +37,7 @@ OUT = Path("callboard-report")
 @json_option
 @global_options
 @pass_session
-def command(  # noqa: PLR0913 - one parameter an option
+def command(
     session: Session,
     /,
     *,

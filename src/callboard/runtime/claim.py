@@ -16,15 +16,8 @@ from callboard.runtime.errors import InputError, InvalidNameError
 from callboard.runtime.record import Submission
 from callboard.runtime.subjects import Lane
 
-MAX_HEADERS_KEPT = 64 * 1024
-MAX_HEADER_KEPT = 1024
-
 # One or more tokens of visible ASCII; no wildcard can be published to.
 _SUBJECT = re.compile(r"[!-)+-\-/-=?-~]+(\.[!-)+-\-/-=?-~]+)*")
-_OWN_HEADERS = frozenset(
-    {header.MSG_ID, header.CONTENT_TYPE, header.TRACEPARENT, header.DEADLINE, header.TASK_ID, header.ATTEMPT}
-)
-
 StopReason = Literal["cancel", "timeout", "deadline", "drain"]
 
 
@@ -136,9 +129,6 @@ class Claim:
         check = headers.get(header.CLAIM_CHECK) if headers is not None else None
         payload, payload_b64 = record.as_payload(delivery.data, is_json=self._may_embed())
         kept = {k: v for k, v in headers.items() if k != header.CLAIM_CHECK} if headers is not None else None
-        if kept and sum(len(k) + len(v) for k, v in kept.items()) > MAX_HEADERS_KEPT:
-            # a record must fit into one message, whatever was sent
-            kept = {k: v for k, v in kept.items() if len(k) + len(v) <= MAX_HEADER_KEPT and k in _OWN_HEADERS}
         return Submission(
             seq=delivery.seq,
             at=record.stored_at(delivery.time_ns),
@@ -164,24 +154,6 @@ class Claim:
     def __repr__(self) -> str:
         """Return what tests and logs want to see; never the payload."""
         return f"<Claim {self.capability} {self.task_id} {self.stage.value} attempt={self.attempt}>"
-
-
-def parse_deadline(value: str | None) -> datetime | None:
-    """Return the time in a ``Cb-Deadline`` header, None when absent.
-
-    Raises:
-        InputError: If it is not an RFC 3339 time with an offset.
-    """
-    if value is None:
-        return None
-    try:
-        moment = datetime.fromisoformat(value)
-    except ValueError:
-        moment = None
-    if moment is None or moment.tzinfo is None:
-        message = f"Cb-Deadline {value[:40]!r} is not an RFC 3339 time such as 2026-11-21T09:30:00Z"
-        raise InputError(message)
-    return moment
 
 
 def _is_utf8(data: bytes) -> bool:

@@ -23,14 +23,15 @@ MAX_GROUP_BYTES = 8 << 20
 RETRY_FIRST_S = 0.05
 RETRY_MAX_S = 2.0
 SINGLES_IN_FLIGHT = 4096
+TRIAL_EVERY_S = 10.0
+TRIAL_RECORDS = 64
 _MIN_BATCH = 3
-_PROBE_EVERY = 128
-_WEIGHT = 0.2
+_MARGIN = 2.0
 
 Mode = Literal["single", "batch"]
 
 
-class Stands(Struct, frozen=True):
+class Stands(Struct, frozen=True, gc=False):
     """The record is stored; ``is_ours`` is False when another one stood there first, and then that one counts."""
 
     is_ours: bool
@@ -43,9 +44,10 @@ class Refused(Struct, frozen=True):
 
 
 Result = Stands | Refused
+_OURS = Stands(is_ours=True)
 
 
-class Entry(Struct):
+class Entry(Struct, gc=False):
     """A record on its way: its write and whom to tell."""
 
     write: Write
@@ -54,38 +56,45 @@ class Entry(Struct):
 
 
 class Chooser:
-    """Decides between single writes and a batch from measured times; pure but for its memory."""
+    """Decides between single writes and a batch from trials of both; pure but for its memory.
 
-    __slots__ = ("_decisions", "batch_s", "single_s")
+    A trial times the two on groups of one size with nothing else under way. Times taken under load say nothing: single
+    writes overlap, and a busy loop reads their answers late.
+
+    Attributes:
+        single_s: Seconds a record of single writes took, None before the first trial.
+        batch_s: Seconds a whole batch took.
+    """
+
+    __slots__ = ("_is_batch_better", "_tried_at", "batch_s", "single_s")
 
     def __init__(self) -> None:
-        """Know nothing yet: the first groups try both."""
+        """Know nothing yet: single writes until the first trial."""
         self.single_s: float | None = None
         self.batch_s: float | None = None
-        self._decisions = 0
+        self._is_batch_better = False
+        self._tried_at = float("-inf")
+
+    def wants_trial(self, count: int, now_s: float) -> bool:
+        """Return whether a group of ``count`` should try both ways: the first large enough one, then one in a while."""
+        return count >= 2 * _MIN_BATCH and now_s - self._tried_at >= TRIAL_EVERY_S
+
+    def began_trial(self, now_s: float) -> None:
+        """Note that a trial is made, whatever comes of it."""
+        self._tried_at = now_s
+
+    def learn(self, *, count: int, singles_s: float, batch_s: float) -> None:
+        """Note how long ``count`` single writes took and how long a batch of ``count``."""
+        self.single_s = singles_s / count
+        self.batch_s = batch_s
+        # single writes of several groups overlap and batches do not, so a batch must be clearly better
+        self._is_batch_better = singles_s > _MARGIN * batch_s
 
     def choose(self, count: int) -> Mode:
-        """Return how to store a group of ``count``; one decision in 128 tries the other way to notice a change."""
-        if count < _MIN_BATCH:
+        """Return how to store a group of ``count``."""
+        if not self._is_batch_better or self.single_s is None or self.batch_s is None or count < _MIN_BATCH:
             return "single"
-        self._decisions += 1
-        if self.single_s is None:
-            return "single"
-        if self.batch_s is None:
-            return "batch"
-        better: Mode = "batch" if count * self.single_s > self.batch_s else "single"
-        if self._decisions % _PROBE_EVERY == 0:
-            return "single" if better == "batch" else "batch"
-        return better
-
-    def observe_single(self, *, count: int, seconds: float) -> None:
-        """Note that ``count`` pipelined singles kept the broker busy for ``seconds``."""
-        each_s = seconds / count
-        self.single_s = each_s if self.single_s is None else self.single_s + _WEIGHT * (each_s - self.single_s)
-
-    def observe_batch(self, *, seconds: float) -> None:
-        """Note that a batch took ``seconds``."""
-        self.batch_s = seconds if self.batch_s is None else self.batch_s + _WEIGHT * (seconds - self.batch_s)
+        return "batch" if count * self.single_s > self.batch_s else "single"
 
 
 class Committer:
@@ -107,7 +116,8 @@ class Committer:
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._last_done_s = 0.0
+        self._clear = asyncio.Event()
+        self._clear.set()
         self.chooser = Chooser()
         self.last_problem: str | None = None
 
@@ -118,9 +128,11 @@ class Committer:
 
     def add(self, write: Write, done: Callable[[Result], None]) -> None:
         """Take a record; ``done`` is called on the loop when it stands or never can."""
+        if not self._waiting:
+            # with others waiting both are as they should be, and they cost as much as the rest of this call
+            self._wake.set()
+            self._idle.clear()
         self._waiting.append(Entry(write, done))
-        self._wake.set()
-        self._idle.clear()
 
     async def drain(self) -> None:
         """Wait until every record taken so far stands."""
@@ -132,28 +144,51 @@ class Committer:
             while True:
                 await self._wake.wait()
                 while self._waiting and self._in_flight < SINGLES_IN_FLIGHT:
-                    entries = self._take()
+                    if self.chooser.wants_trial(len(self._waiting), self._clock.monotonic()):
+                        await self._try_both(group)
+                        continue
+                    entries = self._take(self._max_group)
                     if self.chooser.choose(len(entries)) == "batch":
                         await self._commit_batch(entries, group)
                         # one loop turn, so that what the answer set free joins the next batch
                         await self._clock.sleep(0)
                     else:
-                        self._in_flight += len(entries)
+                        self._fly(entries)
                         group.create_task(self._commit_singles(entries, group), name="commit-singles")
                 if not self._waiting or self._in_flight >= SINGLES_IN_FLIGHT:
                     self._wake.clear()
 
-    def _take(self) -> list[Entry]:
+    async def _try_both(self, group: asyncio.TaskGroup) -> None:
+        """Store one group by single writes and one of the same size as a batch, each alone, and time them."""
+        await self._clear.wait()
+        began_s = self._clock.monotonic()
+        self.chooser.began_trial(began_s)
+        count = min(len(self._waiting) // 2, TRIAL_RECORDS)
+        entries = self._take(count)
+        self._fly(entries)
+        is_clean = await self._commit_singles(entries, group)
+        between_s = self._clock.monotonic()
+        entries = self._take(count)
+        is_clean = await self._commit_batch(entries, group) and is_clean and len(entries) == count
+        if is_clean:
+            batch_s = self._clock.monotonic() - between_s
+            self.chooser.learn(count=count, singles_s=between_s - began_s, batch_s=batch_s)
+
+    def _fly(self, entries: list[Entry]) -> None:
+        self._in_flight += len(entries)
+        self._clear.clear()
+
+    def _take(self, most: int) -> list[Entry]:
         entries: list[Entry] = []
         size_bytes = 0
-        while self._waiting and len(entries) < self._max_group and size_bytes < MAX_GROUP_BYTES:
+        while self._waiting and len(entries) < most and size_bytes < MAX_GROUP_BYTES:
             entry = self._waiting.popleft()
             size_bytes += len(entry.write.data)
             entries.append(entry)
         return entries
 
-    async def _commit_singles(self, entries: list[Entry], group: asyncio.TaskGroup) -> None:
-        started_s = self._clock.monotonic()
+    async def _commit_singles(self, entries: list[Entry], group: asyncio.TaskGroup) -> bool:
+        """Store each on its own; return whether all of them stand by their own write."""
         try:
             answers: Sequence[PubAck | CallboardError] = await self._bus.store_many([entry.write for entry in entries])
         except BusError as error:
@@ -161,26 +196,22 @@ class Committer:
         except CallboardError as error:
             # one of them is too large, and nothing was sent: find out which
             answers = await self._one_by_one(entries, error)
-        now_s = self._clock.monotonic()
-        if not any(isinstance(answer, CallboardError) for answer in answers):
-            # groups overlap: only the time that this one added counts
-            busy_s = now_s - max(started_s, self._last_done_s)
-            self.chooser.observe_single(count=len(entries), seconds=max(busy_s, 1e-6))
-        self._last_done_s = now_s
+        is_clean = True
         conflicts: list[Entry] = []
         for index, (entry, answer) in enumerate(zip(entries, answers, strict=True)):
             if crash.point and index:
                 crash.at("mid-batch")
             if isinstance(answer, PubAck):
-                entry.done(Stands(is_ours=True))
+                entry.done(_OURS)
             elif isinstance(answer, ConflictError):
                 conflicts.append(entry)
             else:
+                is_clean = False
                 self._put_off(entry, answer, group)
         if conflicts:
             await self._resolve(conflicts, group)
-        self._in_flight -= len(entries)
-        self._after_group()
+        self._landed(entries)
+        return is_clean and not conflicts
 
     async def _one_by_one(self, entries: list[Entry], error: CallboardError) -> list[PubAck | CallboardError]:
         if len(entries) == 1:
@@ -193,9 +224,10 @@ class Committer:
                 answers.append(refusal)
         return answers
 
-    async def _commit_batch(self, entries: list[Entry], group: asyncio.TaskGroup) -> None:
-        self._in_flight += len(entries)
-        started_s = self._clock.monotonic()
+    async def _commit_batch(self, entries: list[Entry], group: asyncio.TaskGroup) -> bool:
+        """Store all in one write; return whether that went through at once."""
+        self._fly(entries)
+        is_clean = False
         writes = [
             Write(w.subject, w.data, header.build(expected_seq=0, extra=w.headers)) for w in (e.write for e in entries)
         ]
@@ -209,17 +241,17 @@ class Committer:
         except CallboardError as error:
             for entry, answer in zip(entries, await self._one_by_one(entries, error), strict=True):
                 if isinstance(answer, PubAck):
-                    entry.done(Stands(is_ours=True))
+                    entry.done(_OURS)
                 else:
                     self._put_off(entry, answer, group)
         else:
-            self.chooser.observe_batch(seconds=max(self._clock.monotonic() - started_s, 1e-6))
+            is_clean = True
             for index, entry in enumerate(entries):
                 if crash.point and index:
                     crash.at("mid-batch")
-                entry.done(Stands(is_ours=True))
-        self._in_flight -= len(entries)
-        self._after_group()
+                entry.done(_OURS)
+        self._landed(entries)
+        return is_clean
 
     async def _resolve(self, entries: list[Entry], group: asyncio.TaskGroup) -> None:
         """Find out which of a refused group stand already, and send the rest again."""
@@ -257,7 +289,10 @@ class Committer:
         self._waiting.append(entry)
         self._wake.set()
 
-    def _after_group(self) -> None:
+    def _landed(self, entries: list[Entry]) -> None:
+        self._in_flight -= len(entries)
+        if not self._in_flight:
+            self._clear.set()
         if self._waiting:
             self._wake.set()
         if not self.backlog:

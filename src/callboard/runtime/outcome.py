@@ -7,7 +7,7 @@ from msgspec import Struct
 from callboard.runtime.record import Failure
 
 
-class Completed(Struct, frozen=True):
+class Completed(Struct, frozen=True, gc=False):
     """The handler returned; ``data`` is its encoded result."""
 
     data: bytes

@@ -22,11 +22,12 @@ from callboard.runtime.blobs import BlobStore
 from callboard.runtime.bus import header
 from callboard.runtime.bus.base import Bus, Delivery, Pull
 from callboard.runtime.capability import Capability
-from callboard.runtime.claim import Claim, StopReason, parse_deadline
+from callboard.runtime.claim import Claim, StopReason
 from callboard.runtime.clock import Clock
 from callboard.runtime.commit import Committer
 from callboard.runtime.context import TaskContext
 from callboard.runtime.doubt import Doubt
+from callboard.runtime.envelope import parse_deadline
 from callboard.runtime.errors import BusError, InputError, TaskCancelledError
 from callboard.runtime.lanes import PULL_LANES, Lanes, PullLane
 from callboard.runtime.lease import LeaseKeeper
@@ -37,6 +38,7 @@ from callboard.runtime.screen import needs_questions
 from callboard.runtime.settle import Settler
 from callboard.runtime.slot import Slot
 from callboard.runtime.stats import PoolStats
+from callboard.runtime.subjects import Lane
 
 MAX_STALL_S = 2.0
 OPEN_AGAIN_S = 0.5
@@ -67,7 +69,7 @@ class Pool:
         slots: Places; may be changed while it runs.
         running: Slots that run a task now, by the claim's token.
         is_paused: True while an operator holds the capability back.
-        lingering: Slots whose task is settled and whose thread still runs.
+        lingering: Slots whose run was stopped and whose thread still goes on, and since when (monotonic seconds).
     """
 
     def __init__(
@@ -109,7 +111,7 @@ class Pool:
         self._is_open = False
         self._opening = asyncio.Lock()
         self._next_due = False
-        self.lingering = 0
+        self.lingering: dict[Slot, float] = {}
         self._doubt = Doubt(bus, clock=clock, spawn=self._fire)
         self._loop = asyncio.get_running_loop()
         # slots run in copies of this: what starts one may be a handler that left its own variables behind
@@ -279,6 +281,7 @@ class Pool:
     def _take_in(self) -> None:
         now_s = self.clock.monotonic()
         now = self.clock.now()
+        wall_s = now.timestamp()
         self._doubt.look()
         arrived = self._arrived[:]
         self._arrived.clear()
@@ -294,7 +297,8 @@ class Pool:
             if delivery.token in self._keeper.claims:
                 # a server that lost its last moments hands out the very delivery that we have already
                 continue
-            claim = self._claim(delivery, now_s, now)
+            self.stats.wait_time.observe(max(0.0, wall_s - delivery.time_ns / 1e9))
+            claim = self._claim(delivery, lane, now_s, now)
             claim.is_doubtful = delivery.seq <= self._doubt.up_to[lane]
             self._keeper.add(claim)
             if claim.delivery.headers is not None or claim.delivery.delivered > 1 or claim.is_doubtful:
@@ -306,16 +310,16 @@ class Pool:
         self._start_slots()
         self._regrant()
 
-    def _claim(self, delivery: Delivery, now_s: float, now: datetime) -> Claim:
-        _, lane = subjects.split_task(delivery.subject)
-        claim = Claim(delivery, capability=self.capability.name, lane=lane, now_s=now_s, now=now)
+    def _claim(self, delivery: Delivery, lane: PullLane, now_s: float, now: datetime) -> Claim:
+        # each lane has a consumer of its own; a schedule's firing names its lane in a header
+        own_lane: Lane = "normal" if lane == "due" else lane
+        claim = Claim(delivery, capability=self.capability.name, lane=own_lane, now_s=now_s, now=now)
         claim.linked_at = self._doubt.linked_at
         self.stats.claimed += 1
-        self.stats.wait_time.observe(max(0.0, now.timestamp() - delivery.time_ns / 1e9))
         return claim
 
     def _taken(self) -> int:
-        return len(self.running) + self.lingering + len(self.ready) + len(self._admission.claims)
+        return len(self.running) + len(self.lingering) + len(self.ready) + len(self._admission.claims)
 
     def _sort(self, claim: Claim, now: datetime, asked: list[Claim]) -> None:
         """Send a claim with headers, or a redelivered one, to where it belongs."""
@@ -370,7 +374,7 @@ class Pool:
 
     def _start_slots(self) -> None:
         while self.ready and len(self._busy) < self.slots:
-            starting = len(self._busy) - len(self.running) - self.lingering
+            starting = len(self._busy) - len(self.running) - len(self.lingering)
             if starting >= len(self.ready) or (starting and not self.running):
                 # a slot was started in this turn and has not begun: it may well do everything by itself
                 return

@@ -42,7 +42,7 @@ class Questions:
         *,
         clock: Clock,
         holds_wait_s: float,
-        peers: Callable[[], frozenset[str]],
+        peers: Callable[[], frozenset[str] | None],
     ) -> None:
         """Prepare.
 
@@ -51,7 +51,8 @@ class Questions:
             keeper: Knows what this process holds.
             clock: Time.
             holds_wait_s: How long to wait for workers that do not answer.
-            peers: The other workers whose beats were heard lately; once all have answered nobody is waited for.
+            peers: The other workers whose beats were heard lately; once all have answered nobody is waited for. None as
+                long as we have not listened for long enough to know them all.
         """
         self._bus = bus
         self._keeper = keeper
@@ -103,8 +104,9 @@ class Questions:
         ]
 
     async def _held(self, claims: Sequence[Claim]) -> set[str]:
-        waiting_for = set(self._peers())
-        fresh = all(claim.delivery.delivered == 1 for claim in claims)
+        peers = self._peers()
+        waiting_for = set(peers or ())
+        fresh = peers is not None and all(claim.delivery.delivered == 1 for claim in claims)
         if fresh and not waiting_for:
             # nobody else is alive that beats; a first delivery cannot be running here under another name
             return set()

@@ -25,7 +25,7 @@ from callboard.runtime.errors import (
     TaskCancelledError,
     TaskTimeoutError,
 )
-from callboard.runtime.outcome import Cancelled, Completed, Expired, Failed, Outcome, Returned
+from callboard.runtime.outcome import Cancelled, Completed, Expired, Failed, Outcome, Retry, Returned
 from callboard.runtime.record import failure_of
 
 DRAIN_RETURN_S = 0.05
@@ -39,7 +39,7 @@ class SlotHost(Protocol):
     executor: Executor | None
     ready: deque[Claim]
     running: dict[str, Slot]
-    lingering: int
+    lingering: dict[Slot, float]
 
     def next_is_due(self) -> None:
         """Start further slots in the next loop turn, if claims are ready."""
@@ -120,14 +120,34 @@ class Slot:
         if claim.stop_reason is not None:
             self._uncancel()
         thread, self.thread = self.thread, None
-        pool.finished(claim, outcome)
         if thread is not None and not thread.done():
-            # a thread cannot be stopped: the slot is taken until it ends by itself
-            pool.lingering += 1
+            await self._outlive(thread, claim, outcome)
+        else:
+            pool.finished(claim, outcome)
+
+    async def _outlive(self, thread: asyncio.Future[Any], claim: Claim, outcome: Outcome) -> None:
+        """See a stopped run to the end of its thread, which nothing can interrupt; the slot is taken until then.
+
+        What would run the task again waits for it, with the lease held: otherwise it would run twice side by side. A
+        result that the thread gives after all counts, it has been paid for.
+        """
+        pool = self._pool
+        runs_again = isinstance(outcome, Retry | Returned)
+        if not runs_again:
+            pool.finished(claim, outcome)
+        pool.lingering[self] = pool.clock.monotonic()
+        try:
+            await asyncio.wait([thread])
+        finally:
+            del pool.lingering[self]
+        if not runs_again:
+            return
+        if thread.exception() is None:
             try:
-                await asyncio.wait([thread])
-            finally:
-                pool.lingering -= 1
+                outcome = Completed(codec.encode(thread.result()))
+            except EncodeError as error:
+                outcome = Failed(failure_of(error))
+        pool.finished(claim, outcome)
 
     async def _outcome(self, claim: Claim) -> Outcome:
         capability = self._pool.capability

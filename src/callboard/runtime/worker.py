@@ -32,6 +32,8 @@ from callboard.runtime.version import VERSION
 
 TICK_S = 0.05
 PEER_ALIVE_S = 3.0
+# Two beats: whoever is alive was heard by then.
+KNOW_PEERS_S = 2.0
 DEAF_AFTER_S = 12.0
 DEAF_EXIT_S = 45.0
 
@@ -115,6 +117,7 @@ class Worker:
         self._peers: dict[str, float] = {}
         self._stop = asyncio.Event()
         self._stop_now = False
+        self._stuck: CallboardError | None = None
         self._started_at = clock.now()
         self._fetched_s: float | None = None
         self._subscriptions: list[Subscription] = []
@@ -142,7 +145,7 @@ class Worker:
         Raises:
             BusConnectError: If the broker cannot be reached at the start.
             TopologyError: If its streams are missing.
-            CallboardError: If the worker went deaf and could not recover.
+            CallboardError: If the worker went deaf and could not recover, or a thread could not be stopped.
         """
         bus = await self._connect(f"{self.id}")
         try:
@@ -150,6 +153,8 @@ class Worker:
         finally:
             self.status = "stopped"
             await bus.close()
+        if self._stuck is not None:
+            raise self._stuck
 
     async def _serve(self, bus: Bus, on_ready: Callable[[], None] | None) -> None:
         await self._ensure_consumers(bus)
@@ -204,7 +209,7 @@ class Worker:
             soon=loop.call_soon,
             rules=options.settle_rules,
         )
-        questions = Questions(bus, keeper, clock=clock, holds_wait_s=options.holds_wait_s, peers=self.peers)
+        questions = Questions(bus, keeper, clock=clock, holds_wait_s=options.holds_wait_s, peers=self._known_peers)
         for capability in self._capabilities:
             self.pools[capability.name] = Pool(
                 capability,
@@ -263,6 +268,7 @@ class Worker:
         self._subscriptions.append(await bus.subscribe(subjects.BEAT_ALL, self._on_beat))
         self._subscriptions.append(await bus.subscribe(subjects.CTL_CANCEL, lambda m: self._on_cancel(bus, m)))
         self._subscriptions.append(await bus.subscribe(subjects.ctl_worker(self.id), lambda m: self._on_order(bus, m)))
+        self._listening_s = self._clock.monotonic()
         config = Bucket(bus, CONFIG_BUCKET)
         for name in self.pools:
             entry = await config.get(PAUSE_PREFIX + name)
@@ -291,6 +297,10 @@ class Worker:
         """Return the other workers whose beats were heard within three seconds."""
         oldest_s = self._clock.monotonic() - PEER_ALIVE_S
         return frozenset(worker for worker, heard_s in self._peers.items() if heard_s >= oldest_s)
+
+    def _known_peers(self) -> frozenset[str] | None:
+        has_heard_all = self._clock.monotonic() - self._listening_s >= KNOW_PEERS_S
+        return self.peers() if has_heard_all else None
 
     def _on_cancel(self, bus: Bus, message: Message) -> None:
         try:
@@ -379,8 +389,17 @@ class Worker:
         if silent_s > DEAF_AFTER_S:
             self.problem = f"the broker has not answered a pull for {silent_s:.0f} s"
         self.status = "deaf" if self.problem else "ready"
+        self._look_for_stuck_threads(now_s)
         if silent_s > DEAF_EXIT_S and all(not pool.running for pool in self.pools.values()):
             raise CallboardError(self.problem or "deaf")
+
+    def _look_for_stuck_threads(self, now_s: float) -> None:
+        limit_s = self.options.max_block_s
+        since = [since_s for pool in self.pools.values() for since_s in pool.lingering.values()]
+        if since and now_s - min(since) > limit_s and self._stuck is None:
+            text = f"a synchronous handler went on for {limit_s:g} s after its run was stopped; only the end of the process"
+            self._stuck = CallboardError(f"{text} ends its thread, so the worker drains and ends")
+            self.stop()
 
     def _fire(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
         # the task group owns it

@@ -8,10 +8,15 @@ from typing import Final
 
 _KB: Final = 1024
 _MINUTE_S: Final = 60
+# From here on a decimal says nothing more.
+_WHOLE_SIZE: Final = 100
+_WHOLE_S: Final = 20
+# Below this, rounding to milliseconds stays under a second.
+_UNDER_A_SECOND_S: Final = 0.9995
 
 
 def esc(value: object) -> str:
-    """Return the text of a value, safe inside an element and inside a quoted attribute; control characters are dropped."""
+    """Return the text of a value, safe in an element and in a quoted attribute; control characters are dropped."""
     text = str(value)
     return html.escape("".join(char for char in text if char >= " " or char in "\n\t"), quote=True)
 
@@ -25,15 +30,15 @@ def size(size_bytes: int) -> str:
         if value < _KB or unit == "GB":
             break
         value /= _KB
-    return f"{value:.0f} {unit}" if value >= 100 else f"{value:.1f} {unit}"
+    return f"{value:.0f} {unit}" if value >= _WHOLE_SIZE else f"{value:.1f} {unit}"
 
 
 def seconds(value: float) -> str:
     """Return a duration as a person writes it: 41 ms, 3.2 s, 2 min 5 s."""
-    if value < 0.9995:
+    if value < _UNDER_A_SECOND_S:
         return f"{value * 1000:.0f} ms"
     if value < _MINUTE_S:
-        return f"{value:.1f} s" if value < 20 else f"{value:.0f} s"
+        return f"{value:.1f} s" if value < _WHOLE_S else f"{value:.0f} s"
     whole = round(value)
     return f"{whole // _MINUTE_S} min {whole % _MINUTE_S} s"
 

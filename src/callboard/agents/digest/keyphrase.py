@@ -20,6 +20,8 @@ from callboard.agents.digest.text import split_identifier, words_of
 
 MAX_PHRASE_WORDS: Final = 3
 _MAX_TOKENS: Final = 60_000
+_MIN_WORD_CHARS: Final = 3
+_MIN_PLURAL_CHARS: Final = 5  # the s of a shorter word is mostly its own: gas, lens
 _MAX_WORD_CHARS: Final = 32
 
 _LONG_TOKENS: Final = 300
@@ -52,7 +54,11 @@ def prose_chunks(sentences: Iterable[str]) -> list[list[str]]:
 def identifier_chunks(identifiers: Iterable[str]) -> list[list[str]]:
     """Return each identifier as the list of its words, so that ``ack_wait_s`` counts as the phrase "ack wait"."""
     chunks = (split_identifier(name) for name in identifiers)
-    return [words for chunk in chunks if (words := [word for word in chunk if len(word) > 2 and word not in CODE])]
+    return [
+        words
+        for chunk in chunks
+        if (words := [word for word in chunk if len(word) >= _MIN_WORD_CHARS and word not in CODE])
+    ]
 
 
 def keyphrases(
@@ -61,7 +67,8 @@ def keyphrases(
     """Return the best ``limit`` phrases of up to three words and the counts of the best ``terms``.
 
     Args:
-        chunks: Words by sentence (or by identifier); phrases never cross chunks. Beyond 60,000 words the rest is not read.
+        chunks: Words by sentence (or by identifier); phrases never cross chunks. Beyond 60,000 words the rest is not
+            read.
         limit: How many phrases to return.
         terms: How many phrases to return with their counts only.
         is_code: Whether the vocabulary of programming languages are stop words too.
@@ -114,10 +121,10 @@ def _count(chunks: Iterable[Sequence[str]], stop: frozenset[str]) -> tuple[Count
 def _stem(word: str, stop: frozenset[str]) -> str:
     """Return the word in lower case, a plural without its s, and "" for a word that carries no topic."""
     lower = word.lower().replace("\u2019", "'")
-    if not 2 < len(lower) <= _MAX_WORD_CHARS or lower in stop:
+    if not _MIN_WORD_CHARS <= len(lower) <= _MAX_WORD_CHARS or lower in stop:
         return ""
     lower = lower.removesuffix("'s")
-    if len(lower) > 4 and lower.endswith("s") and not lower.endswith(("ss", "us", "is")):
+    if len(lower) >= _MIN_PLURAL_CHARS and lower.endswith("s") and not lower.endswith(("ss", "us", "is")):
         lower = lower[:-1]
     return "" if lower in stop else lower
 

@@ -172,7 +172,7 @@ def _entry(record: Record, kill: Kill | None, labels: Mapping[str, str]) -> Entr
 
 
 def _taken_over_s(record: Record, kill: Kill | None) -> float | None:
-    """Return seconds from the kill to the claim that finished the task, or None when the killed worker did not hold it."""
+    """Return seconds from the kill to the claim that finished the task; None when the killed worker did not hold it."""
     if kill is None or record.worker == kill.worker or record.claimed_at is None:
         return None
     was_held = any(held.task == record.task for held in kill.held)

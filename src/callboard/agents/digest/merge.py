@@ -19,6 +19,7 @@ WORDS_PER_MINUTE: Final = 238
 
 LEAST_SIMILARITY: Final = 0.6
 _MAX_PAIRS: Final = 1_000
+_FEW_FILES: Final = 3  # with more, a topic is what two files share
 _MIN_SHINGLED_WORDS: Final = 20
 _STEPS: Final = (0, 1 << 8, 1 << 10, 1 << 12, 1 << 14, 1 << 16, 1 << 18, 1 << 20)
 _STEP_NAMES: Final = (
@@ -162,7 +163,7 @@ def _topics(files: Sequence[Digest], *, limit: int = 30) -> list[Topic]:
                 (1 + math.log(count)) * math.log((1 + total) / spread[text.lower()]) * math.log2(words + 1)
             )
             counts[text.lower()] += count
-    least = 2 if total > 3 else 1
+    least = 2 if total > _FEW_FILES else 1
     ranked = sorted((key for key in weights if spread[key] >= least), key=lambda key: (-weights[key], key))
     chosen = _distinct(ranked, limit)
     top = weights[chosen[0]] or 1.0 if chosen else 1.0

@@ -18,7 +18,7 @@ class Module(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Graph(NamedTuple):
-    """All modules with at least one link, most connected first; and packages from outside with how many files use them."""
+    """All modules with a link, most connected first; and packages from outside with how many files use them."""
 
     modules: list[Module]
     outside: list[tuple[str, int]]
@@ -27,8 +27,8 @@ class Graph(NamedTuple):
 def module_graph(imports: Mapping[str, Sequence[str]]) -> Graph:
     """Link Python files by their imports.
 
-    A dotted name is looked up as the longest tail of a file's path that fits, so ``a.b`` finds ``src/a/b.py`` without being
-    told where the import root is; a name that fits several files equally is linked to the nearest one.
+    A dotted name is looked up as the longest tail of a file's path that fits, so ``a.b`` finds ``src/a/b.py`` without
+    being told where the import root is; a name that fits several files equally is linked to the nearest one.
 
     Args:
         imports: Dotted names by path, as `Digest.imports` has them.

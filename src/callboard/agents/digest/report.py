@@ -72,7 +72,7 @@ def write_report(out: str | Path, corpus: Corpus, ledger: Ledger, run: Run) -> W
 
 
 def render_json(corpus: Corpus, ledger: Ledger, run: Run) -> bytes:
-    """Return the report for programs: ``{"v": 1, "run", "ledger", "corpus"}``; signatures and term counts are left out."""
+    """Return the report for programs: ``{"v": 1, "run", "ledger", "corpus"}``, without signatures and term counts."""
     plain = msgspec.to_builtins(corpus)
     for digest in plain["digests"]:
         del digest["signature"], digest["terms"]
@@ -82,7 +82,7 @@ def render_json(corpus: Corpus, ledger: Ledger, run: Run) -> bytes:
 
 
 def render_html(corpus: Corpus, ledger: Ledger, run: Run) -> str:
-    """Return the report for people. Every value that comes from a file is escaped; the page may run one script, ours."""
+    """Return the report for people. Every value from a file is escaped; the page may run one script, ours."""
     script = _asset("report.js")
     values = {
         "title": esc(f"{run.folder}, read by Callboard"),

@@ -140,9 +140,7 @@ class _Digesting:
         self._tell(Progress(stage="writing", done=len(labels), total=len(labels)))
         records = [record async for record in self._records()]
         corpus = msgspec.convert(await self._client.value_of(merged), Corpus)
-        book = account(
-            [*labels, merged.task], records, kill=self._kill, labels=labels, workers=tuple(self._workers)
-        )
+        book = account([*labels, merged.task], records, kill=self._kill, labels=labels, workers=tuple(self._workers))
         written = write_report(self._options.out, corpus, book, self._summary(started_at, finished_at))
         return Demo(written=written, ledger=book, seconds=self._clock.monotonic() - begun_s)
 

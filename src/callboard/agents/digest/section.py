@@ -15,21 +15,23 @@ from callboard.agents.digest.walk import LeftOut
 _MAX_ROWS: Final = 25
 _MAX_PAIRS: Final = 15
 _MAX_NAMED: Final = 20
+_LONG_READ_MINUTES: Final = 90
 
 METHODS: Final = (
     (
         "Key phrases",
         (
-            "C-value: K. Frantzi, S. Ananiadou, H. Mima, \u201cAutomatic recognition of multi-word terms: the C-value/NC-value "
-            "method\u201d, 2000; single words admitted as in A. Barr\u00f3n-Cede\u00f1o et al., \u201cAn improved automatic term "
-            "recognition method for Spanish\u201d, 2009. Identifiers count as the words they are made of."
+            "C-value: K. Frantzi, S. Ananiadou, H. Mima, \u201cAutomatic recognition of multi-word terms: the "
+            "C-value/NC-value method\u201d, 2000; single words admitted as in A. Barr\u00f3n-Cede\u00f1o et al., "
+            "\u201cAn improved automatic term recognition method for Spanish\u201d, 2009. Identifiers count as the "
+            "words they are made of."
         ),
     ),
     (
         "Telling sentences",
         (
-            "TextRank: R. Mihalcea, P. Tarau, \u201cTextRank: bringing order into texts\u201d, 2004. In code, the sentences of "
-            "comments and docstrings. They are quoted, never written."
+            "TextRank: R. Mihalcea, P. Tarau, \u201cTextRank: bringing order into texts\u201d, 2004. In code, the "
+            "sentences of comments and docstrings. They are quoted, never written."
         ),
     ),
     (
@@ -39,9 +41,10 @@ METHODS: Final = (
     (
         "Near-duplicates",
         (
-            "Shingles of five words and MinHash: A. Z. Broder, \u201cOn the resemblance and containment of documents\u201d, 1997; "
-            "candidates by banding: J. Leskovec, A. Rajaraman, J. Ullman, \u201cMining of Massive Datasets\u201d, 2014, chapter 3. "
-            "Percentages are estimates, within about 9 points in 95 of 100 cases."
+            "Shingles of five words and MinHash: A. Z. Broder, \u201cOn the resemblance and containment of "
+            "documents\u201d, 1997; candidates by banding: J. Leskovec, A. Rajaraman, J. Ullman, \u201cMining of "
+            "Massive Datasets\u201d, 2014, chapter 3. Percentages are estimates, within about 9 points in 95 of 100 "
+            "cases."
         ),
     ),
     (
@@ -98,7 +101,10 @@ def topic_section(corpus: Corpus) -> str:
         f"<small>{plural(topic.files, 'file')}</small>{bar(topic.weight, 'c2')}</button></li>"
         for topic in corpus.topics
     )
-    hint = "Phrases that mark this folder, weighed by how often they are said and how few files say them. Choose one to see its files."
+    hint = (
+        "Phrases that mark this folder, weighed by how often they are said and how few files say them. "
+        "Choose one to see its files."
+    )
     return _section("topics", "What it talks about", hint, f'<ol class="topics">{items}</ol>')
 
 
@@ -159,7 +165,8 @@ def file_section() -> str:
         '<noscript><p class="hint">The cards need JavaScript; report.json holds the same.</p></noscript>'
         '<div class="tools"><label>Filter by path, language, phrase or symbol'
         '<input id="filter" type="search" autocomplete="off" spellcheck="false"></label>'
-        '<label>Order<select id="order"><option value="path">by path</option><option value="size">largest first</option>'
+        '<label>Order<select id="order"><option value="path">by path</option>'
+        '<option value="size">largest first</option>'
         '<option value="lines">most lines first</option><option value="symbols">most symbols first</option>'
         '<option value="slow">slowest to read first</option></select></label></div>'
         '<div class="chips" id="chips" role="group" aria-label="Languages"></div>'
@@ -265,7 +272,7 @@ def _took(entry: Entry) -> str:
 def _reading(minutes: float) -> str:
     if minutes < 1:
         return "less than a minute"
-    return plural(round(minutes), "minute") if minutes < 90 else f"{minutes / 60:.1f} hours"
+    return plural(round(minutes), "minute") if minutes < _LONG_READ_MINUTES else f"{minutes / 60:.1f} hours"
 
 
 def _path(path: str, *, is_link: bool = True) -> str:

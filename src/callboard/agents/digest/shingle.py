@@ -1,7 +1,8 @@
 """Near-duplicates: shingles of words and MinHash (Broder, 1997), candidates by banding (Leskovec et al., 2014).
 
 Two texts are alike as far as their sets of five-word shingles overlap (Jaccard). A signature of 128 minima under fixed
-hash functions estimates that from half a kilobyte a file; banding finds the pairs worth comparing without comparing all.
+hash functions estimates that from half a kilobyte a file; banding finds the pairs worth comparing without comparing
+all.
 """
 
 from __future__ import annotations
@@ -65,8 +66,8 @@ def estimate(one: Sequence[int], other: Sequence[int]) -> float:
 def similar_pairs(signatures: Mapping[str, Sequence[int]], *, least: float = 0.6) -> list[tuple[str, str, float]]:
     """Return pairs whose estimated overlap is at least ``least``, most alike first.
 
-    With 32 bands of 4 rows a pair at 0.6 is found with probability 0.99, at 0.8 practically always. A bucket of more than
-    60 signatures is compared with its neighbours only, so that a thousand copies of a template cost no million
+    With 32 bands of 4 rows a pair at 0.6 is found with probability 0.99, at 0.8 practically always. A bucket of more
+    than 60 signatures is compared with its neighbours only, so that a thousand copies of a template cost no million
     comparisons.
     """
     found: dict[tuple[str, str], float] = {}

@@ -31,6 +31,7 @@ class Heading(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _MAX_HEADINGS: Final = 200
+_MAX_HEADING_CHARS: Final = 160
 _FENCE = re.compile(r" {0,3}(```+|~~~+)")
 _ATX = re.compile(r" {0,3}(#{1,6})\s+(.+?)\s*#*\s*$")
 _SETEXT = re.compile(r" {0,3}(=+|-{2,})\s*$")
@@ -186,7 +187,7 @@ def _section_headings(lines: list[str]) -> Iterator[Heading]:
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= 160 else text[:159] + "\u2026"
+    return text if len(text) <= _MAX_HEADING_CHARS else text[: _MAX_HEADING_CHARS - 1] + "\u2026"
 
 
 _MARKDOWN: Final = Language("Markdown", "prose")

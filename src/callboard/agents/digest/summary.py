@@ -19,6 +19,7 @@ from callboard.agents.digest.text import Sentence, words_of
 
 _MAX_NODES: Final = 160  # the graph is quadratic: 160 sentences take about 40 ms, 5,000 would take a minute
 _MIN_WORDS: Final = 6
+_MIN_WORD_CHARS: Final = 3
 _MAX_WORDS: Final = 45
 _MAX_CHARS: Final = 320
 _DAMPING: Final = 0.85
@@ -70,7 +71,7 @@ def _sample(usable: list[Sentence]) -> list[Sentence]:
 
 
 def _content(text: str) -> list[str]:
-    return [word for word in map(str.lower, words_of(text)) if len(word) > 2 and word not in ENGLISH]
+    return [word for word in map(str.lower, words_of(text)) if len(word) >= _MIN_WORD_CHARS and word not in ENGLISH]
 
 
 def _overlap(one: frozenset[str], other: frozenset[str]) -> float:

@@ -42,6 +42,7 @@ class Source(NamedTuple):
 
 
 _MAX_SYMBOLS: Final = 500
+_MAX_LINE_CHARS: Final = 300  # longer lines are made by machines
 _MAX_PARSE_CHARS: Final = 1_000_000  # the tree of a larger file takes seconds and hundreds of MB
 _LOCK = threading.Lock()
 _MARKS: Final = "#/*!-;%<>{} \t"
@@ -85,7 +86,10 @@ _PATTERNS: Final[Mapping[str, tuple[tuple[str, re.Pattern[str]], ...]]] = {
     "Perl": (("function", _p(r"\s*sub\s+(\w+)")), ("package", _p(r"\s*package\s+([\w:]+)"))),
     "Lua": (("function", _p(r"\s*(?:local\s+)?function\s+([\w.:]+)")),),
     "R": (("function", _p(r"\s*([\w.]+)\s*(?:<-|=)\s*function\b")),),
-    "Shell": (("function", _p(r"\s*(?:function\s+)?([\w.-]+)\s*\(\)\s*\{?")), ("function", _p(r"\s*function\s+([\w.-]+)"))),
+    "Shell": (
+        ("function", _p(r"\s*(?:function\s+)?([\w.-]+)\s*\(\)\s*\{?")),
+        ("function", _p(r"\s*function\s+([\w.-]+)")),
+    ),
     "PowerShell": (("function", _p(r"\s*function\s+([\w-]+)")),),
     "SQL": (
         ("table", _p(r"(?i)\s*create\s+(?:temp\w*\s+)?table\s+(?:if\s+not\s+exists\s+)?([\w.\"`]+)")),
@@ -96,7 +100,9 @@ _PATTERNS: Final[Mapping[str, tuple[tuple[str, re.Pattern[str]], ...]]] = {
     "Elixir": (("module", _p(r"\s*defmodule\s+([\w.]+)")), ("function", _p(r"\s*defp?\s+([\w?!]+)"))),
     "Haskell": (("type", _p(r"(?:data|newtype|class|type)\s+(\w+)")), ("function", _p(r"([a-z]\w*)\s+::"))),
     "Protocol Buffers": (("type", _p(r"\s*(?:message|enum|service)\s+(\w+)")), ("method", _p(r"\s*rpc\s+(\w+)"))),
-    "Terraform": (("block", _p(r"((?:resource|module|variable|output|data|provider)\s+\"[\w-]+\"(?:\s+\"[\w-]+\")?)")),),
+    "Terraform": (
+        ("block", _p(r"((?:resource|module|variable|output|data|provider)\s+\"[\w-]+\"(?:\s+\"[\w-]+\")?)")),
+    ),
     "Makefile": (("target", _p(r"([\w./%-]+)\s*::?(?!=)")),),
     "Dockerfile": (("stage", _p(r"(?i)FROM\s+(\S+)")),),
 }  # fmt: skip
@@ -216,7 +222,7 @@ def _by_pattern(lines: list[str], language: Language) -> Iterator[Symbol]:
     for number, line in enumerate(lines, start=1):
         if not patterns or found == _MAX_SYMBOLS:
             return
-        if len(line) > 300 or line.lstrip().startswith(language.line_comments or ("\0",)):
+        if len(line) > _MAX_LINE_CHARS or line.lstrip().startswith(language.line_comments or ("\0",)):
             continue
         for kind, pattern in patterns:
             if match := pattern.match(line):

@@ -12,6 +12,7 @@ MAX_LINE_CHARS: Final = 2_000
 
 _SNIFF_BYTES: Final = 65_536
 _CONTROL: Final = frozenset(range(32)) - {9, 10, 12, 13, 27}
+_FIRST_HIGH: Final = 0x80
 _BOMS: Final = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -41,10 +42,10 @@ class Sentence(NamedTuple):
 
 
 def decode(data: bytes) -> Decoded:
-    """Read bytes as text: by byte-order mark, else UTF-8, else Latin-1 when it looks like writing.
+    r"""Read bytes as text: by byte-order mark, else UTF-8, else Latin-1 when it looks like writing.
 
     Returns:
-        The text with all line ends as ``\\n``, or an empty text with an empty encoding when the bytes are binary.
+        The text with all line ends as ``\n``, or an empty text with an empty encoding when the bytes are binary.
     """
     for bom, encoding in _BOMS:
         if data.startswith(bom):
@@ -56,7 +57,7 @@ def decode(data: bytes) -> Decoded:
         return utf8
     head = data[:_SNIFF_BYTES]
     controls = sum(byte in _CONTROL for byte in head)
-    high = sum(byte >= 0x80 for byte in head)
+    high = sum(byte >= _FIRST_HIGH for byte in head)
     # Real Latin-1 writing is mostly ASCII with accents; compressed data is half high bytes and a tenth controls.
     if controls * 200 > len(head) or high * 3 > len(head):
         return Decoded("", "")

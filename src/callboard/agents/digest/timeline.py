@@ -18,6 +18,7 @@ _MAX_ROWS: Final = 12
 _TINY: Final = 2.0  # thousandths of the width; about two pixels
 _JOINED: Final = 20.0  # a joined bar is cut here, so that pointing at it still says when
 _COLOURS: Final = 6
+_FLAG_FLIPS_AT: Final = 60  # per cent; further right the kill's label stands on its left
 
 
 class _Bar(NamedTuple):
@@ -164,11 +165,12 @@ def _flag(ledger: Ledger, scale: _Scale) -> str:
     if ledger.kill is None:
         return ""
     share = scale.x(ledger.kill.at) / _WIDTH * 100
-    side = "left" if share < 60 else "right"
+    side = "left" if share < _FLAG_FLIPS_AT else "right"
     place = share if side == "left" else 100 - share
     after = seconds((ledger.kill.at - scale.start).total_seconds())
     text = f"{ledger.kill.signal} at {after}"
-    return f'<div class="flags" aria-hidden="true"><span class="{side}" style="{side}:{place:.2f}%">{esc(text)}</span></div>'
+    span = f'<span class="{side}" style="{side}:{place:.2f}%">{esc(text)}</span>'
+    return f'<div class="flags" aria-hidden="true">{span}</div>'
 
 
 def _axis(scale: _Scale) -> str:

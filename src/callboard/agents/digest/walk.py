@@ -76,8 +76,9 @@ _SKIPPED_SUFFIXES: Final = (
 def walk(folder: str | Path, *, max_files: int = MAX_FILES, max_bytes: int = MAX_BYTES) -> Walk:
     """List the files to read below ``folder``.
 
-    In a git checkout these are the files that git tracks or would track. Elsewhere hidden files and the usual folders of
-    build products are left out. Links are followed only to files inside the folder; nothing but regular files is read.
+    In a git checkout these are the files that git tracks or would track. Elsewhere hidden files and the usual folders
+    of build products are left out. Links are followed only to files inside the folder; nothing but regular files is
+    read.
 
     Args:
         folder: An existing folder.
@@ -113,9 +114,13 @@ def _git_files(root: Path) -> list[str] | None:
     git = shutil.which("git")
     if git is None or not any((parent / ".git").exists() for parent in (root, *root.parents)):
         return None
-    command = [git, "-C", os.fspath(root), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    # fsmonitor names a program in the checkout's own settings; a folder that is only read must not run it
+    command = [git, "-C", os.fspath(root), "-c", "core.fsmonitor=false"]
+    command += ["ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     try:
-        done = subprocess.run(command, capture_output=True, timeout=_GIT_TIMEOUT_S, check=False)
+        done = subprocess.run(  # noqa: S603 - git with our own arguments
+            command, capture_output=True, timeout=_GIT_TIMEOUT_S, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     names = [os.fsdecode(name) for name in done.stdout.split(b"\0") if name]
@@ -127,8 +132,8 @@ def _plain_files(root: Path, left_out: list[LeftOut]) -> Iterator[str]:
     for here, folders, files in os.walk(root, onerror=lambda error: left_out.append(_unreadable(root, error))):
         kept: list[str] = []
         for name in sorted(folders):
-            path = os.path.relpath(os.path.join(here, name), root).replace(os.sep, "/")
-            if os.path.islink(os.path.join(here, name)):
+            path = _below(root, here, name)
+            if Path(here, name).is_symlink():
                 left_out.append(LeftOut(path=_printable(path), reason="a link to a folder"))
             elif _is_skipped(name):
                 left_out.append(LeftOut(path=_printable(path), reason="hidden or a build product"))
@@ -136,11 +141,15 @@ def _plain_files(root: Path, left_out: list[LeftOut]) -> Iterator[str]:
                 kept.append(name)
         folders[:] = kept
         for name in files:
-            path = os.path.relpath(os.path.join(here, name), root).replace(os.sep, "/")
+            path = _below(root, here, name)
             if _is_skipped(name):
                 left_out.append(LeftOut(path=_printable(path), reason="hidden or a build product"))
             else:
                 yield path
+
+
+def _below(root: Path, here: str, name: str) -> str:
+    return Path(here, name).relative_to(root).as_posix()
 
 
 def _is_skipped(name: str) -> bool:

@@ -20,7 +20,7 @@ DEFAULT_TIMEOUT_S = 5.0
 MAX_BATCH = 1000
 
 
-class Message(Struct, frozen=True):
+class Message(Struct, frozen=True, gc=False):
     """A message from a plain (unstored) subject."""
 
     subject: str
@@ -39,7 +39,7 @@ class Stored(Struct, frozen=True):
     headers: Headers | None = None
 
 
-class Delivery(Struct, frozen=True):
+class Delivery(Struct, frozen=True, gc=False):
     """A message handed to us by a durable consumer; ours until settled or until ``ack_wait`` passes unextended.
 
     Attributes:
@@ -60,7 +60,7 @@ class Delivery(Struct, frozen=True):
     time_ns: int
 
 
-class Write(Struct, frozen=True):
+class Write(Struct, frozen=True, gc=False):
     """One message to be stored. ``headers`` carry the conditions (see ``header.build``)."""
 
     subject: str
@@ -68,7 +68,7 @@ class Write(Struct, frozen=True):
     headers: Headers | None = None
 
 
-class PubAck(Struct, frozen=True):
+class PubAck(Struct, frozen=True, gc=False):
     """The broker's word that a write is stored.
 
     Attributes:

@@ -27,6 +27,14 @@ TASK_ID = "Cb-Task-Id"
 LANE = "Cb-Lane"
 REQUEUE_OF = "Cb-Requeue-Of"
 CLAIM_CHECK = "Cb-Claim-Check"
+SENDER = "Cb-Sender"
+KIND = "Cb-Kind"
+PRIORITY = "Cb-Priority"
+CORRELATION = "Cb-Correlation-Id"
+CAUSATION = "Cb-Causation-Id"
+RUN = "Cb-Run"
+SCHEMA = "Cb-Schema-Version"
+ATTACHMENTS = "Cb-Attachments"
 
 Headers = Mapping[str, str]
 

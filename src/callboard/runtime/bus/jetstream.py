@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import random
 import re
+import ssl
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
 import nats.errors
 from nats.aio.client import Client, Server
@@ -20,9 +21,9 @@ from nats.aio.subscription import Subscription as ClientSubscription
 from callboard.runtime import events
 from callboard.runtime.bus.base import ServerInfo
 from callboard.runtime.bus.header import Headers
-from callboard.runtime.bus.jetstream_address import Address
+from callboard.runtime.bus.jetstream_address import Address, Credentials
 from callboard.runtime.bus.jetstream_bus import JetStreamBus
-from callboard.runtime.bus.jetstream_link import Listener, Raw
+from callboard.runtime.bus.jetstream_link import Listener, Raw, Sink
 from callboard.runtime.bus.jetstream_state import LinkState, within
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 from callboard.runtime.errors import (
@@ -64,23 +65,15 @@ async def connect(
     servers: str | Sequence[str],
     *,
     name: str,
-    user: str | None = None,
-    password: str | None = None,
-    token: str | None = None,
-    nkey_seed: str | None = None,
-    creds: str | None = None,
-    tls_ca: str | None = None,
-    tls_cert: str | None = None,
-    tls_key: str | None = None,
-    tls_hostname: str | None = None,
     inbox_prefix: str = "_INBOX",
     connect_deadline_s: float = 10.0,
     clock: Clock = SYSTEM_CLOCK,
     on_event: Callable[[str, dict[str, object]], None] | None = None,
+    **who: Unpack[Credentials],
 ) -> JetStreamBus:
     """Connect and check that the server can do what Callboard needs. Once connected, it reconnects for ever.
 
-    Credentials and TLS files are those of ``Address``. ``on_event`` is told what happens to the connection: a name of
+    ``who`` are ``Credentials``. ``on_event`` is told what happens to the connection: a name of
     the catalogue ``events`` and its fields. ``inbox_prefix`` is where answers come in; each user of a server with
     permissions needs its own. A refusal of the credentials ends the attempt at once, silence after
     ``connect_deadline_s``.
@@ -92,18 +85,7 @@ async def connect(
         TopologyError: If the server is older than 2.12 or has JetStream switched off.
         ConfigError: If a URL or a TLS file is not usable.
     """
-    address = Address(
-        servers,
-        user=user,
-        password=password,
-        token=token,
-        nkey_seed=nkey_seed,
-        creds=creds,
-        tls_ca=tls_ca,
-        tls_cert=tls_cert,
-        tls_key=tls_key,
-        tls_hostname=tls_hostname,
-    )
+    address = Address(servers, **who)
     link = NatsLink(address, name=name, inbox_prefix=inbox_prefix, clock=clock, on_event=on_event)
     deadline = clock.monotonic() + connect_deadline_s
     await link.open(connect_deadline_s)
@@ -209,8 +191,9 @@ class NatsLink(LinkState):
 
         listener = _Listener(self, subject, queue, guarded)
         self._listeners.add(listener)
-        with suppress(nats.errors.ConnectionClosedError):
-            await listener.subscribe(self._client)
+        if not self._is_reviving:
+            with suppress(nats.errors.ConnectionClosedError):
+                await listener.subscribe(self._client)
         return listener
 
     def forget(self, listener: _Listener) -> None:
@@ -239,10 +222,12 @@ class NatsLink(LinkState):
     async def _dial(self, deadline_s: float) -> _Client:
         """Return a connected client; it calls back only once it is ours."""
         client = _Client()
+        deadline = self.clock.monotonic() + deadline_s
         refused: asyncio.Future[None] = self.loop.create_future()
         last: list[Exception] = []
 
         async def on_error(error: Exception) -> None:
+            client.is_secure = client.is_secure and client.is_connected
             if client is self._client:
                 self._failed(error)
             else:
@@ -254,7 +239,11 @@ class NatsLink(LinkState):
         try:
             await asyncio.wait({task, refused}, timeout=deadline_s, return_when=asyncio.FIRST_COMPLETED)
             if task.done() and not task.cancelled() and task.exception() is None:
-                return client
+                # A server that hangs up after its greeting counts as connected, until the client looks again.
+                while not client.is_connected and self.clock.monotonic() < deadline and not refused.done():
+                    await self.clock.sleep(_RECONNECT_S)
+                if client.is_connected:
+                    return client
         except BaseException:
             await self._abandon(client, task)
             raise
@@ -263,7 +252,13 @@ class NatsLink(LinkState):
         raise self._dial_error(failure or (last[0] if last else None), deadline_s, is_refused=refused.done())
 
     async def _connect(self, client: _Client, on_error: Callable[[Exception], Coroutine[Any, Any, None]]) -> None:
+        def guard() -> None:
+            # The client takes tls:// for a preference: where the server does not ask for TLS, it goes on in the clear.
+            if self._address.wants_tls and not client.is_secure:
+                raise nats.errors.SecureConnRequiredError
+
         async def on_down() -> None:
+            client.is_secure = False
             if client is self._client:
                 self._fall()
 
@@ -291,7 +286,7 @@ class NatsLink(LinkState):
             pending_size=_BUFFER_BYTES,
             inbox_prefix=self.base,
             skip_subject_validation=True,
-            **self._address.options,
+            **self._address.options(guard),
         )
 
     async def _abandon(self, client: _Client, task: asyncio.Task[None]) -> None:
@@ -360,6 +355,9 @@ class NatsLink(LinkState):
                     for listener in list(self._listeners):
                         await listener.subscribe(client)
                     await client.flush()
+                    # Those that were made meanwhile; sending does not suspend, so none can come in between.
+                    for listener in list(self._listeners):
+                        await listener.subscribe(client)
                     break
                 except (CallboardError, nats.errors.Error) as error:
                     self.report(events.BUS_FAILED, {"code": "reconnect", "message": str(error)})
@@ -405,6 +403,13 @@ class _Client(Client):
     def __init__(self) -> None:
         super().__init__()
         self._waits: set[asyncio.Task[None]] = set()
+        self.is_secure = False
+
+    @property
+    def ssl_context(self) -> ssl.SSLContext:
+        """The TLS settings; asked for when a connection is about to be secured."""
+        self.is_secure = True
+        return super().ssl_context
 
     async def flush(self, timeout: float = 10) -> None:  # noqa: ASYNC109 - the client's own signature
         """Wait until the server has taken everything published before.
@@ -438,18 +443,6 @@ class _Client(Client):
             wait.exception()
 
 
-class _Sink:
-    """What the client takes for a future: it hands over each message at once, in its read loop, without a queue."""
-
-    __slots__ = ("set_result",)
-
-    def __init__(self, deliver: Callable[[Raw], None]) -> None:
-        self.set_result = deliver
-
-    def cancelled(self) -> bool:
-        return False
-
-
 class _Listener:
     """A subscription, and what it takes to make it again with another client."""
 
@@ -458,12 +451,16 @@ class _Listener:
         self._subject = subject
         self._queue = queue
         self._deliver = deliver
+        self._client: _Client | None = None
         self._handle: ClientSubscription | None = None
         self._is_closed = False
 
     async def subscribe(self, client: _Client) -> None:
-        """Listen by this client."""
-        sink = cast("asyncio.Future[Any]", _Sink(self._deliver))
+        """Listen by this client; harmless when done already."""
+        if self._client is client:
+            return
+        self._client = client
+        sink = cast("asyncio.Future[Any]", Sink(self._deliver))
         self._handle = await client.subscribe(self._subject, queue=self._queue, future=sink)
 
     async def close(self) -> None:

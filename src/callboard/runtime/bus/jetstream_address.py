@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypedDict, Unpack
 from urllib.parse import unquote, urlsplit
 
 from callboard.runtime.errors import ConfigError
@@ -13,42 +13,48 @@ _PORT = 4222
 _SCHEMES = {"nats", "tls", "ws", "wss"}
 
 
+class Credentials(TypedDict, total=False):
+    """Who we are and how the link is secured; all optional.
+
+    Attributes:
+        user: Name of the user.
+        password: Of ``user``.
+        token: In place of user and password.
+        nkey_seed: Seed of an nkey, as text.
+        creds: Path of a ``.creds`` file.
+        tls_ca: Path of the authority's certificate, in place of the system's.
+        tls_cert: Path of our certificate, for servers that verify clients.
+        tls_key: Path of its key.
+        tls_hostname: Name to expect in the server's certificate.
+    """
+
+    user: str | None
+    password: str | None
+    token: str | None
+    nkey_seed: str | None
+    creds: str | None
+    tls_ca: str | None
+    tls_cert: str | None
+    tls_key: str | None
+    tls_hostname: str | None
+
+
 class Address:
     """Servers and credentials, taken apart so that no URL with a password is kept anywhere."""
 
-    __slots__ = ("options", "urls")
+    __slots__ = ("_options", "_secrets", "urls", "wants_tls")
 
-    def __init__(
-        self,
-        servers: str | Sequence[str],
-        *,
-        user: str | None = None,
-        password: str | None = None,
-        token: str | None = None,
-        nkey_seed: str | None = None,
-        creds: str | None = None,
-        tls_ca: str | None = None,
-        tls_cert: str | None = None,
-        tls_key: str | None = None,
-        tls_hostname: str | None = None,
-    ) -> None:
+    def __init__(self, servers: str | Sequence[str], **who: Unpack[Credentials]) -> None:
         """Take what a configuration says.
 
         Args:
             servers: One URL, several, or several in one text with commas; ``user:password@`` and ``token@`` are read.
-            user: Goes before what a URL says, as do ``password`` and ``token``.
-            password: Of ``user``.
-            token: In place of user and password.
-            nkey_seed: Seed of an nkey, as text.
-            creds: Path of a ``.creds`` file.
-            tls_ca: Path of the authority's certificate, in place of the system's.
-            tls_cert: Path of our certificate, for servers that verify clients.
-            tls_key: Path of its key.
-            tls_hostname: Name to expect in the server's certificate.
+            who: Goes before what a URL says.
 
         Raises:
             ConfigError: If a URL is malformed, or the URLs disagree about who we are.
         """
+        user, password, token = who.get("user"), who.get("password"), who.get("token")
         listed = servers.split(",") if isinstance(servers, str) else list(servers)
         parsed = [_parse(url.strip()) for url in listed if url.strip()]
         if not parsed:
@@ -64,16 +70,13 @@ class Address:
                 token = token or name
             else:
                 user, password = user or name, password or secret
-        self.options: dict[str, Any] = {}
-        # As functions, they show up in no repr of the client or its options.
-        for key, value in (("user", user), ("password", password), ("token", token)):
-            if value is not None:
-                self.options[key] = _hidden(value)
-        if nkey_seed is not None:
-            self.options["nkeys_seed_str"] = nkey_seed
-        if creds is not None:
-            self.options["user_credentials"] = creds
-        self._add_tls(tls_ca, tls_cert, tls_key, tls_hostname)
+        self.wants_tls = any(url.startswith(("tls:", "wss:")) for url in self.urls)
+        self._options: dict[str, Any] = {}
+        secrets = {"user": user, "password": password, "token": token}
+        self._secrets = {key: _hidden(value) for key, value in secrets.items() if value is not None}
+        renamed = {"nkeys_seed_str": who.get("nkey_seed"), "user_credentials": who.get("creds")}
+        self._options |= {key: value for key, value in renamed.items() if value is not None}
+        self._add_tls(who.get("tls_ca"), who.get("tls_cert"), who.get("tls_key"), who.get("tls_hostname"))
 
     def __repr__(self) -> str:
         return f"<servers {self.text}>"
@@ -82,6 +85,21 @@ class Address:
     def text(self) -> str:
         """The servers, without credentials."""
         return ", ".join(self.urls)
+
+    def options(self, guard: Callable[[], None]) -> dict[str, Any]:
+        """Return what the client needs to know; it calls ``guard`` each time before it sends a secret.
+
+        Secrets are handed over as functions, so that they show up in no repr of the client or its options.
+        """
+
+        def guarded(secret: Callable[[], str]) -> Callable[[], str]:
+            def tell() -> str:
+                guard()
+                return secret()
+
+            return tell
+
+        return self._options | {key: guarded(secret) for key, secret in self._secrets.items()}
 
     def _add_tls(self, ca: str | None, cert: str | None, key: str | None, hostname: str | None) -> None:
         if ca is not None or cert is not None:
@@ -92,9 +110,9 @@ class Address:
             except (OSError, ValueError) as error:
                 message = f"the TLS files cannot be used: {error}"
                 raise ConfigError(message) from error
-            self.options["tls"] = context
+            self._options["tls"] = context
         if hostname is not None:
-            self.options["tls_hostname"] = hostname
+            self._options["tls_hostname"] = hostname
 
 
 def _hidden(secret: str) -> Callable[[], str]:

@@ -44,7 +44,11 @@ class Administration:
         except NoRespondersError as error:
             message = f"{subject}: JetStream does not answer; it is switched off, starting or without a leader"
             raise NoRespondersError(message) from error
-        answer: Json = json.decode(raw.data)
+        try:
+            answer: Json = json.decode(raw.data)
+        except ValueError as error:
+            message = f"{subject}: the answer is no JSON"
+            raise BusError(message) from error
         failure = answer.get("error")
         if failure:
             text = failure.get("description", "")

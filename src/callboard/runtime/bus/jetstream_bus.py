@@ -18,7 +18,7 @@ from callboard.runtime.bus.jetstream_link import WHO, Link, Raw
 from callboard.runtime.bus.jetstream_store import Writer
 from callboard.runtime.bus.jetstream_wire import to_pub_ack
 from callboard.runtime.bus.jetstream_work import confirmed
-from callboard.runtime.errors import BusError, PermissionDeniedError, TopologyError
+from callboard.runtime.errors import BusConnectError, BusError, BusTimeoutError, PermissionDeniedError, TopologyError
 
 MINIMUM_VERSION = (2, 12)
 
@@ -155,6 +155,9 @@ class JetStreamBus(Core, Writer, Reader):
                 if clock.monotonic() < (patience if error.code == "no_responders" else deadline) and error.retryable:
                     await clock.sleep(_RETRY_S)
                     continue
+                if isinstance(error, BusTimeoutError):
+                    message = f"the server at {self._server.url} lets us in, but its JetStream does not answer"
+                    raise BusConnectError(message) from error
                 message = (
                     f"JetStream does not work on {self._server.url} ({error}): start the server with -js, or switch "
                     "JetStream on for this account"

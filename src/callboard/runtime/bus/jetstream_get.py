@@ -18,7 +18,7 @@ from callboard.runtime.bus.jetstream_read import OrderedReader
 from callboard.runtime.bus.jetstream_wire import Json, delivered_as_stored, to_stored, to_time
 from callboard.runtime.bus.jetstream_work import Work
 from callboard.runtime.bus.pattern import is_literal, matches
-from callboard.runtime.errors import BusError, BusTimeoutError, NoRespondersError, NotFoundError
+from callboard.runtime.errors import ApiError, BusError, NoRespondersError, NotFoundError
 
 _SUBJECTS_A_REQUEST = 500
 _REOPEN_S = 0.5
@@ -26,6 +26,7 @@ _POLL_S = 0.5
 _NOT_FOUND = "404"
 _TOO_MANY = "413"
 _END = "204"
+_UNAVAILABLE = 503
 
 
 class Reader(Work):
@@ -216,9 +217,10 @@ class Reader(Work):
         while True:
             try:
                 return await reader.open(start_seq=start_seq, start_time=start_time)
-            except (BusTimeoutError, NoRespondersError):
-                # The server is away or starting. A caller who has got something already waits for the rest.
-                if is_first:
+            except BusError as error:
+                # The server is away, starting or without a leader. Who has begun already waits for the rest.
+                is_passing = error.retryable or (isinstance(error, ApiError) and error.status == _UNAVAILABLE)
+                if is_first or not is_passing:
                     raise
             await self._link.clock.sleep(_REOPEN_S)
 

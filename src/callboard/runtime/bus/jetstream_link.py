@@ -34,6 +34,19 @@ class Raw(Struct, gc=False):
         return self.headers.get(STATUS, "") if self.headers is not None else ""
 
 
+class Sink:
+    """What the client takes for a future: it hands over each message at once, in its read loop, without a queue."""
+
+    __slots__ = ("set_result",)
+
+    def __init__(self, deliver: Callable[[Raw], None]) -> None:
+        self.set_result = deliver
+
+    def cancelled(self) -> bool:
+        """Say that messages are wanted."""
+        return False
+
+
 class Listener(Protocol):
     """Interest in a subject that survives reconnects."""
 

@@ -152,6 +152,8 @@ class StandingPull:
             if self._listener is None:
                 self._inbox = f"{self._link.base}.m.{next(_inboxes)}"
                 self._listener = await self._link.listen(self._inbox, self._deliver)
+                if self._is_closed:
+                    await self._listener.close()
             count, inbox = self._owed, self._inbox
             if not count or self._is_closed or not self._link.is_up:
                 return
@@ -228,6 +230,9 @@ class StandingPull:
         status = raw.status
         if status == _HEARTBEAT:
             self._heal()
+            return
+        if not status:
+            # Not from the server: anybody who may publish on our inbox.
             return
         headers = raw.headers or {}
         reason = headers.get(DESCRIPTION, "")

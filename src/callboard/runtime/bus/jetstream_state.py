@@ -83,7 +83,10 @@ class LinkState(ABC):
     def report(self, event: str, fields: dict[str, object]) -> None:
         """Tell whoever watches the bus."""
         if self._on_event is not None:
-            self._on_event(event, fields)
+            try:
+                self._on_event(event, fields)
+            except Exception as error:  # noqa: BLE001 - we may be inside the client, which an error would end
+                self.loop.call_exception_handler({"message": f"on_event raised at {event}", "exception": error})
 
     # --- is JetStream there
 

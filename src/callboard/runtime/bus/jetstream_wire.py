@@ -38,7 +38,7 @@ CONSUMER_MISSING = 10014
 
 _CONFLICTS = {10070, 10071, 10177, 10201}
 _FULL = {10023, 10047, 10077, 10122, 10175, 10210, 10211}
-_TOO_LARGE = {10054, 10199}
+_TOO_LARGE = {10054, 10097, 10199}
 _MISSING = {CONSUMER_MISSING, STREAM_MISSING, 10037, 10043}
 _LAST_SEQ = re.compile(r"wrong last sequence: (\d+)")
 _NS = 1_000_000_000
@@ -103,10 +103,11 @@ def to_pub_ack(raw: Raw, subject: str) -> PubAck | BusError | None:
     try:
         body = _PUB_ACK.decode(raw.data)
     except ValueError:
-        # Somebody answered a plain request subject that is no stream's.
-        return BusError(f"what answered on {subject!r} is no stream")
+        body = _PubAckBody()
     if body.error is not None:
         return to_error(body.error.code, body.error.err_code, body.error.description, what=subject)
+    if not body.stream:
+        return BusError(f"{subject}: what answered is no stream")
     return PubAck(body.stream, body.seq, body.duplicate, body.count)
 
 

@@ -11,6 +11,9 @@ from callboard.runtime.bus.header import Headers
 from callboard.runtime.bus.pattern import matches
 from callboard.runtime.errors import BackpressureError, BusError, ConflictError, PayloadTooLargeError
 
+# The store keeps the size of a header block in 16 bits; plain messages carry more.
+_MAX_HEADERS_BYTES = 65_535
+
 
 class View(Protocol):
     """What the checks need to know of a stream."""
@@ -107,7 +110,11 @@ def check_room(stream: View, subject: str, data: bytes, headers: Headers, staged
 
 
 def _check_size(config: StreamConfig, data: bytes, headers: Headers) -> None:
-    size_bytes = len(data) + memory_record.header_bytes(headers)
+    headers_bytes = memory_record.header_bytes(headers) if headers else 0
+    if headers_bytes > _MAX_HEADERS_BYTES:
+        message = f"header size exceeds maximum allowed of 64k (10097) by {config.name}"
+        raise PayloadTooLargeError(message, size_bytes=headers_bytes, limit_bytes=_MAX_HEADERS_BYTES)
+    size_bytes = len(data) + headers_bytes
     if 0 <= config.max_msg_bytes < size_bytes:
         message = f"message size exceeds maximum allowed (10054) by {config.name}"
         raise PayloadTooLargeError(message, size_bytes=size_bytes, limit_bytes=config.max_msg_bytes)

@@ -1,0 +1,1 @@
+"""Benchmarks: `python -m bench`. See README.md in this folder."""

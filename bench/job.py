@@ -1,0 +1,121 @@
+"""What a side of a comparison is told to do, and what it says; one process a round, so that its CPU time is its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+LOOPS = ("uvloop", "asyncio")
+TIMEOUT_S = 180.0
+
+
+class Job(Struct, kw_only=True):
+    """A round of work.
+
+    Attributes:
+        capability: Its subject token; a round has one of its own, whose queue is filled beforehand.
+        count: Tasks in the queue.
+        profile: Where to write a profile; "" for none.
+    """
+
+    url: str
+    capability: str
+    concurrency: int
+    count: int
+    loop: str = "uvloop"
+    profile: str = ""
+
+
+class Report(Struct, kw_only=True):
+    """What a round took, from the first claim to the last ack taken by the broker."""
+
+    tasks: int
+    seconds: float
+    cpu_s: float
+    note: str = ""
+
+    @property
+    def rate(self) -> float:
+        """Tasks a second."""
+        return self.tasks / self.seconds
+
+    @property
+    def cpu_us(self) -> float:
+        """CPU microseconds a task, of all threads of the process."""
+        return self.cpu_s / self.tasks * 1e6
+
+
+class Meter:
+    """Wall and CPU time since it was made."""
+
+    def __init__(self) -> None:
+        self._wall_s = time.perf_counter()
+        self._cpu_s = time.process_time()
+
+    def report(self, tasks: int, note: str = "") -> Report:
+        """Return what it took until now."""
+        seconds = time.perf_counter() - self._wall_s
+        return Report(tasks=tasks, seconds=seconds, cpu_s=time.process_time() - self._cpu_s, note=note)
+
+
+async def until(is_true: Callable[[], bool], *, every_s: float = 0.002) -> None:
+    """Wait until it is true."""
+    while not is_true():
+        await asyncio.sleep(every_s)
+
+
+async def until_empty(left: Callable[[], Awaitable[int]]) -> None:
+    """Wait until the broker has nothing waiting or handed out any more."""
+    while await left():
+        await asyncio.sleep(0.001)
+
+
+def run(side: Literal["ours", "naive", "bare"], job: Job) -> Report:
+    """Run a round of a side in a process of its own.
+
+    Raises:
+        RuntimeError: If the side failed; with what it said.
+    """
+    command = [sys.executable, "-m", f"bench.side_{side}", msgspec.json.encode(job).decode()]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False, cwd=ROOT, env=environment()
+    )
+    if done.returncode:
+        message = f"{side} failed with status {done.returncode}:\n{done.stderr[-4000:]}"
+        raise RuntimeError(message)
+    return msgspec.json.decode(done.stdout.splitlines()[-1], type=Report)
+
+
+def main(work: Callable[[Job], Coroutine[Any, Any, Report]]) -> None:
+    """Be a side: take the job from the command line, run it, print the report."""
+    job = msgspec.json.decode(sys.argv[1], type=Job)
+    report = run_on(job.loop, work(job))
+    print(msgspec.json.encode(report).decode(), flush=True)
+
+
+def run_on(loop: str, work: Coroutine[Any, Any, Report]) -> Report:
+    """Run a coroutine on uvloop or on asyncio's own loop."""
+    factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
+    if loop == "uvloop":
+        import uvloop
+
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(work)
+
+
+def environment() -> dict[str, str]:
+    """Return our environment with the module path made plain, so that a child finds what we found."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *(p for p in sys.path if p)])}
+
+
+ROOT = Path(__file__).parents[1]
