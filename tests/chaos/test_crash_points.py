@@ -18,6 +18,8 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(90)]
 JOBS = 40
 LIVELY_S = 30.0
 POINTS = get_args(crash.Point)
+# Before the record, after it, and while stopping; the others run with `make test-all`.
+OFTEN = {"after-effect", "after-result-puback", "in-drain"}
 
 
 def at_the_right_moment(point: str) -> str:
@@ -31,7 +33,9 @@ async def dead(stage: Stage) -> None:
     assert worker.process.returncode == crash.STATUS
 
 
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize(
+    "point", [point if point in OFTEN else pytest.param(point, marks=pytest.mark.slow) for point in POINTS]
+)
 async def test_a_crash_loses_and_doubles_nothing(folder: Path, point: str) -> None:
     async with staged(folder, concurrency=8, **QUICK) as stage:
         doomed = await stage.fleet.start(crash_at=at_the_right_moment(point))

@@ -51,6 +51,7 @@ async def grow(stage: Stage, stream: str, max_bytes: int) -> None:
     await stage.bus.update_stream(structs.replace(info.config, max_bytes=max_bytes))
 
 
+@pytest.mark.slow
 async def test_finished_work_waits_while_the_ledger_is_full(folder: Path) -> None:
     async with staged(folder, tweak=small_ledger, concurrency=4) as stage:
         await stage.fleet.start()

@@ -83,6 +83,7 @@ async def outlast_an_outage(stage: Stage) -> None:
     await stage.settled(within_s=LIVELY_S)
 
 
+@pytest.mark.slow
 async def test_long_work_outlasts_an_outage(folder: Path) -> None:
     async with staged(folder, **QUICK) as stage:
         await outlast_an_outage(stage)

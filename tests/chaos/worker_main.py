@@ -7,13 +7,13 @@ import ctypes
 import os
 import signal
 import sys
-from datetime import datetime
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 from msgspec import Struct
 
-from callboard.runtime.bus.base import Bus, Delivery
+from callboard.runtime.bus.base import Bus
 from callboard.runtime.bus.jetstream import connect
 from callboard.runtime.claim import Claim
 from callboard.runtime.errors import CallboardError
@@ -79,14 +79,14 @@ async def main(options: Options) -> None:
 
 
 def _log_claims(journal: Journal) -> None:
-    take = Pool._claim
+    take: Callable[..., Claim] = Pool._claim
 
-    def taken(self: Pool, delivery: Delivery, now_s: float, now: datetime) -> Claim:
-        claim = take(self, delivery, now_s, now)
+    def taken(self: Pool, *args: object) -> Claim:
+        claim = take(self, *args)
         journal.write("claim", task=claim.task_id, attempt=claim.attempt, delivered=claim.delivery.delivered)
         return claim
 
-    Pool._claim = taken  # type: ignore[method-assign]
+    Pool._claim = taken  # type: ignore[method-assign, assignment]
 
 
 if __name__ == "__main__":
