@@ -15,6 +15,7 @@ TREES := src tests $(wildcard bench)
 DEMO_PATH ?=
 BENCH_ARGS ?=
 PYTEST_ARGS ?=
+CHAOS ?=
 
 # A Python will do if it is new enough and can get pip into a venv, by ensurepip or by a pip of its own.
 PROBE := import sys, venv; from importlib.util import find_spec as has; \
@@ -45,6 +46,10 @@ test: $(VENV)/.dev ## all tests but the slow ones and those that need root (PYTE
 .PHONY: test-all
 test-all: $(VENV)/.dev ## every test this machine can run
 	@$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+
+.PHONY: chaos
+chaos: $(VENV)/.dev ## kill workers and servers under 5,000 tasks and account for each (CHAOS="--tasks 500 --seed 3")
+	@$(BIN)/python -m tests.chaos.ledger $(CHAOS)
 
 .PHONY: check
 check: $(VENV)/.dev ## format, lint, types, import contracts, layout

@@ -5,13 +5,13 @@ These are patches of the product made inside test workers; the product has no sw
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from callboard.runtime import pool, settle
+from callboard.runtime import pool
 from callboard.runtime.bus.base import Bus
 from callboard.runtime.claim import Claim
+from callboard.runtime.doubt import Doubt
 from callboard.runtime.lease import LeaseKeeper
 from callboard.runtime.questions import Questions
 from callboard.runtime.settle import Settler
@@ -40,9 +40,14 @@ def no_holds() -> None:
     LeaseKeeper.holds = lambda *_args, **_options: False  # type: ignore[method-assign]
 
 
+def no_doubt() -> None:
+    """Believe the broker that a first delivery is the first, whatever happened to it."""
+    Doubt.look = lambda self: None  # type: ignore[method-assign]
+
+
 def no_questions() -> None:
     """Run whatever arrives: the message id is the only guard."""
-    pool.needs_questions = lambda **_facts: False  # type: ignore[assignment]
+    vars(pool)["needs_questions"] = lambda **_facts: False
 
 
 def bare_nak() -> None:
@@ -71,20 +76,15 @@ def no_pull_after_reconnect() -> None:
     StandingPull.came_up = stay_deaf  # type: ignore[method-assign]
 
 
-def slow_keeper_thread() -> None:
-    """Nothing is patched: the worker runs its keeper on its own loop; see ``worker_main``."""
-
-
 BREAKAGES: dict[str, Callable[[], None]] = {
     function.__name__: function
     for function in (
         ack_before_effect,
         no_holds,
+        no_doubt,
         no_questions,
         bare_nak,
         lapsed_leases_still_answer,
         no_pull_after_reconnect,
     )
 }
-
-_ = (asyncio, settle)

@@ -89,7 +89,8 @@ class Verdict(Struct, frozen=True, kw_only=True):
         overlaps: ``(earlier run, later run)`` of one task, the later one begun while the earlier was alive and running.
         buried_alive: Dead-lettered although a run of it ended well.
         starts: Handler starts in all.
-        reruns: Starts beyond the first of an id.
+        reruns: Starts of an attempt that had begun before.
+        retries: Starts of a further attempt, after a run that raised.
     """
 
     lost: frozenset[str]
@@ -99,6 +100,7 @@ class Verdict(Struct, frozen=True, kw_only=True):
     buried_alive: frozenset[str]
     starts: int
     reruns: int
+    retries: int
 
     @property
     def problems(self) -> list[str]:
@@ -126,7 +128,8 @@ def check(evidence: Evidence) -> Verdict:
         overlaps=overlaps(runs),
         buried_alive=frozenset(evidence.dead & well_ended),
         starts=len(runs),
-        reruns=len(runs) - len({run.task for run in runs}),
+        reruns=len(repeats(runs)),
+        retries=len({(run.task, run.attempt) for run in runs}) - len({run.task for run in runs}),
     )
 
 
@@ -160,11 +163,21 @@ def runs_of(events: Iterable[Event], deaths: Sequence[Death]) -> list[Run]:
 
 def overlaps(runs: Iterable[Run]) -> list[tuple[Run, Run]]:
     """Return pairs of runs of one task where the later began while the earlier was still going on."""
-    found = []
+    found: list[tuple[Run, Run]] = []
     for own in by_task(runs).values():
         for index, later in enumerate(own):
             found.extend((earlier, later) for earlier in own[:index] if later.start_s < earlier.end_s)
     return found
+
+
+def repeats(runs: Iterable[Run]) -> list[Run]:
+    """Return the runs of an attempt that had begun before."""
+    return [
+        later
+        for own in by_task(runs).values()
+        for index, later in enumerate(own)
+        if any(earlier.attempt == later.attempt for earlier in own[:index])
+    ]
 
 
 def by_task(runs: Iterable[Run]) -> dict[str, list[Run]]:
@@ -175,9 +188,26 @@ def by_task(runs: Iterable[Run]) -> dict[str, list[Run]]:
     return grouped
 
 
-def account(faults: Sequence[Fault], runs: Sequence[Run]) -> list[tuple[Fault, int, int, int]]:
-    """Return for each fault: starts before it, runs in flight that it hit, and re-runs between it and the next one."""
-    rerun_at = sorted(run.start_s for own in by_task(runs).values() for run in own[1:])
+class Row(Struct, frozen=True, kw_only=True):
+    """What a fault did.
+
+    Attributes:
+        starts: Runs begun before it.
+        in_flight: Runs under way that it hit.
+        reruns: Starts of an attempt that had begun before, between this fault and the next.
+        first_rerun_s: How long after it the first of them began.
+    """
+
+    fault: Fault
+    starts: int
+    in_flight: int
+    reruns: int
+    first_rerun_s: float
+
+
+def account(faults: Sequence[Fault], runs: Sequence[Run]) -> list[Row]:
+    """Return what each fault did, in order."""
+    rerun_at = sorted(run.start_s for run in repeats(runs))
     rows = []
     for index, fault in enumerate(faults):
         next_s = faults[index + 1].at_s if index + 1 < len(faults) else math.inf
@@ -185,7 +215,16 @@ def account(faults: Sequence[Fault], runs: Sequence[Run]) -> list[tuple[Fault, i
             run.start_s <= fault.at_s <= run.end_s and (not fault.pids or run.pid in fault.pids) for run in runs
         )
         starts = sum(run.start_s <= fault.at_s for run in runs)
-        rows.append((fault, starts, in_flight, sum(fault.at_s <= at_s < next_s for at_s in rerun_at)))
+        own = [at_s - fault.at_s for at_s in rerun_at if fault.at_s <= at_s < next_s]
+        rows.append(
+            Row(
+                fault=fault,
+                starts=starts,
+                in_flight=in_flight,
+                reruns=len(own),
+                first_rerun_s=min(own, default=math.inf),
+            )
+        )
     return rows
 
 

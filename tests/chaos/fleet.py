@@ -15,8 +15,8 @@ import msgspec
 
 from tests.chaos import journal
 from tests.chaos.checker import Death
-from tests.chaos.waiting import eventually
 from tests.chaos.worker_main import Options
+from tests.support.eventually import eventually
 
 ROOT = Path(__file__).parents[2]
 READY_WITHIN_S = 30.0

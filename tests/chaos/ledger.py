@@ -1,4 +1,4 @@
-"""The ledger run: thousands of tasks, killed workers, killed servers, an outage and a frozen worker; nothing may be lost.
+"""The ledger run: thousands of tasks, killed workers and servers, an outage, a frozen worker; nothing may be lost.
 
 ``python -m tests.chaos.ledger --tasks 5000 --seed 7`` runs it by hand and prints its table.
 """
@@ -11,25 +11,29 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 from msgspec import Struct
 
 from tests.chaos.checker import Evidence, Fault, Verdict, account, check, runs_of
 from tests.chaos.handlers import Job
 from tests.chaos.stage import Stage, staged
-from tests.chaos.waiting import eventually
+from tests.support.eventually import eventually
 
 OUTAGE_S = 6.0
 FREEZE_S = 7.0
 RESPAWN_AFTER_S = 1.0
-QUIET_S = 4.0
 SETTLE_WITHIN_S = 120.0
 
 
 class Plan(Struct, frozen=True, kw_only=True):
-    """How large a run is."""
+    """How large a run is.
+
+    Attributes:
+        long_share: Share of the tasks that sleep 2 to 12 s.
+    """
 
     tasks: int = 5000
     seed: int = 7
@@ -39,6 +43,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     server_kills: int = 2
     outages: int = 1
     freezes: int = 1
+    long_share: float = 0.02
 
 
 class Report(Struct, frozen=True, kw_only=True):
@@ -66,15 +71,19 @@ class Report(Struct, frozen=True, kw_only=True):
         verdict, plan = self.verdict, self.plan
         runs = runs_of(self.evidence.events, self.evidence.deaths)
         lines = [
-            f"seed {plan.seed}: {plan.tasks} tasks, {plan.workers} workers of {plan.concurrency} slots, {self.took_s:.0f} s",
-            f"{'at s':>6}  {'fault':<28}{'starts so far':>14}{'in flight':>11}{'re-runs after':>15}",
+            f"seed {plan.seed}: {plan.tasks} tasks, {plan.workers} x {plan.concurrency} slots, {self.took_s:.0f} s",
+            f"{'at s':>6}  {'fault':<28}{'starts so far':>14}{'in flight':>11}{'re-runs':>9}{'first after s':>15}",
         ]
-        for fault, starts, in_flight, reruns in account(self.faults, runs):
-            lines.append(f"{fault.at_s - self.began_s:6.1f}  {fault.name:<28}{starts:>14}{in_flight:>11}{reruns:>15}")
+        for row in account(self.faults, runs):
+            first = f"{row.first_rerun_s:.1f}" if row.reruns else "-"
+            lines.append(
+                f"{row.fault.at_s - self.began_s:6.1f}  {row.fault.name:<28}{row.starts:>14}{row.in_flight:>11}"
+                f"{row.reruns:>9}{first:>15}"
+            )
         lines.append(
-            f"starts {verdict.starts}, re-runs {verdict.reruns}, lost {len(verdict.lost)}, double records "
-            f"{len(verdict.doubled)}, phantom {len(verdict.phantom)}, dead letters {len(self.evidence.dead)}, "
-            f"starts while another living worker ran it {len(verdict.overlaps)}"
+            f"starts {verdict.starts}, re-runs {verdict.reruns}, retries {verdict.retries}, lost {len(verdict.lost)}, "
+            f"double records {len(verdict.doubled)}, phantom {len(verdict.phantom)}, "
+            f"dead letters {len(self.evidence.dead)}, starts while another living worker ran it {len(verdict.overlaps)}"
         )
         lines += [f"  overlap: {a.task} by {a.pid} {a.start_s - self.began_s:.2f}..{a.end_s - self.began_s:.2f}, "
                   f"by {b.pid} at {b.start_s - self.began_s:.2f}" for a, b in verdict.overlaps[:10]]  # fmt: skip
@@ -87,8 +96,10 @@ def jobs_of(plan: Plan) -> list[Job]:
     jobs = []
     for n in range(plan.tasks):
         roll = dice.random()
-        sleep_s = dice.uniform(0.02, 0.3) if roll < 0.9 else dice.uniform(0.3, 2) if roll < 0.98 else dice.uniform(2, 12)
-        is_failing = dice.random() < 0.02  # noqa: PLR2004
+        sleep_s = (
+            dice.uniform(0.02, 0.3) if roll < 0.9 else dice.uniform(0.3, 2) if roll < 0.98 else dice.uniform(2, 12)
+        )
+        is_failing = dice.random() < 0.02
         jobs.append(Job(n=n, how="raise" if is_failing else "sleep", failures=1, sleep_s=round(sleep_s, 3)))
     return jobs
 
@@ -105,7 +116,7 @@ class Nemesis:
     async def run(self) -> None:
         """Inject every fault, spread over the progress of the load."""
         plan = self._plan
-        acts: list[Callable[[], Awaitable[None]]] = (
+        acts: list[Callable[[], Coroutine[Any, Any, None]]] = (
             [self._kill_worker] * plan.worker_kills
             + [self._kill_server] * plan.server_kills
             + [self._outage] * plan.outages
@@ -114,12 +125,14 @@ class Nemesis:
         self._dice.shuffle(acts)
         for index, act in enumerate(acts):
             share = (index + 0.6 + self._dice.uniform(-0.25, 0.25)) / (len(acts) + 1)
-            await self._progress(share)
+            await self._progress(int(share * plan.tasks))
+            before = self._stage.fleet.count("end")
             await act()
-            await asyncio.sleep(QUIET_S)
+            await self._progress(before + plan.workers * plan.concurrency)
 
-    async def _progress(self, share: float) -> None:
-        wanted = int(share * self._plan.tasks)
+    async def _progress(self, wanted: int) -> None:
+        # towards the end there may be too few left
+        wanted = min(wanted, self._plan.tasks)
         await eventually(
             lambda: self._stage.fleet.count("end") >= wanted,
             within_s=SETTLE_WITHIN_S,
@@ -136,11 +149,13 @@ class Nemesis:
         await fleet.start()
 
     async def _kill_server(self) -> None:
-        at_s = await self._stage.server.restart()
+        at_s = time.monotonic()
+        await self._stage.server.restart()
         self.faults.append(Fault(name="server killed, same store", at_s=at_s))
 
     async def _outage(self) -> None:
-        at_s = self._stage.server.kill()
+        at_s = time.monotonic()
+        self._stage.server.kill()
         self.faults.append(Fault(name=f"server away for {OUTAGE_S:g} s", at_s=at_s))
         await asyncio.sleep(OUTAGE_S)
         await self._stage.server.start()

@@ -53,10 +53,22 @@ class Load:
                 self.offered.add(handle.id)
                 return handle.id
 
-    async def submit_all(self, jobs: Sequence[Job], *, named_share: float = 0.5, width: int = 32, seed: int = 0) -> None:
+    async def submit_at_once(self, jobs: Sequence[Job]) -> None:
+        """Submit all jobs in one atomic batch, named by the broker; once, so the broker must be well."""
+        for job, handle in zip(jobs, await self._client.submit_many(self._capability, jobs), strict=True):
+            if isinstance(handle, BusError):
+                raise handle
+            self.acked[handle.id] = job
+            self.offered.add(handle.id)
+
+    async def submit_all(
+        self, jobs: Sequence[Job], *, named_share: float = 0.5, width: int = 32, seed: int = 0
+    ) -> None:
         """Submit all jobs, ``width`` at a time; a share of them under ids of our own, the rest named by the broker."""
         dice = random.Random(seed)
-        queue = [(job, f"{self._capability}/{job.n}" if dice.random() < named_share else None) for job in reversed(jobs)]
+        queue = [
+            (job, f"{self._capability}/{job.n}" if dice.random() < named_share else None) for job in reversed(jobs)
+        ]
 
         async def work() -> None:
             while queue:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -21,21 +22,23 @@ from callboard.runtime.errors import BusError
 from tests.chaos.checker import Evidence, Verdict, check
 from tests.chaos.fleet import Fleet
 from tests.chaos.load import Load
-from tests.chaos.server import Server
-from tests.chaos.waiting import eventually
+from tests.support.eventually import eventually
+from tests.support.server import NatsServer
 
 _MIB = 1 << 20
 SETTINGS = TopologySettings(
     queue_max_bytes=64 * _MIB, ledger_max_bytes=64 * _MIB, audit_max_bytes=8 * _MIB, dead_max_bytes=8 * _MIB,
     tokens_max_bytes=_MIB,
 )  # fmt: skip
+# Shorter leases than in production, where only the order of events matters.
+QUICK: dict[str, Any] = {"ack_wait_s": 2.0, "extend_every_s": 0.5, "quarantine_s": 2.0}
 Tweak = Callable[[StreamConfig], StreamConfig]
 
 
 class Stage:
     """Everything of one chaos run."""
 
-    def __init__(self, server: Server, bus: Bus, fleet: Fleet) -> None:
+    def __init__(self, server: NatsServer, bus: Bus, fleet: Fleet) -> None:
         self.server = server
         self.bus = bus
         self.fleet = fleet
@@ -103,10 +106,14 @@ class Stage:
 
 @contextlib.asynccontextmanager
 async def staged(
-    folder: Path, *, tweak: Tweak | None = None, max_file_bytes: int = 4 << 30, **workers: Any
+    folder: Path,
+    *,
+    tweak: Tweak | None = None,
+    max_file_bytes: int = 4 << 30,
+    **workers: Any,  # noqa: ANN401 - fields of Options
 ) -> AsyncIterator[Stage]:
     """Start a server with the topology; workers take ``workers`` as their defaults. Everything ends with the block."""
-    server = Server(folder, max_file_bytes=max_file_bytes)
+    server = NatsServer(folder / "server", jetstream=False, more=_config(folder, max_file_bytes))
     fleet: Fleet | None = None
     try:
         await server.start()
@@ -121,6 +128,15 @@ async def staged(
             await asyncio.wait_for(bus.close(), 10)
     finally:
         server.kill()
+
+
+def _config(folder: Path, max_file_bytes: int) -> str:
+    """Return the server's part of JetStream, as production has it: every write on disk before it is acknowledged."""
+    return (
+        f"jetstream {{ store_dir: {json.dumps(str(folder / 'store'))}, sync_interval: always\n"
+        f"  max_mem: 256MB, max_file: {max_file_bytes}\n"
+        "  limits { batch { max_inflight_per_stream: 50, max_inflight_total: 1000 } } }"
+    )
 
 
 async def _provision(bus: Bus, tweak: Tweak | None) -> None:

@@ -9,12 +9,12 @@ import pytest
 from tests.chaos.fleet import WorkerProcess
 from tests.chaos.handlers import Job
 from tests.chaos.journal import Kind
-from tests.chaos.stage import Stage, staged
-from tests.chaos.waiting import eventually
+from tests.chaos.stage import QUICK, Stage, staged
+from tests.support.eventually import eventually
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(90)]
 # Long enough that the second run is under way when the zombie wakes, and when a third worker might be asked.
-WORK_S = 6.0
+WORK_S = 4.0
 
 
 async def freeze_in_mid_work(stage: Stage, job: Job) -> tuple[WorkerProcess, str]:
@@ -40,8 +40,9 @@ async def runs(stage: Stage, task: str, *, count: int, kind: Kind = "start", wit
     )
 
 
+@pytest.mark.slow
 async def test_a_zombie_that_finishes_leaves_one_record(folder: Path) -> None:
-    async with staged(folder) as stage:
+    async with staged(folder, **QUICK) as stage:
         _, task = await freeze_in_mid_work(stage, Job(n=0, sleep_s=WORK_S))
         await stage.settled(within_s=30)
         await runs(stage, task, count=2, kind="end")
@@ -50,8 +51,9 @@ async def test_a_zombie_that_finishes_leaves_one_record(folder: Path) -> None:
         assert verdict.starts == 2
 
 
+@pytest.mark.slow
 async def test_a_zombie_whose_run_fails_does_not_start_a_third_one(folder: Path) -> None:
-    async with staged(folder) as stage:
+    async with staged(folder, **QUICK) as stage:
         _, task = await freeze_in_mid_work(stage, Job(n=0, how="fragile", sleep_s=WORK_S))
         await runs(stage, task, count=1, kind="fail")
         await stage.settled(within_s=30)
@@ -61,7 +63,7 @@ async def test_a_zombie_whose_run_fails_does_not_start_a_third_one(folder: Path)
 
 
 async def test_a_zombie_that_gives_up_does_not_bury_a_task_another_worker_runs(folder: Path) -> None:
-    async with staged(folder) as stage:
+    async with staged(folder, **QUICK) as stage:
         _, task = await freeze_in_mid_work(stage, Job(n=0, how="fragile", is_final=True, sleep_s=WORK_S))
         await runs(stage, task, count=1, kind="fail")
         await stage.settled(within_s=30)

@@ -7,6 +7,7 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -78,14 +79,14 @@ async def main(options: Options) -> None:
 
 
 def _log_claims(journal: Journal) -> None:
-    take = Pool._claim
+    take: Callable[..., Claim] = Pool._claim
 
     def taken(self: Pool, *args: object) -> Claim:
-        claim: Claim = take(self, *args)  # type: ignore[arg-type]
+        claim = take(self, *args)
         journal.write("claim", task=claim.task_id, attempt=claim.attempt, delivered=claim.delivery.delivered)
         return claim
 
-    Pool._claim = taken  # type: ignore[method-assign]
+    Pool._claim = taken  # type: ignore[method-assign, assignment]
 
 
 if __name__ == "__main__":

@@ -7,11 +7,15 @@ import inspect
 import time
 from collections.abc import Awaitable, Callable
 
-_POLL_S = 0.01
+POLL_S = 0.01
 
 
 async def eventually(
-    condition: Callable[[], object] | Callable[[], Awaitable[object]], *, within_s: float = 5.0, what: str = ""
+    condition: Callable[[], object] | Callable[[], Awaitable[object]],
+    *,
+    within_s: float = 5.0,
+    what: str = "",
+    every_s: float = POLL_S,
 ) -> None:
     """Wait until ``condition`` holds; fail with ``what`` when it does not in time."""
     deadline = time.monotonic() + within_s
@@ -24,4 +28,4 @@ async def eventually(
         if time.monotonic() > deadline:
             message = f"not within {within_s} s: {what or inspect.getsource(condition).strip()}"
             raise AssertionError(message)
-        await asyncio.sleep(_POLL_S)
+        await asyncio.sleep(every_s)

@@ -13,6 +13,7 @@ from typing import Literal
 
 from msgspec import Struct
 
+from callboard.runtime import crash
 from callboard.runtime.bus import header
 from callboard.runtime.bus.base import MAX_BATCH, Bus, PubAck, Write
 from callboard.runtime.clock import Clock
@@ -197,7 +198,9 @@ class Committer:
             answers = await self._one_by_one(entries, error)
         is_clean = True
         conflicts: list[Entry] = []
-        for entry, answer in zip(entries, answers, strict=True):
+        for index, (entry, answer) in enumerate(zip(entries, answers, strict=True)):
+            if crash.point and index:
+                crash.at("mid-batch")
             if isinstance(answer, PubAck):
                 entry.done(_OURS)
             elif isinstance(answer, ConflictError):
@@ -243,7 +246,9 @@ class Committer:
                     self._put_off(entry, answer, group)
         else:
             is_clean = True
-            for entry in entries:
+            for index, entry in enumerate(entries):
+                if crash.point and index:
+                    crash.at("mid-batch")
                 entry.done(_OURS)
         self._landed(entries)
         return is_clean

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 from msgspec import Struct
 
-from callboard.runtime import subjects
+from callboard.runtime import crash, subjects
 from callboard.runtime.bus.base import Bus, Message
 from callboard.runtime.claim import Claim, Stage
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
@@ -75,6 +75,8 @@ class LeaseKeeper:
     def add(self, claim: Claim) -> None:
         """Keep this claim from now on."""
         self.claims[claim.token] = claim
+        if crash.point:
+            crash.at("claimed")
 
     def drop(self, claim: Claim) -> None:
         """Stop keeping it; harmless when it is not kept."""

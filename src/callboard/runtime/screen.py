@@ -110,7 +110,9 @@ def screen(
     crashes = count_crashes(history, is_redelivered=delivered > 1)
     if crashes >= crash_limit:
         return Bury(attempt=attempt, crashes=crashes, next_n=next_n)
-    return Run(attempt=attempt, crashes=crashes, next_n=next_n, is_restart=is_restart, is_suspect=crashes > 1)
+    # with a low limit the last run that is allowed must be the one that can be blamed
+    is_suspect = crashes >= max(1, min(2, crash_limit - 1))
+    return Run(attempt=attempt, crashes=crashes, next_n=next_n, is_restart=is_restart, is_suspect=is_suspect)
 
 
 def count_crashes(history: Sequence[AttemptRecord], *, is_redelivered: bool) -> int:

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 
 from msgspec import UNSET, Raw, Struct
 
-from callboard.runtime import record, subjects
+from callboard.runtime import crash, record, subjects
 from callboard.runtime.blobs import CLAIM_CHECK_BYTES, BlobStore
 from callboard.runtime.bus import header
 from callboard.runtime.bus.base import Bus, Write
@@ -146,10 +146,9 @@ class Settler:
         """Write the ``started`` record that precedes every run but a task's first.
 
         Returns:
-            False if the lease is gone, or if a record of this number stands: the task was submitted twice, and another
-            worker began a run since we looked.
+            False if the run must not begin: somebody else began one first, or the lease is gone.
         """
-        return await self._note(claim, "started", is_decisive=True) and not self._keeper.has_lapsed(claim)
+        return await self._note(claim, "started") and not self._keeper.has_lapsed(claim)
 
     # --- records
 
@@ -197,6 +196,8 @@ class Settler:
         self._committer.add(Write(claim.result_subject, data), done)
 
     def _answered(self, claim: Claim, result: Stands, data: bytes, name: str, term_reason: str) -> None:
+        if crash.point:
+            crash.at("after-result-puback")
         if term_reason and result.is_ours:
             self._run(claim, self._bus.term(claim.token, term_reason), "settle-term")
         else:
@@ -252,8 +253,9 @@ class Settler:
 
     async def _retry(self, claim: Claim, failure: Failure, delay_s: float) -> None:
         is_scheduled = delay_s > self._rules.schedule_over_s
-        await self._note(claim, "failed", failure=failure, delay_s=delay_s, is_scheduled=is_scheduled)
-        if is_scheduled:
+        if not await self._note(claim, "failed", failure=failure, delay_s=delay_s, is_scheduled=is_scheduled):
+            self._forget(claim, "lapsed")
+        elif is_scheduled:
             await self._schedule(claim, delay_s, attempt=claim.attempt + 1)
             self._acks.append(claim.token)
             self._flush_soon()
@@ -275,8 +277,12 @@ class Settler:
         await self._patiently(lambda: self._bus.store(write))
 
     async def _return(self, claim: Claim, delay_s: float) -> None:
-        await self._note(claim, "returned")
-        await self._give_back(claim, delay_s, "returned")
+        is_unknown = claim.number == 1 and (claim.delivery.delivered > 1 or claim.is_doubtful)
+        # a redelivery that nobody was asked about may be running elsewhere: a note would say that it is not
+        if is_unknown or await self._note(claim, "returned"):
+            await self._give_back(claim, delay_s, "returned")
+        else:
+            self._forget(claim, "lapsed")
 
     async def _give_back(self, claim: Claim, delay_s: float, name: str) -> None:
         # the keeper first: an extension that follows a nak would replace its delay by a whole ack_wait
@@ -318,37 +324,39 @@ class Settler:
         failure: Failure | None = None,
         delay_s: float | None = None,
         is_scheduled: bool = False,
-        is_decisive: bool = False,
     ) -> bool:
-        """Write an attempt record under the next free number; ``is_decisive``: under this one, or return False."""
-        while True:
-            now = self._clock.now()
-            note = AttemptRecord(
-                v=record.VERSION,
-                task=claim.task_id,
-                capability=claim.capability,
-                n=claim.number,
-                kind=kind,
-                attempt=claim.attempt,
-                worker=self._keeper.worker,
-                at=now,
-                error=failure if failure is not None else UNSET,
-                retry_at=now + timedelta(seconds=delay_s) if delay_s is not None else UNSET,
-                scheduled=is_scheduled or UNSET,
-            )
-            data = record.encode(note)
-            subject = subjects.attempt(claim.capability, claim.task_id, claim.number)
-            claim.number += 1
-            try:
-                await self._patiently(lambda: self._bus.store(Write(subject, data)))  # noqa: B023 - awaited here
-            except ConflictError:
-                # our own write whose answer got lost, or an older worker's note: the next number is free or tells
-                standing = await self._patiently(lambda: self._bus.get_last(subjects.LEDGER, subject))  # noqa: B023 - as above
-                if standing is None or standing.data != data:
-                    if is_decisive:
-                        return False
-                    continue
-            return True
+        """Write the claim's next attempt record.
+
+        The numbers are the fence between runs of one task: every run but the first takes one when it begins, and one
+        when it ends unfinished. Whoever finds his number taken has been succeeded by another run.
+
+        Returns:
+            False if somebody else's record stands there; the claim must then be let go of without an answer.
+        """
+        now = self._clock.now()
+        note = AttemptRecord(
+            v=record.VERSION,
+            task=claim.task_id,
+            capability=claim.capability,
+            n=claim.number,
+            kind=kind,
+            attempt=claim.attempt,
+            worker=self._keeper.worker,
+            at=now,
+            error=failure if failure is not None else UNSET,
+            retry_at=now + timedelta(seconds=delay_s) if delay_s is not None else UNSET,
+            scheduled=is_scheduled or UNSET,
+        )
+        data = record.encode(note)
+        subject = subjects.attempt(claim.capability, claim.task_id, claim.number)
+        claim.number += 1
+        try:
+            await self._patiently(lambda: self._bus.store(Write(subject, data)))
+        except ConflictError:
+            # perhaps our own write, whose answer got lost
+            standing = await self._patiently(lambda: self._bus.get_last(subjects.LEDGER, subject))
+            return standing is not None and standing.data == data
+        return True
 
     async def _history(self, claim: Claim) -> list[AttemptRecord]:
         if claim.number == 1:
@@ -388,6 +396,8 @@ class Settler:
         self._flushing = False
         try:
             if acks:
+                if crash.point:
+                    crash.at("before-ack")
                 await self._bus.ack(acks)
         except BusError:
             # repaired by redelivery; its notice is not sent, as the waiter looks at the ledger

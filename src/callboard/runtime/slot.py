@@ -11,7 +11,7 @@ from concurrent.futures import Executor
 from datetime import datetime
 from typing import Any, Protocol
 
-from callboard.runtime import codec, context
+from callboard.runtime import codec, context, crash
 from callboard.runtime.capability import Capability, fill_context
 from callboard.runtime.claim import Claim, Stage
 from callboard.runtime.clock import Clock
@@ -110,7 +110,11 @@ class Slot:
         claim.started_at = pool.clock.monotonic()
         pool.running[claim.token] = self
         try:
+            if crash.point:
+                crash.at("before-effect")
             outcome = await self._outcome(claim)
+            if crash.point:
+                crash.at("after-effect")
         finally:
             pool.running.pop(claim.token, None)
         if claim.stop_reason is not None:

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from callboard.runtime import ids, subjects
+from callboard.runtime import crash, ids, subjects
 from callboard.runtime.beat import Beat, WorkerStatus, decode_beat, encode_beat
 from callboard.runtime.blobs import BlobStore
 from callboard.runtime.bus.base import Bus, KvEntry, Message, Subscription
@@ -243,6 +243,8 @@ class Worker:
         self.status = "draining"
         for pool in self.pools.values():
             await pool.drain()
+        if crash.point:
+            crash.at("in-drain")
         grace_s = 0.0 if self._stop_now else self.options.drain_grace_s
         give_up_s = self._clock.monotonic() + grace_s
         while not all(pool.is_idle for pool in self.pools.values()):
