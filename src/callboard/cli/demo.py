@@ -63,11 +63,11 @@ def command(
     if session.nats is not None:
         message = "the demo starts a server of its own, so --nats does not go with it"
         raise click.UsageError(message)
-    stopped_by: list[signal.Signals] = []
+    course = _Course()
     try:
         demo = _digest(
             session,
-            stopped_by,
+            course,
             folder=folder,
             out=out,
             data_dir=data,
@@ -77,8 +77,8 @@ def command(
             kill=kill,
         )
     except KeyboardInterrupt:
-        how = "SIGTERM" if signal.SIGTERM in stopped_by else "Ctrl-C"
-        note(f"Stopped by {how}: workers and server are down, no report was written.")
+        report = "the report is written" if course.stage == "written" else "there is no new report"
+        note(f"Stopped by {course.stopped_by}: workers and server are down, {report}.")
         sys.exit(INTERRUPTED)
     if session.json:
         emit(_summary(demo))
@@ -89,16 +89,25 @@ def command(
         sys.exit(1)
 
 
-def _digest(session: Session, stopped_by: list[signal.Signals], /, **options: Any) -> Demo:  # noqa: ANN401 - by name
+class _Course:
+    """How far a demo came and who stopped it."""
+
+    def __init__(self) -> None:
+        self.stage = ""
+        self.stopped_by = "Ctrl-C"
+        self.is_stopped = False
+
+
+def _digest(session: Session, course: _Course, /, **options: Any) -> Demo:  # noqa: ANN401 - by name
     from callboard.agents.digest.run import DemoOptions
     from callboard.runtime import logs
 
     # the worker that dies on purpose is no news; what goes wrong is
     logs.configure(level="error", form="console")
-    return asyncio.run(_run(session, DemoOptions(**options), stopped_by))
+    return asyncio.run(_run(session, DemoOptions(**options), course))
 
 
-async def _run(session: Session, /, options: DemoOptions, stopped_by: list[signal.Signals]) -> Demo:
+async def _run(session: Session, /, options: DemoOptions, course: _Course) -> Demo:
     from callboard.agents.digest.run import run_demo
 
     loop = asyncio.get_running_loop()
@@ -106,13 +115,19 @@ async def _run(session: Session, /, options: DemoOptions, stopped_by: list[signa
 
     def stop(number: signal.Signals) -> None:
         # once: a second signal would cut short what takes workers and server down, which takes seconds at most
-        if task is not None and not stopped_by:
+        if task is not None and not course.is_stopped:
+            course.is_stopped = True
+            course.stopped_by = "Ctrl-C" if number == signal.SIGINT else number.name
             task.cancel()
-        stopped_by.append(number)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop, number)
-    with _progress(session) as tell:
+    with _progress(session) as show:
+
+        def tell(progress: Progress) -> None:
+            course.stage = progress.stage
+            show(progress)
+
         try:
             return await run_demo(options, tell)
         except asyncio.CancelledError:
@@ -193,6 +208,8 @@ def _plain(session: Session) -> Callable[[Progress], None]:
 
     def tell(progress: Progress) -> None:
         quarter = progress.done * 4 // progress.total if progress.total else 0
+        if progress.stage == "written":
+            return  # the closing lines say so
         if progress.stage == last["stage"] and quarter == last["quarter"] and not progress.text:
             return
         last.update(stage=progress.stage, quarter=quarter)

@@ -73,7 +73,14 @@ class DemoOptions(Struct, frozen=True, kw_only=True):
 
 
 class Progress(Struct, frozen=True, kw_only=True):
-    """How far it is: ``stage`` is ``listing``, ``starting``, ``digesting``, ``killed``, ``merging`` or ``writing``."""
+    """How far it is.
+
+    Attributes:
+        stage: ``listing``, ``starting``, ``digesting``, ``killed``, ``merging``, ``writing``, ``written``.
+        done: Files digested.
+        total: Files to digest, 0 before they are known.
+        text: What is happening, where a person wants to know.
+    """
 
     stage: str
     done: int = 0
@@ -100,9 +107,9 @@ async def run_demo(options: DemoOptions, tell: Tell) -> Demo:
         DataFolderInUseError: If another demo or server runs on the data folder.
         CallboardError: If server or workers do not start, or the group of workers ends early.
     """
-    _check_out(options.out)
     tell(Progress(stage="listing"))
     found = await _apart(lambda: _list(options))
+    _check_out(options.out)
     await _make_room(options.data_dir)
     tell(Progress(stage="starting", total=len(found.files), text="an embedded nats-server"))
     server_settings = ServerSettings(data_dir=options.data_dir, port=0)
@@ -166,9 +173,18 @@ class _Digesting:
             self._note_workers(beats)
         self._tell(Progress(stage="writing", done=len(labels), total=len(labels)))
         records = [record async for record in self._records()]
-        corpus = msgspec.convert(await self._client.value_of(merged), Corpus)
-        book = account([*labels, merged.task], records, kill=self._kill, labels=labels, workers=tuple(self._workers))
-        written = write_report(self._options.out, corpus, book, self._summary(started_at, finished_at))
+        value = await self._client.value_of(merged)
+        kill, workers = self._kill, tuple(self._workers)
+        if kill is not None:
+            kill = msgspec.structs.replace(kill, replaced_by=list(workers[self._options.processes :]))
+        summary = self._summary(started_at, finished_at)
+
+        def write() -> tuple[Written, Ledger]:
+            book = account([*labels, merged.task], records, kill=kill, labels=labels, workers=workers)
+            return write_report(self._options.out, msgspec.convert(value, Corpus), book, summary), book
+
+        written, book = await _apart(write)
+        self._tell(Progress(stage="written", done=len(labels), total=len(labels)))
         return Demo(written=written, ledger=book, seconds=self._clock.monotonic() - begun_s)
 
     def _summary(self, started_at: datetime, finished_at: datetime) -> Run:
