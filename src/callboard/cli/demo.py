@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shlex
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,10 +19,13 @@ from callboard.cli.output import emit, note
 from callboard.cli.session import Session, example, global_options, json_option, pass_session
 
 if TYPE_CHECKING:
+    from rich.progress import ProgressColumn
+
     from callboard.agents.digest.run import Demo, DemoOptions, Progress
 
 DATA = Path(".callboard/demo")
 OUT = Path("callboard-report")
+INTERRUPTED = 130
 
 
 @click.command("demo", epilog=example("callboard demo", "callboard demo ~/notes --out /tmp/report"))
@@ -54,119 +60,207 @@ def command(
     Starts a NATS server of its own, submits one task a file, kills one worker in the middle, and shows in the report
     that no file was lost and none counted twice. Files are only read. Ctrl-C is clean at any time.
     """
-    from callboard.agents.digest.run import DemoOptions
+    if session.nats is not None:
+        message = "the demo starts a server of its own, so --nats does not go with it"
+        raise click.UsageError(message)
+    course = _Course()
+    try:
+        demo = _digest(
+            session,
+            course,
+            folder=folder,
+            out=out,
+            data_dir=data,
+            processes=processes,
+            concurrency=concurrency,
+            max_files=max_files,
+            kill=kill,
+        )
+    except KeyboardInterrupt:
+        report = "the report is written" if course.stage == "written" else "there is no new report"
+        note(f"Stopped by {course.stopped_by}: workers and server are down, {report}.")
+        sys.exit(INTERRUPTED)
+    if session.json:
+        emit(_summary(demo))
+    else:
+        _say(demo=demo, data=data, is_kill_wanted=kill)
+    book = demo.ledger
+    if not book.is_whole or not book.statuses.get("completed", 0) > 1:
+        sys.exit(1)
 
-    options = DemoOptions(
-        folder=folder,
-        out=out,
-        data_dir=data,
-        processes=processes,
-        concurrency=concurrency,
-        kill=kill,
-        max_files=max_files,
-    )
+
+class _Course:
+    """How far a demo came and who stopped it."""
+
+    def __init__(self) -> None:
+        self.stage = ""
+        self.stopped_by = "Ctrl-C"
+        self.is_stopped = False
+
+
+def _digest(session: Session, course: _Course, /, **options: Any) -> Demo:  # noqa: ANN401 - by name
+    from callboard.agents.digest.run import DemoOptions
     from callboard.runtime import logs
 
     # the worker that dies on purpose is no news; what goes wrong is
     logs.configure(level="error", form="console")
-    # without workers or server left behind: the first Ctrl-C cancels, everything is taken down in order
-    demo = asyncio.run(_run(session, options))
-    book = demo.ledger
-    if session.json:
-        emit(
-            {
-                "event": "finished",
-                "html": str(demo.written.html),
-                "json": str(demo.written.json),
-                "submitted": book.submitted,
-                "recorded": book.recorded,
-                "lost": len(book.lost),
-                "doubled": len(book.doubled),
-                "taken_over": len(book.taken_over),
-                "seconds": round(demo.seconds, 3),
-            }
-        )
-    else:
-        _say(options, demo)
-    if not book.is_whole:
-        sys.exit(1)
+    return asyncio.run(_run(session, DemoOptions(**options), course))
 
 
-async def _run(session: Session, /, options: DemoOptions) -> Demo:
+async def _run(session: Session, /, options: DemoOptions, course: _Course) -> Demo:
     from callboard.agents.digest.run import run_demo
 
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()
-    if task is not None:
-        loop.add_signal_handler(signal.SIGTERM, task.cancel)
-    with _progress(session) as tell:
+
+    def stop(number: signal.Signals) -> None:
+        # once: a second signal would cut short what takes workers and server down, which takes seconds at most
+        if task is not None and not course.is_stopped:
+            course.is_stopped = True
+            course.stopped_by = "Ctrl-C" if number == signal.SIGINT else number.name
+            task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop, number)
+    with _progress(session) as show:
+
+        def tell(progress: Progress) -> None:
+            course.stage = progress.stage
+            show(progress)
+
         try:
             return await run_demo(options, tell)
         except asyncio.CancelledError:
             raise KeyboardInterrupt from None
 
 
+def _summary(demo: Demo) -> dict[str, object]:
+    book = demo.ledger
+    return {
+        "event": "finished",
+        "html": str(demo.written.html),
+        "json": str(demo.written.json),
+        "submitted": book.submitted,
+        "recorded": book.recorded,
+        "failed": len(book.failed),
+        "lost": len(book.lost),
+        "doubled": len(book.doubled),
+        "killed": book.kill.worker if book.kill else None,
+        "taken_over": len(book.taken_over),
+        "seconds": round(demo.seconds, 3),
+    }
+
+
 @contextmanager
 def _progress(session: Session) -> Iterator[Callable[[Progress], None]]:
-    if session.json or not sys.stderr.isatty():
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    # a dumb terminal cannot redraw a line
+    if session.json or not console.is_terminal or console.is_dumb_terminal:
         yield _plain(session)
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bar
 
-    columns = (
-        TextColumn("{task.description:10}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    with Bar(*columns, console=Console(stderr=True)) as bar:
-        line = bar.add_task("starting", total=None, rate="")
+    columns = (TextColumn("{task.description:9}"), BarColumn(bar_width=30), _numbers_column())
+    with Bar(*columns, console=console) as bar:
+        line = bar.add_task("listing", total=None)
 
         def tell(progress: Progress) -> None:
-            if progress.stage in ("starting", "killed") and progress.text:
-                bar.console.print(f"  {progress.text}", highlight=False, markup=False)
-            speed = bar.tasks[0].speed
-            bar.update(
-                line,
-                description="digesting" if progress.stage == "killed" else progress.stage,
-                total=progress.total or None,
-                completed=progress.done,
-                rate=f"{speed:.0f} files/s" if speed else "",
-            )
+            if progress.text:
+                bar.console.print(f"  {progress.text}", highlight=False, markup=False, soft_wrap=True)
+            if progress.stage in ("listing", "starting"):
+                bar.update(line, description=progress.stage)
+                return
+            if bar.tasks[0].total != progress.total:
+                bar.reset(line, total=progress.total)  # the clock of rate and ETA begins with the first file
+            stage = "digesting" if progress.stage == "killed" else progress.stage
+            bar.update(line, description=stage, completed=progress.done)
 
         yield tell
 
 
+def _numbers_column() -> ProgressColumn:
+    """Return the column with count, rate and time left; it changes twice a second, so that it can be read."""
+    from rich.progress import ProgressColumn, Task
+    from rich.text import Text
+
+    class Numbers(ProgressColumn):
+        max_refresh = 0.5
+
+        def render(self, task: Task) -> Text:
+            if task.total is None:
+                return Text("")
+            parts = [f"{task.completed:,.0f}/{task.total:,.0f} files"]
+            if task.speed and task.description == "digesting":
+                parts.append(f"{task.speed:,.0f} files/s")
+            if task.time_remaining and task.description == "digesting":
+                minutes, seconds = divmod(round(task.time_remaining), 60)
+                parts.append(f"{minutes}:{seconds:02} left")
+            return Text("  ".join(parts), style="progress.remaining")
+
+    return Numbers()
+
+
 def _plain(session: Session) -> Callable[[Progress], None]:
-    last = {"stage": "", "tenth": -1}
+    last = {"stage": "", "quarter": -1}
 
     def tell(progress: Progress) -> None:
-        tenth = progress.done * 10 // progress.total if progress.total else 0
-        if progress.stage == last["stage"] and tenth == last["tenth"] and not progress.text:
+        quarter = progress.done * 4 // progress.total if progress.total else 0
+        if progress.stage == "written":
+            return  # the closing lines say so
+        if progress.stage == last["stage"] and quarter == last["quarter"] and not progress.text:
             return
-        last.update(stage=progress.stage, tenth=tenth)
+        last.update(stage=progress.stage, quarter=quarter)
         if session.json:
             emit({"event": progress.stage, "done": progress.done, "total": progress.total, "text": progress.text})
         else:
-            note(f"{progress.stage} {progress.done}/{progress.total} {progress.text}".rstrip())
+            count = f" {progress.done:,}/{progress.total:,}" if progress.total else ""
+            note(f"{progress.stage}{count} {progress.text}".rstrip())
 
     return tell
 
 
-def _say(options: DemoOptions, demo: Demo) -> None:
+def _say(*, demo: Demo, data: Path, is_kill_wanted: bool) -> None:
+    from callboard.agents.digest.report import NO_KILL
+
     book = demo.ledger
     whole = "nothing lost, nothing counted twice" if book.is_whole else "SOMETHING IS WRONG, see the report"
     click.echo(
-        f"{book.submitted} tasks submitted, {book.recorded} recorded, {len(book.lost)} lost, "
-        f"{len(book.doubled)} counted twice: {whole} ({demo.seconds:.1f} s)."
+        f"{book.submitted:,} tasks submitted, {book.recorded:,} recorded, {len(book.lost):,} lost, "
+        f"{len(book.doubled):,} counted twice: {whole} ({demo.seconds:.1f} s)."
     )
+    for entry in book.failed[:10]:
+        click.echo(f"{entry.status.capitalize()}: {entry.label}: {entry.error}")
     if book.kill is not None:
-        click.echo(f"One worker was killed on purpose; {len(book.taken_over)} of its tasks were taken over.")
+        taken = len(book.taken_over)
+        what = "no task had to be" if not taken else f"{taken} of its tasks {'was' if taken == 1 else 'were'}"
+        click.echo(f"One worker ({book.kill.worker}) was killed on purpose; {what} taken over.")
+    elif is_kill_wanted:
+        click.echo(NO_KILL)
     click.echo(f"Report:  {demo.written.html.resolve().as_uri()}")
     click.echo(f"         {demo.written.json}")
-    click.echo("Look at the audit trail of this run:")
-    click.echo(f"  callboard up --data {options.data_dir} --port 0     (in one terminal)")
-    click.echo("  callboard audit tail --limit 20        (in another)")
+    called, folder = _called(), shlex.quote(str(data))
+    click.echo("Look at the audit trail of this run, in two terminals of this folder:")
+    click.echo(f"  {called} up --data {folder} --port 0")
+    click.echo(f"  CALLBOARD_SERVER__DATA_DIR={folder} {called} audit tail --limit 20")
+
+
+def _called() -> str:
+    """Return how this program was called, so that the printed lines work as they stand."""
+    if Path(sys.argv[0]).name == "__main__.py":
+        return f"{_shortest(sys.executable)} -m callboard"
+    return _shortest(sys.argv[0])
+
+
+def _shortest(program: str) -> str:
+    name = Path(program).name
+    found = shutil.which(name)
+    # a venv's python is a link: the same file at the end says nothing, the same place does
+    if found is not None and Path(found).absolute() == Path(program).absolute():
+        return name
+    shown = Path(program)
+    if shown.is_absolute() and shown.is_relative_to(Path.cwd()):
+        shown = shown.relative_to(Path.cwd())
+    return shlex.quote(os.fspath(shown))

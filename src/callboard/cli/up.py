@@ -49,11 +49,13 @@ async def _up(session: Session, /, settings: Settings) -> None:
 
     from callboard.runtime.embedded import EmbeddedServer
     from callboard.runtime.errors import ServerStartError
+    from callboard.runtime.host import provision_embedded
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     async with EmbeddedServer(settings.server) as server:
-        await _provision(settings, server.url)
+        nats = settings.nats.model_copy(update={"url": server.url})
+        await provision_embedded(settings.model_copy(update={"nats": nats}))
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop.set)
         _tell(session, server.state, settings)
@@ -68,21 +70,6 @@ async def _up(session: Session, /, settings: Settings) -> None:
             return
         message = f"the server ended by itself with status {ended.result()}; see {settings.server.data_dir}/server.log"
         raise ServerStartError(message)
-
-
-async def _provision(settings: Settings, url: str) -> None:
-    from callboard.runtime.bus import provision, topology
-    from callboard.runtime.host import connector
-    from callboard.runtime.server_folder import DataFolder
-
-    nats = settings.nats.model_copy(update={"url": url})
-    bus = await connector(settings.model_copy(update={"nats": nats}))("cli-up")
-    try:
-        store_bytes = DataFolder(settings.server.data_dir).max_file_bytes(settings.server)
-        wanted = topology.declared(topology.fit(settings.topology, store_bytes=store_bytes))
-        await provision.apply(bus, await provision.plan(bus, wanted))
-    finally:
-        await bus.close()
 
 
 def _tell(session: Session, /, state: RunningServer, settings: Settings) -> None:

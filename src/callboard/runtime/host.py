@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from callboard.runtime import events, logs, metrics, subjects
-from callboard.runtime.bus import provision
+from callboard.runtime.bus import provision, topology
 from callboard.runtime.bus.base import Bus
 from callboard.runtime.capability import DEFAULT_POOL, Capability
 from callboard.runtime.client import Client
@@ -25,6 +25,7 @@ from callboard.runtime.errors import CallboardError, ConfigError
 from callboard.runtime.health import Health, HealthServer
 from callboard.runtime.pool import PoolRules
 from callboard.runtime.retry import RetryPolicy
+from callboard.runtime.server_folder import DataFolder
 from callboard.runtime.settle import SettleRules
 from callboard.runtime.worker import Worker, WorkerOptions
 
@@ -65,6 +66,22 @@ def connector(settings: Settings) -> Connect:
         )
 
     return connect
+
+
+async def provision_embedded(settings: Settings) -> None:
+    """Create the streams on the embedded server at ``nats.url``, as large as the disk of its data folder allows.
+
+    Raises:
+        ServerStartError: If the disk has no room for streams.
+        TopologyError: If what is there cannot be brought in line.
+    """
+    bus = await connector(settings)("provision")
+    try:
+        store_bytes = DataFolder(settings.server.data_dir).max_file_bytes(settings.server)
+        wanted = topology.declared(topology.fit(settings.topology, store_bytes=store_bytes))
+        await provision.apply(bus, await provision.plan(bus, wanted))
+    finally:
+        await bus.close()
 
 
 def _path(path: Path | None) -> str | None:

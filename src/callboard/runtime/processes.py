@@ -83,6 +83,7 @@ class ProcessGroup:
         count: int,
         stop_grace_s: float,
         policy: RestartPolicy | None = None,
+        takes_signals: bool = True,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         """Prepare.
@@ -93,12 +94,14 @@ class ProcessGroup:
             count: How many.
             stop_grace_s: How long a drain may take; ten seconds later children are killed.
             policy: When to restart.
+            takes_signals: Whether ``run`` answers SIGTERM and SIGINT with ``stop``; else the caller does.
             clock: Time.
         """
         self._command = command
         self._children = [_Child(slot) for slot in range(count)]
         self._stop_grace_s = stop_grace_s
         self._policy = policy or RestartPolicy()
+        self._signals = (signal.SIGTERM, signal.SIGINT) if takes_signals else ()
         self._clock = clock
         self._stopping = asyncio.Event()
         self._first_ready = asyncio.Event()
@@ -112,7 +115,7 @@ class ProcessGroup:
         spent or one had to be killed. Cancelling kills the children.
         """
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in self._signals:
             loop.add_signal_handler(number, self.stop)
         try:
             async with asyncio.TaskGroup() as group:
@@ -125,7 +128,7 @@ class ProcessGroup:
         finally:
             for child in self._children:
                 child.send(signal.SIGKILL)
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in self._signals:
                 loop.remove_signal_handler(number)
         return self._status
 

@@ -22,6 +22,12 @@ class Submitted(msgspec.Struct, frozen=True, kw_only=True):
     at: datetime | None = None
 
 
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """The part of a record's ``error`` that a person reads."""
+
+    message: str = ""
+
+
 class Record(msgspec.Struct, frozen=True, kw_only=True):
     """A ledger record (docs/wire.md, section 3), without its result. Unknown fields are ignored when decoding."""
 
@@ -34,6 +40,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     attempts: int = 1
     crashes: int = 0
     submitted: Submitted = Submitted()
+    error: Failure | None = None
 
 
 class Held(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,16 +51,30 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Kill(msgspec.Struct, frozen=True, kw_only=True):
-    """A worker killed on purpose: who, when, with which signal, and what it held as it last answered."""
+    """A worker killed on purpose.
+
+    Attributes:
+        held: What it held as it last answered, milliseconds before.
+        replaced_by: Workers that were started in its place.
+    """
 
     worker: str
     at: datetime
     signal: str = "SIGKILL"
     held: list[Held] = []
+    replaced_by: list[str] = []
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """One finished task. ``taken_over_s`` is the time from the kill to the next claim, for tasks taken over."""
+    """One finished task.
+
+    Attributes:
+        label: What a person calls it: its file, or its id.
+        submitted_at: When the broker stored it.
+        claimed_at: Begin of the run that finished it.
+        taken_over_s: Time from the kill to the next claim, for tasks taken over.
+        error: What went wrong, unless it completed.
+    """
 
     task: str
     label: str
@@ -65,6 +86,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     attempts: int
     crashes: int
     taken_over_s: float | None = None
+    submitted_at: datetime | None = None
+    error: str = ""
 
 
 class WorkerTotal(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,7 +100,7 @@ class WorkerTotal(msgspec.Struct, frozen=True, kw_only=True):
     busy_s: float
     first_at: datetime | None
     last_at: datetime | None
-    fate: Literal["finished", "killed"]
+    fate: Literal["finished", "killed", "replacement"]
 
 
 class Ledger(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,8 +133,13 @@ class Ledger(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_whole(self) -> bool:
-        """Whether every submitted task is on record exactly once, nothing else is, and all completed."""
-        return not (self.lost or self.doubled or self.phantom) and set(self.statuses) <= {"completed"}
+        """Whether every submitted task is on record exactly once, and nothing else is."""
+        return not (self.lost or self.doubled or self.phantom)
+
+    @property
+    def failed(self) -> list[Entry]:
+        """The tasks on record without a result: they count, and did not complete."""
+        return [entry for entry in self.entries if entry.status != "completed"]
 
 
 def read_record(data: bytes) -> Record:
@@ -165,10 +193,19 @@ def account(
 
 def _entry(record: Record, kill: Kill | None, labels: Mapping[str, str]) -> Entry:
     return Entry(
-        task=record.task, label=labels.get(record.task, record.task), capability=record.capability, status=record.status,
-        worker=record.worker, claimed_at=record.claimed_at, finished_at=record.finished_at, attempts=record.attempts,
-        crashes=record.crashes, taken_over_s=_taken_over_s(record, kill),
-    )  # fmt: skip
+        task=record.task,
+        label=labels.get(record.task, record.task),
+        capability=record.capability,
+        status=record.status,
+        worker=record.worker,
+        claimed_at=record.claimed_at,
+        finished_at=record.finished_at,
+        attempts=record.attempts,
+        crashes=record.crashes,
+        taken_over_s=_taken_over_s(record, kill),
+        submitted_at=record.submitted.at,
+        error=record.error.message if record.error else "",
+    )
 
 
 def _taken_over_s(record: Record, kill: Kill | None) -> float | None:
@@ -203,7 +240,13 @@ def _worker_totals(entries: Sequence[Entry], kill: Kill | None, workers: Sequenc
                 busy_s=round(sum((end - begin).total_seconds() for begin, end in whole), 3),
                 first_at=min((begin for begin, _ in whole), default=None),
                 last_at=max((end for _, end in whole), default=None),
-                fate="killed" if kill and kill.worker == worker else "finished",
+                fate=_fate(worker, kill),
             )
         )
     return totals
+
+
+def _fate(worker: str, kill: Kill | None) -> Literal["finished", "killed", "replacement"]:
+    if kill is None or worker not in (kill.worker, *kill.replaced_by):
+        return "finished"
+    return "killed" if worker == kill.worker else "replacement"

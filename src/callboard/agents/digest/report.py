@@ -23,6 +23,12 @@ from callboard.agents.digest.walk import LeftOut
 DIGEST: Final = "digest"
 """The capability whose tasks read one file each; their labels are the files' paths."""
 
+NO_KILL: Final = (
+    "No worker was killed: whenever one was to be, none held a task. The folder is read too fast for that; "
+    "a larger one shows it."
+)
+"""What report and terminal say when the kill on purpose found nobody to kill."""
+
 _MAX_CARD_SYMBOLS: Final = 60
 _MAX_CARD_HEADINGS: Final = 40
 _JSON_ESCAPES: Final = {
@@ -43,6 +49,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
         finished_at: When the last record was seen.
         left_out: What was not read, and why.
         left_out_total: How many things were left out; ``left_out`` may be cut.
+        kill_wanted: Whether a worker was to be killed; where none was, the report says so.
         version: Callboard's version.
     """
 
@@ -51,6 +58,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     finished_at: datetime
     left_out: list[LeftOut] = []
     left_out_total: int = 0
+    kill_wanted: bool = False
     version: str = ""
 
 
@@ -66,9 +74,16 @@ def write_report(out: str | Path, corpus: Corpus, ledger: Ledger, run: Run) -> W
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     written = Written(folder / "report.html", folder / "report.json")
-    written.html.write_text(render_html(corpus, ledger, run), encoding="utf-8")
-    written.json.write_bytes(render_json(corpus, ledger, run))
+    _replace(written.html, render_html(corpus, ledger, run).encode())
+    _replace(written.json, render_json(corpus, ledger, run))
     return written
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write a file in one rename: whoever dies in the middle leaves the earlier one."""
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_bytes(data)
+    temporary.replace(path)
 
 
 def render_json(corpus: Corpus, ledger: Ledger, run: Run) -> bytes:
@@ -121,7 +136,9 @@ def _headline(corpus: Corpus, ledger: Ledger) -> str:
     files = plural(corpus.files, "file")
     if not ledger.is_whole or _unmerged(corpus, ledger):
         return f"{files} read, and the account does not close"
-    return f"{files}, each read once" if corpus.files != 1 else "1 file, read once"
+    if ledger.failed:
+        return f"{files} read, {len(ledger.failed):,} could not be"
+    return f"{files}, each counted once" if corpus.files != 1 else "1 file, counted once"
 
 
 def _verdict(corpus: Corpus, ledger: Ledger, run: Run) -> str:
@@ -132,11 +149,15 @@ def _verdict(corpus: Corpus, ledger: Ledger, run: Run) -> str:
         after = seconds((kill.at - run.started_at).total_seconds())
         parts.append(f"{name} was killed on purpose with {kill.signal}, {after} into the run.")
         parts.append(_taken_over(ledger))
+    elif run.kill_wanted:
+        parts.append(NO_KILL)
     good = esc(" ".join(parts))
     unmerged = _unmerged(corpus, ledger)
     if ledger.is_whole and not unmerged:
         end = "Nothing was lost and nothing was counted twice."
-        return f'{good} <strong class="good">{end}</strong>'
+        failed = plural(len(ledger.failed), "task has no result", "tasks have no result")
+        but = f' <strong class="bad">{esc(failed)}; the account says why.</strong>' if ledger.failed else ""
+        return f'{good} <strong class="good">{end}</strong>{but}'
     wrong = [
         plural(len(ledger.lost), "task was lost", "tasks were lost") if ledger.lost else "",
         plural(len(ledger.doubled), "task was", "tasks were") + " counted twice" if ledger.doubled else "",
@@ -156,10 +177,12 @@ def _unmerged(corpus: Corpus, ledger: Ledger) -> list[str]:
 def _taken_over(ledger: Ledger) -> str:
     waits = [entry.taken_over_s for entry in ledger.taken_over if entry.taken_over_s is not None]
     if not waits:
-        return "It held no task at that moment."
+        held = plural(len(ledger.kill.held), "task") if ledger.kill and ledger.kill.held else ""
+        return f"It had just finished the {held} it held." if held else "It held no task at that moment."
     if len(waits) == 1:
         return f"The task it held was taken over by another worker {seconds(waits[0])} later."
-    return f"The {len(waits)} tasks it held were taken over by the other workers, the last one {seconds(max(waits))} later."
+    last = seconds(max(waits))
+    return f"The {len(waits)} tasks it held were taken over by other workers, the last one {last} later."
 
 
 def _sentence(text: str) -> str:
@@ -172,7 +195,7 @@ def _figures(corpus: Corpus, ledger: Ledger, run: Run) -> str:
         ("files", f"{corpus.files:,}"),
         ("read", size(corpus.size_bytes)),
         ("tasks", f"{ledger.recorded:,}"),
-        ("worker processes", f"{len(ledger.workers):,}"),
+        _processes(ledger),
         ("from first to last", seconds(length_s)),
         ("tasks a second", f"{ledger.recorded / length_s:,.1f}"),
     ]
@@ -181,6 +204,13 @@ def _figures(corpus: Corpus, ledger: Ledger, run: Run) -> str:
         figures.append(("tasks taken over", f"{len(waits):,}"))
         figures.append(("until the last takeover", seconds(max(waits)) if waits else "\u2013"))
     return "".join(f"<div><dt>{esc(name)}</dt><dd>{esc(value)}</dd></div>" for name, value in figures)
+
+
+def _processes(ledger: Ledger) -> tuple[str, str]:
+    more = sum(worker.fate == "replacement" for worker in ledger.workers)
+    if not more:
+        return "worker processes", f"{len(ledger.workers):,}"
+    return "worker processes, and a replacement", f"{len(ledger.workers) - more:,} + {more:,}"
 
 
 def _data(corpus: Corpus, ledger: Ledger) -> str:

@@ -9,7 +9,7 @@ from typing import Final
 from callboard.agents.digest.html import bar, esc, plural, seconds, size, table
 from callboard.agents.digest.ledger import Entry, Ledger
 from callboard.agents.digest.merge import Corpus, Pair
-from callboard.agents.digest.timeline import timeline
+from callboard.agents.digest.timeline import tag, timeline
 from callboard.agents.digest.walk import LeftOut
 
 _MAX_ROWS: Final = 25
@@ -58,7 +58,7 @@ def run_section(ledger: Ledger, *, start: datetime, end: datetime) -> str:
     """Return the timeline, the account and who did what."""
     hint = (
         "Each lane is a worker process, each bar a task; bars one above the other ran at the same time. "
-        "Point at a bar to see its file."
+        "The strip on top counts the tasks that nobody was running. Point at a bar to see its file."
     )
     return _section(
         "run", "How it was read", hint,
@@ -215,6 +215,11 @@ def _account(ledger: Ledger) -> str:
         if status != "completed"
     ]
     named = [
+        f"<li>{esc(entry.status.capitalize())}: {_path(entry.label, is_link=False)} "
+        f"\u2013 {esc(entry.error or 'no reason')}</li>"
+        for entry in ledger.failed[:_MAX_NAMED]
+    ]
+    named += [
         f"<li>{esc(word)}: <code>{esc(task)}</code></li>"
         for word, tasks in (
             ("Lost", ledger.lost),
@@ -246,15 +251,17 @@ def _takeovers(ledger: Ledger) -> str:
         for entry in ledger.taken_over[: _MAX_ROWS * 2]
     ]
     head = ("Task", "Finished by", "#Taken over after", "#Ran for", "#Crashes")
-    return table("Tasks the killed worker held", head, rows)
+    why = (
+        "A lease lasts four seconds and is extended every second while the worker lives. The killed one could hand "
+        "nothing back, so its tasks became free when their leases ran out."
+    )
+    return table("Tasks the killed worker held", head, rows) + f'<p class="hint">{why}</p>'
 
 
 def _workers(ledger: Ledger) -> str:
     rows = [
         (
-            f"{esc(worker.name)} "
-            + ('<span class="tag bad">killed</span>' if worker.fate == "killed" else "")
-            + f'<br><code class="dir">{esc(worker.worker)}</code>',
+            f'{esc(worker.name)} {tag(worker)}<br><code class="dir">{esc(worker.worker)}</code>',
             esc(", ".join(f"{count:,} {name}" for name, count in worker.by_capability.items()) or "none"),
             esc(seconds(worker.busy_s)),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Sequence
 from datetime import datetime
@@ -19,6 +20,11 @@ _TINY: Final = 2.0  # thousandths of the width; about two pixels
 _JOINED: Final = 20.0  # a joined bar is cut here, so that pointing at it still says when
 _COLOURS: Final = 6
 _FLAG_FLIPS_AT: Final = 60  # per cent; further right the kill's label stands on its left
+
+
+_WAIT_HEIGHT: Final = 24
+_WAIT_STEPS: Final = 250
+_LEAST_WAIT: Final = 2.0  # one waiting task among thousands must be seen
 
 
 class _Bar(NamedTuple):
@@ -53,6 +59,13 @@ def capability_classes(ledger: Ledger) -> dict[str, str]:
     }
 
 
+def tag(worker: WorkerTotal) -> str:
+    """Return the mark behind a worker's name: killed, or started in the killed one's place; else nothing."""
+    if worker.fate == "killed":
+        return '<span class="tag bad">killed</span>'
+    return '<span class="tag soft">replacement</span>' if worker.fate == "replacement" else ""
+
+
 def timeline(ledger: Ledger, *, start: datetime, end: datetime) -> str:
     """Return the timeline as HTML with one SVG per worker.
 
@@ -65,7 +78,8 @@ def timeline(ledger: Ledger, *, start: datetime, end: datetime) -> str:
     for entry in ledger.entries:
         by_worker[entry.worker].append(entry)
     lanes = "".join(_lane(worker, by_worker[worker.worker], ledger, scale, colours) for worker in ledger.workers)
-    return f'<div class="timeline">{_flag(ledger, scale)}{lanes}{_axis(scale)}</div>{_legend(ledger, colours)}'
+    body = f"{_flag(ledger, scale)}{_waiting(ledger, scale)}{lanes}{_axis(scale)}"
+    return f'<div class="timeline">{body}</div>{_legend(ledger, colours)}'
 
 
 def _lane(worker: WorkerTotal, entries: Sequence[Entry], ledger: Ledger, scale: _Scale, colours: dict[str, str]) -> str:
@@ -85,11 +99,43 @@ def _lane(worker: WorkerTotal, entries: Sequence[Entry], ledger: Ledger, scale: 
         css = "kill own" if is_killed else "kill"
         shapes.append(f'<line class="{css}" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height}"/>')
     label = f"{worker.name}: {plural(worker.tasks, 'task')} on record.{fate}"
-    mark = '<span class="tag bad">killed</span>' if fate else ""
+    mark = tag(worker)
     return (
         f'<div class="lane"><div class="who"><b>{esc(worker.name)}</b>{mark}<span>{plural(worker.tasks, "task")}</span>'
         f'</div><svg viewBox="0 0 {_WIDTH:.0f} {height}" height="{max(height, 3 * _ROW)}" preserveAspectRatio="none" '
         f'role="img" aria-label="{esc(label)}">{"".join(shapes)}</svg></div>'
+    )
+
+
+def _waiting(ledger: Ledger, scale: _Scale) -> str:
+    """Return a lane with the number of tasks that nobody was running, as it rose and fell.
+
+    A task that the killed worker held waits from the kill until it is claimed anew; when it was claimed first is not on
+    record.
+    """
+    waits = [
+        (entry.submitted_at if entry.taken_over_s is None or ledger.kill is None else ledger.kill.at, entry.claimed_at)
+        for entry in ledger.entries
+    ]
+    known = [(begin, end) for begin, end in waits if begin and end and begin <= end]
+    if not known:
+        return ""
+    begins, ends = sorted(scale.x(begin) for begin, _ in known), sorted(scale.x(end) for _, end in known)
+    places = [step * _WIDTH / _WAIT_STEPS for step in range(_WAIT_STEPS + 1)]
+    depths = [bisect_right(begins, x) - bisect_left(ends, x + 1e-9) for x in places]
+    most = max(*depths, 1)
+    points = "".join(
+        f"H{x:.0f}V{_WAIT_HEIGHT - max(depth / most * _WAIT_HEIGHT, _LEAST_WAIT if depth else 0):.1f}"
+        for x, depth, before in zip(places, depths, [-1, *depths], strict=False)
+        if depth != before
+    )
+    label = f"Tasks waiting: at most {most:,}"
+    return (
+        f'<div class="lane waiting"><div class="who"><b>Waiting</b><span>{most:,} at most</span></div>'
+        f'<svg viewBox="0 0 {_WIDTH:.0f} {_WAIT_HEIGHT}" height="{_WAIT_HEIGHT}" preserveAspectRatio="none" role="img" '
+        f'aria-label="{esc(label)}"><rect class="lane-ground" width="{_WIDTH:.0f}" height="{_WAIT_HEIGHT}"/>'
+        f'<path class="queue" d="M0 {_WAIT_HEIGHT}{points}H{_WIDTH:.0f}V{_WAIT_HEIGHT}Z"><title>{esc(label)}</title>'
+        f"</path></svg></div>"
     )
 
 

@@ -6,7 +6,7 @@ import os
 import shutil
 import stat
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -73,7 +73,9 @@ _SKIPPED_SUFFIXES: Final = (
 )
 
 
-def walk(folder: str | Path, *, max_files: int = MAX_FILES, max_bytes: int = MAX_BYTES) -> Walk:
+def walk(
+    folder: str | Path, *, max_files: int = MAX_FILES, max_bytes: int = MAX_BYTES, skip: Sequence[Path] = ()
+) -> Walk:
     """List the files to read below ``folder``.
 
     In a git checkout these are the files that git tracks or would track. Elsewhere hidden files and the usual folders
@@ -84,6 +86,7 @@ def walk(folder: str | Path, *, max_files: int = MAX_FILES, max_bytes: int = MAX
         folder: An existing folder.
         max_files: Beyond this many files, the rest (in order of path) is left out.
         max_bytes: Larger files are left out.
+        skip: Folders that are passed over without a word, such as the one the report goes to.
 
     Raises:
         NotADirectoryError: ``folder`` is no folder.
@@ -95,8 +98,11 @@ def walk(folder: str | Path, *, max_files: int = MAX_FILES, max_bytes: int = MAX
     from_git = _git_files(root)
     left_out: list[LeftOut] = []
     paths = _plain_files(root, left_out) if from_git is None else iter(from_git)
+    skipped = tuple(f"{each.relative_to(root).as_posix()}/" for each in map(Path.resolve, skip) if root in each.parents)
     files: list[FileRef] = []
     for path in sorted(set(paths)):
+        if path.startswith(skipped):
+            continue
         checked = _check(root, path, max_bytes)
         if isinstance(checked, LeftOut):
             left_out.append(checked)
@@ -176,6 +182,8 @@ def _check(root: Path, path: str, max_bytes: int) -> FileRef | LeftOut:
         return LeftOut(path=shown, reason="not a regular file")
     if found.st_size > max_bytes:
         return LeftOut(path=shown, reason=f"larger than {max_bytes:,} bytes")
+    if not os.access(whole, os.R_OK):
+        return LeftOut(path=shown, reason="cannot be read: Permission denied")
     return FileRef(path=path, size_bytes=found.st_size)
 
 
