@@ -1,4 +1,4 @@
-"""The bare side: our bus alone takes each task and acks it, with no handler and no record: a ceiling for both others."""
+"""The floor: the same moves on the bus adapter alone, without claims, records or leases of ours."""
 
 from __future__ import annotations
 

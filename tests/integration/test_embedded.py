@@ -12,10 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from callboard.runtime.bus.jetstream import connect
 
 from callboard.runtime import embedded
 from callboard.runtime.bus.base import StreamConfig, Write
+from callboard.runtime.bus.jetstream import connect
 from callboard.runtime.config import ServerSettings
 from callboard.runtime.embedded import EmbeddedServer
 from callboard.runtime.errors import DataFolderInUseError, PortInUseError, ServerBinaryError, ServerStartError

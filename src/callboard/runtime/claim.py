@@ -51,9 +51,9 @@ class Claim:
 
     __slots__ = (
         "arrived_at", "attempt", "capability", "claimed_at", "context_deadline", "crashes", "delivery", "ends_at",
-        "extended_at", "is_doubtful", "is_json", "is_restart", "is_stale", "is_suspect", "lane", "linked_at", "must_ask",
-        "number", "own_id", "payload", "problem", "ready_at", "reply_to", "stage", "started_at", "stop_reason", "stop_text",
-        "task_id", "token",
+        "extended_at", "is_doubtful", "is_json", "is_restart", "is_stale", "is_suspect", "lane", "linked_at",
+        "must_ask", "number", "own_id", "payload", "problem", "ready_at", "reply_to", "stage", "started_at",
+        "stop_reason", "stop_text", "task_id", "token",
     )  # fmt: skip
 
     def __init__(self, delivery: Delivery, *, capability: str, lane: Lane, now_s: float, now: datetime) -> None:

@@ -23,9 +23,9 @@ _RETRY_S = 0.05
 class Doubt:
     """Knows, by lane, up to which sequence a first delivery must be asked about.
 
-    After a lost link everything that was stored before it came back is doubtful: it is asked about like a redelivery. A
-    worker that has just begun cannot know whether the server did as well, so in its first seconds what stood in the queue
-    before it is asked about once, without the wait for holders that are not back yet.
+    After a lost link everything that was stored before it came back is doubtful: it is asked about like a redelivery.
+    A worker that has just begun cannot know whether the server did as well. In its first seconds it asks about what
+    stood in the queue before it, though without the wait for holders that are not back yet.
 
     Attributes:
         linked_at: ``Bus.connected_at`` of the link it speaks of.

@@ -398,8 +398,8 @@ class Worker:
         limit_s = self.options.max_block_s
         since = [since_s for pool in self.pools.values() for since_s in pool.lingering.values()]
         if since and now_s - min(since) > limit_s and self._stuck is None:
-            text = f"a synchronous handler went on for {limit_s:g} s after its run was stopped; only the end of the process"
-            self._stuck = CallboardError(f"{text} ends its thread, so the worker drains and ends")
+            text = f"a synchronous handler went on for {limit_s:g} s after its run was stopped"
+            self._stuck = CallboardError(f"{text}; only the end of the process ends its thread, so the worker drains")
             self.stop()
 
     def _fire(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
