@@ -1,4 +1,4 @@
-"""The floor: the same moves on the bus adapter alone, without claims, records or leases of ours."""
+"""The bare side: our bus alone takes each task and acks it, no handler and no record: a ceiling for both others."""
 
 from __future__ import annotations
 
