@@ -12,6 +12,7 @@ KINDS = {
     "dead": "DeadLetter",
     "beat": "Beat",
     "progress": "Progress",
+    "envelope": "Envelope",
 }
 
 
@@ -19,12 +20,12 @@ KINDS = {
 @click.argument("kind", type=click.Choice(list(KINDS)), default="record")
 @json_option
 def command(kind: str) -> None:
-    """Print the JSON Schema of what Callboard writes: record, attempt, dead (letter), beat or progress (event)."""
+    """Print the JSON Schema of what Callboard writes: record, attempt, dead (letter), beat, progress (event) or envelope."""
     import json
 
     import msgspec
 
-    from callboard.runtime import beat, context, record
+    from callboard.runtime import beat, context, envelope, record
 
-    module = {"beat": beat, "progress": context}.get(kind, record)
+    module = {"beat": beat, "progress": context, "envelope": envelope}.get(kind, record)
     click.echo(json.dumps(msgspec.json.schema(getattr(module, KINDS[kind])), indent=2))

@@ -362,4 +362,6 @@ def view_of(worker: Worker) -> metrics.WorkerView:
         is_ready=worker.ready_problem() is None,
         fetch_age_s=max(0.0, SYSTEM_CLOCK.monotonic() - min(fetched)) if fetched else 0.0,
         late_extensions=worker.keeper.late_extensions,
+        reconnects=worker.reconnects,
+        loop_lag_s=worker.loop_lag_s,
     )

@@ -69,6 +69,8 @@ class Worker:
         id: Its name in beats, records and orders.
         pools: By capability.
         status: starting, ready, deaf (connected and not fetching), draining, stopped.
+        reconnects: How often its link to the broker came back.
+        loop_lag_s: How late its event loop was at the last tick, 20 times a second.
     """
 
     def __init__(
@@ -119,6 +121,8 @@ class Worker:
         self._stop = asyncio.Event()
         self._stop_now = False
         self._stuck: CallboardError | None = None
+        self.reconnects = 0
+        self.loop_lag_s = 0.0
         self._started_at = clock.now()
         self._fetched_s: float | None = None
         self._subscriptions: list[Subscription] = []
@@ -149,6 +153,7 @@ class Worker:
             CallboardError: If the worker went deaf and could not recover, or a thread could not be stopped.
         """
         bus = await self._connect(f"{self.id}")
+        bus.on_reconnect(self._count_reconnect)
         try:
             await self._serve(bus, on_ready)
         finally:
@@ -332,6 +337,9 @@ class Worker:
         if message.reply:
             self._fire(_quietly(bus.publish(message.reply, msgspec.json.encode(body))), "reply")
 
+    def _count_reconnect(self) -> None:
+        self.reconnects += 1
+
     # --- what it says
 
     def settled(self, claim: Claim, name: str) -> None:
@@ -366,8 +374,11 @@ class Worker:
         return self.problem
 
     async def _tick(self, thread: KeeperThread) -> None:
+        due_s = self._clock.monotonic()
         while True:
             now_s = self._clock.monotonic()
+            self.loop_lag_s = max(0.0, now_s - due_s)
+            due_s = now_s + TICK_S
             self.keeper.loop_ticked_at = now_s
             now = self._clock.now()
             for pool in self.pools.values():
