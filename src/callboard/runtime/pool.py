@@ -22,7 +22,7 @@ from callboard.runtime.blobs import BlobStore
 from callboard.runtime.bus import header
 from callboard.runtime.bus.base import Bus, Delivery, Pull
 from callboard.runtime.capability import Capability
-from callboard.runtime.claim import Claim, StopReason
+from callboard.runtime.claim import Claim, Stage, StopReason
 from callboard.runtime.clock import Clock
 from callboard.runtime.commit import Committer
 from callboard.runtime.context import TaskContext
@@ -239,7 +239,10 @@ class Pool:
             pool=self.capability.pool,
             slots=self.slots,
             busy=len(self.running),
-            unsettled=self._committer.backlog,
+            unsettled=sum(
+                claim.stage is Stage.SETTLING and claim.capability == self.capability.name
+                for claim in list(self._keeper.claims.values())
+            ),
             backlog=sum(self._lanes.backlog.values()),
             is_paused=self.is_paused,
         )
