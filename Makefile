@@ -15,6 +15,7 @@ TREES := src tests $(wildcard bench)
 DEMO_PATH ?=
 BENCH_ARGS ?=
 PYTEST_ARGS ?=
+JOBS ?= auto
 CHAOS ?=
 
 # A Python will do if it is new enough and can get pip into a venv, by ensurepip or by a pip of its own.
@@ -41,11 +42,11 @@ demo: $(VENV)/.core ## run the demonstration (DEMO_PATH=folder runs it on your o
 
 .PHONY: test
 test: $(VENV)/.dev ## all tests but the slow ones and those that need root (PYTEST_ARGS=… is handed on)
-	@$(BIN)/python -m pytest -q -m "not slow and not root" $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -q -n $(JOBS) -m "not slow and not root" $(PYTEST_ARGS)
 
 .PHONY: test-all
 test-all: $(VENV)/.dev ## every test this machine can run
-	@$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -q -n $(JOBS) $(PYTEST_ARGS)
 
 .PHONY: chaos
 chaos: $(VENV)/.dev ## kill workers and servers under 5,000 tasks and account for each (CHAOS="--tasks 500 --seed 3")

@@ -20,7 +20,7 @@ KINDS = {
 @click.argument("kind", type=click.Choice(list(KINDS)), default="record")
 @json_option
 def command(kind: str) -> None:
-    """Print the JSON Schema of what Callboard writes: record, attempt, dead (letter), beat, progress (event) or envelope."""
+    """Print the JSON Schema of what Callboard writes: record, attempt, dead (letter), beat, progress or envelope."""
     import json
 
     import msgspec
