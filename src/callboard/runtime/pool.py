@@ -278,10 +278,17 @@ class Pool:
 
         def sink(delivery: Delivery) -> None:
             if not arrived:
-                self._loop.call_soon(self._take_in)
+                self._loop.call_soon(self._take_in_or_end)
             arrived.append((lane, delivery))
 
         return await self._bus.pull(stream, consumer, sink)
+
+    def _take_in_or_end(self) -> None:
+        try:
+            self._take_in()
+        except Exception as error:  # noqa: BLE001 - whatever it is: a loop callback's error would only be logged
+            # a worker that lives and claims nothing is worse than one that ends: end it, others take over
+            self._fire(_fail(error), "pool-failed")
 
     def _take_in(self) -> None:
         now_s = self.clock.monotonic()
@@ -484,3 +491,7 @@ class Pool:
             return
         for lane, count in self._lanes.allot(free).items():
             self._pulls[lane].grant(count)
+
+
+async def _fail(error: Exception) -> None:
+    raise error
