@@ -1,4 +1,4 @@
-"""The bare side: our bus alone takes each task and acks it, with no handler and no record: a ceiling for both others."""
+"""The bare side: our bus alone takes each task and acks it, no handler and no record: a ceiling for both others."""
 
 from __future__ import annotations
 
