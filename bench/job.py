@@ -67,7 +67,7 @@ class Meter:
         return Report(tasks=tasks, seconds=seconds, cpu_s=time.process_time() - self._cpu_s, note=note)
 
 
-async def until(is_true: Callable[[], bool], *, every_s: float = 0.002) -> None:
+async def until(is_true: Callable[[], bool], *, every_s: float = 0.01) -> None:
     """Wait until it is true."""
     while not is_true():
         await asyncio.sleep(every_s)
@@ -76,7 +76,7 @@ async def until(is_true: Callable[[], bool], *, every_s: float = 0.002) -> None:
 async def until_empty(left: Callable[[], Awaitable[int]]) -> None:
     """Wait until the broker has nothing waiting or handed out any more."""
     while await left():
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(0.01)
 
 
 def run(side: Literal["ours", "naive", "bare"], job: Job) -> Report:
