@@ -278,3 +278,16 @@ async def test_submit_many_names_each_task(callboard_world: World) -> None:
     wanted = [str(n) for n in range(1200)]
     given = [msgspec.json.decode(records[handle.id].result)["text"] for handle in unnamed]  # type: ignore[union-attr,arg-type]
     assert given == wanted
+
+
+async def test_the_record_of_a_task_from_a_batch_shows_no_trace_of_the_batch(callboard_world: World) -> None:
+    world = callboard_world
+
+    @capability("plain")
+    async def plain(number: int) -> int:
+        return number
+
+    await world.start(plain)
+    await world.client.submit_many(plain, [1, 2, 3])
+    records = await world.all_recorded("plain", 3)
+    assert all(found.submitted.headers is msgspec.UNSET for found in records.values() if found.submitted)

@@ -68,6 +68,13 @@ def build(
     return headers or None
 
 
+def without_batch(headers: Headers | None) -> Headers | None:
+    """Return headers as their sender gave them: the broker leaves those of an atomic batch on its messages."""
+    if headers is None or BATCH_ID not in headers:
+        return headers
+    return {name: value for name, value in headers.items() if not name.startswith("Nats-Batch-")} or None
+
+
 def at(due: datetime, target: str) -> dict[str, str]:
     """Return the headers that make a stored write fire once, at ``due``, onto ``target`` in the same stream."""
     stamp = due.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -20,6 +20,7 @@ from callboard.runtime.bus.base import (
     StreamConfig,
     StreamInfo,
 )
+from callboard.runtime.bus.header import without_batch
 from callboard.runtime.bus.jetstream_link import Raw
 from callboard.runtime.errors import (
     ApiError,
@@ -140,7 +141,7 @@ def to_delivery(raw: Raw) -> Delivery:
     return Delivery(
         raw.subject,
         raw.data,
-        raw.headers,
+        raw.headers if raw.headers is None else without_batch(raw.headers),
         raw.reply,
         int(tokens[at + 1]),
         int(tokens[at]),
