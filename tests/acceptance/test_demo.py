@@ -17,7 +17,20 @@ import pytest
 
 from tests.acceptance.console import Background, Console, eventually, is_alive
 
-WORDS = ["lease", "worker", "claim", "record", "queue", "broker", "stream", "folder", "report", "digest", "merge", "signal", "ledger", "phrase"]
+WORDS = (
+    "lease",
+    "worker",
+    "claim",
+    "record",
+    "queue",
+    "broker",
+    "stream",
+    "folder",
+    "report",
+    "digest",
+    "merge",
+    "ledger",
+)
 OPTIONS = ("--data", "data", "--out", "out")
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are looked for in /proc")
