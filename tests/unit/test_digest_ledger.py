@@ -47,8 +47,16 @@ def test_a_record_that_nobody_submitted_is_named() -> None:
     assert ledger.phantom == ["ghost"]
 
 
-def test_a_failed_task_keeps_the_account_from_being_whole() -> None:
-    assert not account(["a"], [record("a", status="failed")]).is_whole
+def test_a_failed_task_is_on_record_and_named() -> None:
+    ledger = account(["a", "b"], [record("a", status="failed"), record("b")])
+    assert ledger.is_whole
+    assert [entry.task for entry in ledger.failed] == ["a"]
+
+
+def test_a_worker_that_came_for_the_killed_one_is_told_apart() -> None:
+    kill = Kill(worker="w2", at=at(1), replaced_by=["w3"])
+    ledger = account(["a"], [record("a")], kill=kill, workers=["w1", "w2", "w3"])
+    assert [worker.fate for worker in ledger.workers] == ["finished", "killed", "replacement"]
 
 
 def test_what_the_killed_worker_held_is_followed_to_whoever_finished_it() -> None:

@@ -9,12 +9,13 @@ from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from callboard.agents.digest.digest import digest_bytes
-from callboard.agents.digest.ledger import Held, Kill, Ledger, Record, account
+from callboard.agents.digest.ledger import Failure, Held, Kill, Ledger, Record, Submitted, account
 from callboard.agents.digest.merge import Corpus, merge
-from callboard.agents.digest.report import Run, render_html, render_json, write_report
+from callboard.agents.digest.report import NO_KILL, Run, render_html, render_json, write_report
 from callboard.agents.digest.walk import LeftOut
 
 START = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
@@ -129,6 +130,41 @@ def test_a_run_that_lost_a_task_does_not_say_otherwise(kill: bool) -> None:
     assert "1 task was lost; the merge and the ledger differ by 1 file: docs/3.md." in html
     assert "the account does not close" in html
     assert "digest/docs/3.md" in html
+
+
+def test_a_file_without_a_digest_is_named_with_the_reason() -> None:
+    found = corpus()
+    records = [
+        Record(task=f"digest/{digest.path}", capability="digest", status="completed") for digest in found.digests
+    ]
+    error = Failure(message="gone.md cannot be read: No such file or directory")
+    records.append(Record(task="digest/gone.md", capability="digest", status="failed", error=error))
+    labels = {record.task: record.task.removeprefix("digest/") for record in records}
+    html = render_html(found, account(labels, records, labels=labels), RUN)
+    assert "6 files read, 1 could not be" in html
+    assert "Nothing was lost and nothing was counted twice." in html
+    assert "gone.md cannot be read: No such file or directory" in html
+
+
+def test_a_kill_that_found_nobody_is_said_so() -> None:
+    found = corpus()
+    wanted = msgspec.structs.replace(RUN, kill_wanted=True)
+    assert NO_KILL in render_html(found, ledger(found, kill=False), wanted)
+    assert NO_KILL not in render_html(found, ledger(found), wanted)
+    assert NO_KILL not in render_html(found, ledger(found, kill=False), RUN)
+
+
+def test_the_strip_counts_the_tasks_that_nobody_was_running() -> None:
+    waits = ((0, 0.5), (0, 1.0), (0.2, 1.5))
+    records = [
+        Record(
+            task=f"t{n}", capability="digest", status="completed", worker="w", submitted=Submitted(at=at(begin)),
+            claimed_at=at(end), finished_at=at(2),
+        )
+        for n, (begin, end) in enumerate(waits)
+    ]  # fmt: skip
+    html = render_html(corpus(), account([r.task for r in records], records), RUN)
+    assert 'aria-label="Tasks waiting: at most 3"' in html
 
 
 def test_a_merge_that_missed_a_file_does_not_go_unnoticed() -> None:

@@ -67,3 +67,19 @@ def test_a_git_checkout_is_read_as_git_sees_it(tmp_path: Path) -> None:
 def test_something_that_is_no_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NotADirectoryError, match="no folder"):
         walk(tmp_path / "missing")
+
+
+def test_what_the_demo_writes_is_not_read(tmp_path: Path) -> None:
+    _fill(tmp_path, "a.txt", "out/report.html", "outer/b.txt")
+    found = walk(tmp_path, skip=(tmp_path / "out", tmp_path.parent / "elsewhere"))
+    assert [file.path for file in found.files] == ["a.txt", "outer/b.txt"]
+    assert found.left_out_total == 0
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read_is_left_out(tmp_path: Path) -> None:
+    _fill(tmp_path, "a.txt", "locked.txt")
+    (tmp_path / "locked.txt").chmod(0)
+    found = walk(tmp_path)
+    assert [file.path for file in found.files] == ["a.txt"]
+    assert found.left_out[0].reason == "cannot be read: Permission denied"

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 DATA = Path(".callboard/demo")
 OUT = Path("callboard-report")
 INTERRUPTED = 130
+# Columns that stage and numbers take beside the bar, with 99,999 files.
+NUMBERS_WIDTH = 60
 
 
 @click.command("demo", epilog=example("callboard demo", "callboard demo ~/notes --out /tmp/report"))
@@ -163,7 +165,8 @@ def _progress(session: Session) -> Iterator[Callable[[Progress], None]]:
     from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bar
 
-    columns = (TextColumn("{task.description:9}"), BarColumn(bar_width=30), _numbers_column())
+    bar_width = min(max(console.width - NUMBERS_WIDTH, 8), 30)
+    columns = (TextColumn("{task.description:9}"), BarColumn(bar_width=bar_width), _numbers_column())
     with Bar(*columns, console=console) as bar:
         line = bar.add_task("listing", total=None)
 
@@ -184,6 +187,7 @@ def _progress(session: Session) -> Iterator[Callable[[Progress], None]]:
 def _numbers_column() -> ProgressColumn:
     """Return the column with count, rate and time left; it changes twice a second, so that it can be read."""
     from rich.progress import ProgressColumn, Task
+    from rich.table import Column
     from rich.text import Text
 
     class Numbers(ProgressColumn):
@@ -192,7 +196,8 @@ def _numbers_column() -> ProgressColumn:
         def render(self, task: Task) -> Text:
             if task.total is None:
                 return Text("")
-            parts = [f"{task.completed:,.0f}/{task.total:,.0f} files"]
+            total = f"{task.total:,.0f}"
+            parts = [f"{task.completed:>{len(total)},.0f}/{total} files"]
             if task.speed and task.description == "digesting":
                 parts.append(f"{task.speed:,.0f} files/s")
             if task.time_remaining and task.description == "digesting":
@@ -200,7 +205,7 @@ def _numbers_column() -> ProgressColumn:
                 parts.append(f"{minutes}:{seconds:02} left")
             return Text("  ".join(parts), style="progress.remaining")
 
-    return Numbers()
+    return Numbers(table_column=Column(no_wrap=True))
 
 
 def _plain(session: Session) -> Callable[[Progress], None]:

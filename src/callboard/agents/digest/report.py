@@ -210,7 +210,7 @@ def _processes(ledger: Ledger) -> tuple[str, str]:
     more = sum(worker.fate == "replacement" for worker in ledger.workers)
     if not more:
         return "worker processes", f"{len(ledger.workers):,}"
-    return "worker processes, and a replacement", f"{len(ledger.workers) - more:,} + {more:,}"
+    return "workers + replacement", f"{len(ledger.workers) - more:,} + {more:,}"
 
 
 def _data(corpus: Corpus, ledger: Ledger) -> str:

@@ -248,7 +248,8 @@ class _Digesting:
             return
         tasks = [Held(task=task) for task in answer.held]
         self._kill = Kill(worker=answer.worker, at=self._clock.now(), held=tasks)
-        text = f"SIGKILL to {answer.worker} on purpose, with {len(tasks)} task{'s' * (len(tasks) != 1)} in its hands"
+        holds = f"{len(tasks)} task{'s' * (len(tasks) != 1)}"
+        text = f"SIGKILL to {answer.worker} on purpose; it just said it holds {holds}"
         self._tell(Progress(stage="killed", done=len(self._finished), total=len(task_ids), text=text))
 
     async def _who_holds(self, task_ids: list[str]) -> HoldsAnswer | None:
