@@ -13,7 +13,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from datetime import datetime
 from typing import Any
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from callboard.runtime import subjects
 from callboard.runtime.admission import NO_SLOT_RETURN_S, Admission
@@ -279,6 +279,8 @@ class Pool:
         def sink(delivery: Delivery) -> None:
             if not arrived:
                 self._loop.call_soon(self._take_in_or_end)
+            if delivery.headers is not None and header.BATCH_ID in delivery.headers:
+                delivery = structs.replace(delivery, headers=header.without_batch(delivery.headers))
             arrived.append((lane, delivery))
 
         return await self._bus.pull(stream, consumer, sink)

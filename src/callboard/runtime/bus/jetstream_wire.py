@@ -20,7 +20,6 @@ from callboard.runtime.bus.base import (
     StreamConfig,
     StreamInfo,
 )
-from callboard.runtime.bus.header import without_batch
 from callboard.runtime.bus.jetstream_link import Raw
 from callboard.runtime.errors import (
     ApiError,
@@ -141,7 +140,7 @@ def to_delivery(raw: Raw) -> Delivery:
     return Delivery(
         raw.subject,
         raw.data,
-        raw.headers if raw.headers is None else without_batch(raw.headers),
+        raw.headers,
         raw.reply,
         int(tokens[at + 1]),
         int(tokens[at]),

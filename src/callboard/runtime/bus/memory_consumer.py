@@ -8,7 +8,6 @@ from functools import partial
 from typing import Protocol
 
 from callboard.runtime.bus.base import ConsumerConfig, ConsumerInfo, Delivery
-from callboard.runtime.bus.header import without_batch
 from callboard.runtime.bus.memory_record import Record
 from callboard.runtime.bus.memory_timer import SLACK_S, Timers
 from callboard.runtime.clock import Clock
@@ -186,7 +185,7 @@ class MemoryConsumer:
         return Delivery(
             subject=record.subject,
             data=record.data,
-            headers=without_batch(record.headers or None),
+            headers=record.headers or None,
             token=token,
             seq=record.seq,
             delivered=pending.delivered,
