@@ -8,11 +8,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from msgspec.structs import replace
 
-from callboard.runtime import subjects
+from callboard.runtime import events, subjects
 from callboard.runtime.capability import capability
 from callboard.runtime.clock import SYSTEM_CLOCK
 from callboard.runtime.context import current_task
-from callboard.runtime.errors import DeadlineError, RetryableError, TerminalError
+from callboard.runtime.errors import DeadlineError, RetryableError, TaskFailedError, TerminalError
 from callboard.runtime.retry import RetryPolicy
 from callboard.runtime.settle import SettleRules
 from tests.support.eventually import eventually
@@ -52,6 +52,30 @@ async def test_a_failed_run_is_tried_again_after_its_gaps_and_recorded(callboard
     assert [note.error.message for note in notes if note.kind == "failed"] == ["run 1", "run 2"]  # type: ignore[union-attr]
     assert await world.dead("shaky") == []
     await world.nothing_held()
+
+
+async def test_failures_are_logged_without_what_they_quote(
+    callboard_world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = callboard_world
+
+    @capability(retry=RetryPolicy(attempts=2, gaps_s=(0.02,)))
+    async def broken(text: str) -> None:
+        raise ValueError(text)
+
+    with caplog.at_level("INFO", logger="callboard.runtime.settle"):
+        await world.start(broken)
+        handle = await world.client.submit(broken, "a canary")
+        with pytest.raises(TaskFailedError):
+            await world.client.wait(handle, timeout_s=10)
+    told = [r for r in caplog.records if r.name == "callboard.runtime.settle"]
+    assert [(r.levelname, r.getMessage()) for r in told] == [
+        ("INFO", events.TASK_RETRIED),
+        ("ERROR", events.TASK_DEAD_LETTERED),
+    ]
+    fields = vars(told[-1])["callboard_fields"]
+    assert (fields["task"], fields["capability"], fields["type"]) == (handle.id, "broken", "ValueError")
+    assert "canary" not in str([vars(r) for r in told])
 
 
 async def test_after_the_last_attempt_it_is_a_dead_letter_with_history(callboard_world: World) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import click
 import pytest
+
+from callboard.cli.main import cli
 
 ROOT = Path(__file__).parents[2]
 DOCS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -45,3 +48,33 @@ def test_its_links_lead_somewhere(path: Path) -> None:
 def test_the_check_sees_a_dead_link() -> None:
     """Negative control."""
     assert _dead(ROOT / "README.md", "[x](docs/nowhere.md) [y](README.md#no-such-title)") != []
+
+
+def _unknown_commands(text: str) -> list[str]:
+    unknown = []
+    spans = re.findall(r"`(callboard [^`]+)`|^((?:\.venv/bin/)?callboard .+)$", text, flags=re.MULTILINE)
+    for span in (inline or line for inline, line in spans):
+        group: click.Command = cli
+        for word in span.split()[1:]:
+            if not isinstance(group, click.Group):
+                break
+            if not re.fullmatch(r"[a-z]+", word):
+                break
+            found = group.get_command(click.Context(group), word)
+            if found is None:
+                unknown.append(span)
+                break
+            group = found
+    return unknown
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
+def test_its_commands_exist(path: Path) -> None:
+    assert _unknown_commands(path.read_text("utf-8")) == []
+
+
+def test_the_check_sees_an_unknown_command() -> None:
+    """Negative control."""
+    assert _unknown_commands("`callboard dead list` shows")
+    assert _unknown_commands("callboard dev   # a server")
+    assert not _unknown_commands("`callboard dead ls`, `callboard submit count-words`, `callboard --help`")

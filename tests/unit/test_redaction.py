@@ -187,9 +187,9 @@ def test_the_fuzz_would_see_a_leak() -> None:
 def test_a_logged_event_is_one_clean_line_of_json(output: io.StringIO) -> None:
     log = logs.get_logger("callboard.test").bind(worker="w1")
     with logs.bound_ids(task="search/7"):
-        log.info(events.TASK_COMPLETED, took_s=0.5, url=SECRET_TEXTS[0])
+        log.info(events.TASK_SKIPPED, took_s=0.5, url=SECRET_TEXTS[0])
     line = json.loads(output.getvalue())
-    assert line["event"] == events.TASK_COMPLETED
+    assert line["event"] == events.TASK_SKIPPED
     assert (line["worker"], line["task"], line["took_s"], line["level"]) == ("w1", "search/7", 0.5, "info")
     assert line["url"] == f"nats://{REDACTED}@host:4222"
 
@@ -210,13 +210,13 @@ def test_a_traceback_is_scrubbed(output: io.StringIO) -> None:
 
 
 def test_when_redaction_fails_only_the_name_of_the_event_is_printed(output: io.StringIO) -> None:
-    logs.get_logger("callboard.test").info(events.TASK_FAILED, task=CANARY, payload=Explosive())
+    logs.get_logger("callboard.test").info(events.TASK_UNCOMMITTED, task=CANARY, payload=Explosive())
     line = json.loads(output.getvalue())
     assert line.pop("timestamp")
     assert line == {
         "level": "info",
         "logger": "callboard.test",
-        "event": events.TASK_FAILED,
+        "event": events.TASK_UNCOMMITTED,
         "withheld": events.LOG_WITHHELD,
     }
 
@@ -246,12 +246,12 @@ def test_levels_hold_per_logger_and_change_while_running() -> None:
     logs.configure(form="json", level="warning", levels={"callboard.a": "debug"}, stream=stream)
     loud, quiet = logs.get_logger("callboard.a.b"), logs.get_logger("callboard.b")
     assert loud.is_enabled("debug")
-    quiet.info(events.WORKER_STARTED)
-    loud.debug(events.TASK_CLAIMED)
+    quiet.info(events.WORKER_READIED)
+    loud.debug(events.TASK_RETRIED)
     logs.set_level("error", name="callboard.a")
-    loud.warning(events.TASK_FAILED)
+    loud.warning(events.TASK_UNCOMMITTED)
     logging.getLogger("callboard.a").setLevel(logging.NOTSET)
-    assert [json.loads(line)["event"] for line in stream.getvalue().splitlines()] == [events.TASK_CLAIMED]
+    assert [json.loads(line)["event"] for line in stream.getvalue().splitlines()] == [events.TASK_RETRIED]
     with pytest.raises(ConfigError, match="verbose"):
         logs.configure(level="verbose")
 
@@ -260,7 +260,7 @@ def test_levels_hold_per_logger_and_change_while_running() -> None:
 def test_the_file_gets_json_and_is_kept_thirty_days(tmp_path: Path) -> None:
     stream = io.StringIO()
     logs.configure(form="console", stream=stream, file=tmp_path / "log" / "worker.jsonl")
-    logs.get_logger("callboard.test").info(events.WORKER_STARTED, worker="w1")
+    logs.get_logger("callboard.test").info(events.WORKER_READIED, worker="w1")
     handler = next(h for h in logging.getLogger().handlers if isinstance(h, TimedRotatingFileHandler))
     assert handler.backupCount == 30
     assert json.loads((tmp_path / "log" / "worker.jsonl").read_text())["worker"] == "w1"

@@ -39,6 +39,16 @@ STUCK_GRACE_S = 2.0
 
 _log = logs.get_logger(__name__)
 _bus_log = logs.get_logger("callboard.runtime.bus")
+# the catalogue's levels; what is not named here is info
+_BUS_LEVELS = {
+    events.BUS_REPULLED: "debug",
+    events.BUS_CLOSED: "debug",
+    events.BUS_DISCONNECTED: "warning",
+    events.BUS_DEAFENED: "warning",
+    events.BUS_RECONNECT_FORCED: "warning",
+    events.BUS_FAILED: "warning",
+    events.BUS_REFUSED: "error",
+}
 
 
 def connector(settings: Settings) -> Connect:
@@ -97,7 +107,7 @@ def _seed(path: Path | None) -> str | None:
 
 
 def _log_event(event: str, fields: dict[str, object]) -> None:
-    _bus_log.info(event, **fields)
+    _bus_log.log(_BUS_LEVELS.get(event, "info"), event, **fields)
 
 
 @asynccontextmanager

@@ -14,11 +14,13 @@ from collections.abc import Awaitable, Callable
 import msgspec
 from msgspec import Struct
 
-from callboard.runtime import crash, subjects
+from callboard.runtime import crash, events, logs, subjects
 from callboard.runtime.bus.base import Bus, Message
 from callboard.runtime.claim import Claim, Stage
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 from callboard.runtime.errors import BusError, CallboardError
+
+_log = logs.get_logger(__name__)
 
 BEAT_EVERY_S = 1.0
 TICK_S = 0.1
@@ -64,6 +66,7 @@ class LeaseKeeper:
         self.claims: dict[str, Claim] = {}
         self.loop_ticked_at = clock.monotonic()
         self.late_extensions = 0
+        self._is_released = False
         self._ack_wait_s = ack_wait_s
         self._extend_every_s = extend_every_s
         self._max_block_s = max_block_s
@@ -105,7 +108,12 @@ class LeaseKeeper:
 
     def due(self, now_s: float) -> list[Claim]:
         """Return the claims to extend now; none when the worker's loop is dead."""
-        if now_s - self.loop_ticked_at > self._max_block_s:
+        is_dead = now_s - self.loop_ticked_at > self._max_block_s
+        if is_dead != self._is_released:
+            self._is_released = is_dead
+            if is_dead:
+                _log.error(events.LEASE_RELEASED, tasks=len(self.claims), blocked_s=round(now_s - self.loop_ticked_at))
+        if is_dead:
             return []
         limit_s = now_s - self._extend_every_s
         return [claim for claim in list(self.claims.values()) if claim.extended_at <= limit_s]
@@ -148,10 +156,12 @@ class LeaseKeeper:
         if not due or not bus.is_connected:
             return
         await bus.extend([claim.token for claim in due])
+        late = [now_s - claim.extended_at for claim in due if now_s - claim.extended_at > self._ack_wait_s - 1.0]
         for claim in due:
-            if now_s - claim.extended_at > self._ack_wait_s - 1.0:
-                self.late_extensions += 1
             claim.extended_at = now_s
+        if late:
+            self.late_extensions += len(late)
+            _log.warning(events.LEASE_EXTENDED_LATE, tasks=len(late), silent_s=round(max(late), 1))
 
     def _on_question(self, message: Message) -> None:
         if not message.reply:

@@ -30,6 +30,9 @@ LEVELS: Mapping[str, int] = {
     "error": logging.ERROR,
 }
 
+# a client or command that configures no logging stays quiet; the library would print the bare name of a warning
+logging.getLogger("callboard").addHandler(logging.NullHandler())
+
 _FIELDS = "callboard_fields"  # where a record carries our fields
 _IDS: ContextVar[Mapping[str, object] | None] = ContextVar("callboard_log_ids", default=None)
 _Render = Callable[[dict[str, object]], str]
@@ -55,6 +58,11 @@ class Logger:
     def is_enabled(self, level: str) -> bool:
         """Return whether events of ``level`` are printed; ask before gathering costly fields."""
         return self._target.isEnabledFor(LEVELS[level])
+
+    def log(self, level: str, event: str, /, **fields: object) -> None:
+        """Log at ``level``, a key of ``LEVELS``."""
+        if self._target.isEnabledFor(LEVELS[level]):
+            self._emit(LEVELS[level], event, fields)
 
     def debug(self, event: str, /, **fields: object) -> None:
         """Log something that happens per message."""

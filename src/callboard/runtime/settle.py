@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 
 from msgspec import UNSET, Raw, Struct
 
-from callboard.runtime import crash, record, subjects
+from callboard.runtime import crash, events, logs, record, subjects
 from callboard.runtime.blobs import CLAIM_CHECK_BYTES, BlobStore
 from callboard.runtime.bus import header
 from callboard.runtime.bus.base import Bus, Write
@@ -36,6 +36,7 @@ from callboard.runtime.record import (
 
 # fired schedules come 0 to 0.25 s late, never early: aim for the middle
 SCHEDULE_LEAD_S = 0.12
+_log = logs.get_logger(__name__)
 _STORE_RETRY_S = (0.05, 0.2, 0.5, 1.0, 2.0)
 
 
@@ -107,7 +108,7 @@ class Settler:
             return
         if self._keeper.has_lapsed(claim):
             # somebody else may be running it by now; an answer from us would disturb that run
-            self._forget(claim, "lapsed")
+            self._lapse(claim)
             return
         match outcome:
             case Retry(failure, delay_s):
@@ -115,20 +116,26 @@ class Settler:
             case Failed(failure):
                 self._run(claim, self._bury(claim, failure), "settle-failed")
             case Cancelled(failure):
+                _log.info(events.TASK_CANCELLED, **_who(claim), was_running=claim.started_at is not None)
                 self._end(claim, "cancelled", failure)
             case Expired(failure):
+                _log.info(events.TASK_EXPIRED, **_who(claim), was_running=claim.started_at is not None)
                 self._end(claim, "expired", failure)
             case Returned(delay_s):
+                if claim.started_at is not None:
+                    _log.info(events.TASK_HANDED_BACK, **_who(claim))
                 self._run(claim, self._return(claim, delay_s), "settle-returned")
 
     def skip(self, claim: Claim) -> None:
         """Ack a claim whose record was found: it ran before."""
+        _log.debug(events.TASK_SKIPPED, **_who(claim))
         self._acks.append(claim.token)
         self._forget(claim, "duplicate")
         self._flush_soon()
 
     def drop(self, claim: Claim) -> None:
         """Let go of a claim that another worker is running, without any answer."""
+        _log.info(events.TASK_DROPPED, **_who(claim))
         self._forget(claim, "dropped")
 
     async def postpone(self, claim: Claim, delay_s: float) -> None:
@@ -148,6 +155,8 @@ class Settler:
         Returns:
             False if the run must not begin: somebody else began one first, or the lease is gone.
         """
+        if claim.crashes:
+            _log.warning(events.TASK_TAKEN_OVER, **_who(claim), attempt=claim.attempt, crashes=claim.crashes)
         return await self._note(claim, "started") and not self._keeper.has_lapsed(claim)
 
     # --- records
@@ -215,9 +224,10 @@ class Settler:
     async def _guarded(self, claim: Claim, ending: Coroutine[Any, Any, None]) -> None:
         try:
             await ending
-        except CallboardError:
+        except CallboardError as error:
             # what no patience mends (closed, no permission) ends this claim alone: redelivery brings it again
-            self._forget(claim, "lapsed")
+            _log.bind(**_who(claim)).error(events.TASK_UNCOMMITTED, code=error.code, message=str(error))
+            self._lapse(claim)
 
     def _end(self, claim: Claim, status: Literal["cancelled", "expired"], failure: Failure) -> None:
         if len(claim.delivery.data) <= self._rules.claim_check_bytes:
@@ -253,8 +263,9 @@ class Settler:
 
     async def _retry(self, claim: Claim, failure: Failure, delay_s: float) -> None:
         is_scheduled = delay_s > self._rules.schedule_over_s
+        _log.info(events.TASK_RETRIED, **_who(claim), attempt=claim.attempt, **_why(failure), delay_s=round(delay_s, 3))
         if not await self._note(claim, "failed", failure=failure, delay_s=delay_s, is_scheduled=is_scheduled):
-            self._forget(claim, "lapsed")
+            self._lapse(claim)
         elif is_scheduled:
             await self._schedule(claim, delay_s, attempt=claim.attempt + 1)
             self._acks.append(claim.token)
@@ -282,7 +293,7 @@ class Settler:
         if is_unknown or await self._note(claim, "returned"):
             await self._give_back(claim, delay_s, "returned")
         else:
-            self._forget(claim, "lapsed")
+            self._lapse(claim)
 
     async def _give_back(self, claim: Claim, delay_s: float, name: str) -> None:
         # the keeper first: an extension that follows a nak would replace its delay by a whole ack_wait
@@ -306,13 +317,15 @@ class Settler:
         )
         subject = subjects.dead(claim.capability, claim.task_id)
         await self._patiently(lambda: self._bus.store(Write(subject, record.encode(letter))))
+        log = _log.bind(**_who(claim), **_why(failure))
+        log.error(events.TASK_DEAD_LETTERED, attempts=letter.attempts, crashes=letter.crashes)
         reason = " ".join(f"{failure.code}: {failure.message}".split())[:200]
         self._commit(claim, self._ended(claim, "failed", failure), "failed", term_reason=reason)
 
     async def _unstorable(self, claim: Claim, error: CallboardError) -> None:
         """The record itself cannot be stored: bury the task with that as its cause."""
         if isinstance(error, BusClosedError):
-            self._forget(claim, "lapsed")
+            self._lapse(claim)
             return
         await self._bury(claim, failure_of(error))
 
@@ -378,6 +391,11 @@ class Settler:
 
     # --- answers
 
+    def _lapse(self, claim: Claim) -> None:
+        """Let go of a claim that may be somebody else's by now; redelivery brings it again."""
+        _log.warning(events.LEASE_LAPSED, **_who(claim))
+        self._forget(claim, "lapsed")
+
     def _forget(self, claim: Claim, name: str) -> None:
         self._keeper.drop(claim)
         self._told.settled(claim, name)
@@ -405,6 +423,15 @@ class Settler:
         for subject, data in notices:
             with contextlib.suppress(CallboardError):
                 await self._bus.publish(subject, data)
+
+
+def _who(claim: Claim) -> dict[str, object]:
+    return {"task": claim.task_id, "capability": claim.capability}
+
+
+def _why(failure: Failure) -> dict[str, object]:
+    """Return what a log may say of a failure: no message, which may quote the payload."""
+    return {"code": failure.code} if failure.type is UNSET else {"code": failure.code, "type": failure.type}
 
 
 def read_history(found: list[Any]) -> list[AttemptRecord]:
