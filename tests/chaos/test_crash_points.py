@@ -52,8 +52,8 @@ async def test_a_crash_loses_and_doubles_nothing(folder: Path, point: str) -> No
         assert verdict.problems == []
         assert set(evidence.statuses.values()) == {"completed"}
         assert len(evidence.effects) == JOBS
-        # killed before anything ran, it proves by coming back at all
-        assert verdict.reruns or point == "claimed"
+        # killed before anything ran, or when all that ran may have been recorded, it proves by coming to an end at all
+        assert verdict.reruns or point in {"claimed", "mid-batch"}
 
 
 async def test_a_task_of_a_killed_worker_runs_again_in_seconds(folder: Path) -> None:
