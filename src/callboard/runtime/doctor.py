@@ -243,6 +243,10 @@ def _headroom(room: topology.Headroom, *, name: str, size: int) -> list[Finding]
     return [Finding(check="headroom", level="ok", text=text)]
 
 
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 async def _dead(bus: Bus) -> Finding:
     count = sum((await bus.subject_counts(subjects.DEAD, "cb.dead.>")).values())
     if not count:
@@ -250,7 +254,7 @@ async def _dead(bus: Bus) -> Finding:
     newest = await dead.letters(bus, limit=1)
     last = f"; the last one: {newest[0].letter.task}: {newest[0].letter.cause.message[:100]}" if newest else ""
     fix = "`callboard dead ls`, then requeue or discard them"
-    return Finding(check="dead_letters", level="warning", text=f"{count} dead letters{last}", fix=fix)
+    return Finding(check="dead_letters", level="warning", text=f"{_count(count, 'dead letter')}{last}", fix=fix)
 
 
 async def _consumers(bus: Bus, settings: Settings) -> Finding:
@@ -261,7 +265,7 @@ async def _consumers(bus: Bus, settings: Settings) -> Finding:
     if wrong:
         text = f"{len(wrong)} consumers differ from the settings: {', '.join(wrong[:5])}"
         return Finding(check="consumers", level="warning", text=text, fix=provision.REMEDY)
-    return Finding(check="consumers", level="ok", text=f"consumers of {len(names)} capabilities are as declared")
+    return Finding(check="consumers", level="ok", text="the consumers of all capabilities are as declared")
 
 
 # --- who works
@@ -269,11 +273,17 @@ async def _consumers(bus: Bus, settings: Settings) -> Finding:
 
 async def _work(bus: Bus, beats: list[Beat]) -> Finding:
     offered = {load.name for beat in beats for load in beat.capabilities}
-    lonely = [q for q in await lookup.queues(bus) if q.waiting and q.capability not in offered]
+    found = await lookup.queues(bus)
+    lonely = [q for q in found if q.waiting and q.capability not in offered]
     if lonely:
         text = ", ".join(f"{q.capability} ({q.waiting} waiting)" for q in lonely)
         fix = "start a worker that has the capability; the tasks wait and are not lost"
         return Finding(check="unoffered", level="problem", text=f"nobody alive offers {text}", fix=fix)
+    held = [q for q in found if q.waiting and q.paused is not None]
+    if held:
+        text = ", ".join(f"{q.capability} ({q.waiting} waiting; {q.paused})" for q in held)
+        fix = "`callboard resume CAPABILITY` lets it go on"
+        return Finding(check="paused", level="warning", text=f"held back by `callboard pause`: {text}", fix=fix)
     return Finding(check="unoffered", level="ok", text="every capability with waiting work is offered")
 
 
@@ -281,7 +291,7 @@ def _workers(beats: list[Beat], clock: Clock) -> list[Finding]:
     if not beats:
         fix = "start one: `callboard worker start MODULE`"
         return [Finding(check="workers", level="note", text="no worker was heard", fix=fix)]
-    findings = [Finding(check="workers", level="ok", text=f"{len(beats)} workers are alive")]
+    findings = [Finding(check="workers", level="ok", text=f"{_count(len(beats), 'worker')} alive")]
     for beat in beats:
         if beat.status == "deaf":
             text = f"worker {beat.worker} is connected and gets no work"
