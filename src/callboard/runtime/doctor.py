@@ -86,7 +86,7 @@ async def _examine_broker(bus: Bus, settings: Settings, clock: Clock) -> AsyncIt
         yield Finding(check="streams", level="problem", text=str(error), fix="see the server's log")
         return
     beats = await roster.live_workers(bus, clock=clock)
-    for look in (_clock(bus, clock), _dead(bus), _work(bus, beats), _consumers(bus, settings)):
+    for look in (_clock(bus, clock), _dead(bus), _work(bus, beats), _paused(bus), _consumers(bus, settings)):
         try:
             yield await look
         except BusError as error:
@@ -273,18 +273,21 @@ async def _consumers(bus: Bus, settings: Settings) -> Finding:
 
 async def _work(bus: Bus, beats: list[Beat]) -> Finding:
     offered = {load.name for beat in beats for load in beat.capabilities}
-    found = await lookup.queues(bus)
-    lonely = [q for q in found if q.waiting and q.capability not in offered]
+    lonely = [q for q in await lookup.queues(bus) if q.waiting and q.capability not in offered]
     if lonely:
         text = ", ".join(f"{q.capability} ({q.waiting} waiting)" for q in lonely)
         fix = "start a worker that has the capability; the tasks wait and are not lost"
         return Finding(check="unoffered", level="problem", text=f"nobody alive offers {text}", fix=fix)
-    held = [q for q in found if q.waiting and q.paused is not None]
-    if held:
-        text = ", ".join(f"{q.capability} ({q.waiting} waiting; {q.paused})" for q in held)
-        fix = "`callboard resume CAPABILITY` lets it go on"
-        return Finding(check="paused", level="warning", text=f"held back by `callboard pause`: {text}", fix=fix)
     return Finding(check="unoffered", level="ok", text="every capability with waiting work is offered")
+
+
+async def _paused(bus: Bus) -> Finding:
+    held = [q for q in await lookup.queues(bus) if q.paused is not None]
+    if not held:
+        return Finding(check="paused", level="ok", text="no capability is paused")
+    text = ", ".join(f"{q.capability} ({q.waiting} waiting; {q.paused})" for q in held)
+    fix = "`callboard resume CAPABILITY` lets it go on"
+    return Finding(check="paused", level="warning", text=f"held back by `callboard pause`: {text}", fix=fix)
 
 
 def _workers(beats: list[Beat], clock: Clock) -> list[Finding]:
