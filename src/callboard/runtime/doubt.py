@@ -20,29 +20,40 @@ FIRST_S = 3.0
 _RETRY_S = 0.05
 
 
+def source_of(capability: str, lane: PullLane) -> tuple[str, str]:
+    """Return the stream and the durable consumer that a lane of a capability is pulled from."""
+    if lane == "due":
+        return subjects.LATER, subjects.due_consumer(capability)
+    return subjects.WORK, subjects.consumer(capability, lane)
+
+
 class Doubt:
     """Knows, by lane, up to which sequence a first delivery must be asked about.
 
     After a lost link everything that was stored before it came back is doubtful: it is asked about like a redelivery.
-    A worker that has just begun cannot know whether the server did as well. In its first seconds it asks about what
-    stood in the queue before it, though without the wait for holders that are not back yet.
+    A worker that has just begun sees from a consumer that has handed out nothing since its server began that this was
+    lately. In its first seconds it then asks about what stood in the queue before it.
 
     Attributes:
         linked_at: ``Bus.connected_at`` of the link it speaks of.
         up_to: Highest doubtful sequence; 0 as long as the link has not been lost, infinite until it is known.
     """
 
-    __slots__ = ("_bus", "_clock", "_first_until", "_first_up_to", "_spawn", "linked_at", "up_to")
+    __slots__ = ("_bus", "_capability", "_clock", "_first_until", "_first_up_to", "_spawn", "linked_at", "up_to")
 
-    def __init__(self, bus: Bus, *, clock: Clock, spawn: Callable[[Coroutine[Any, Any, None], str], None]) -> None:
+    def __init__(
+        self, bus: Bus, capability: str, *, clock: Clock, spawn: Callable[[Coroutine[Any, Any, None], str], None]
+    ) -> None:
         """Doubt nothing before the first loss of the link.
 
         Args:
             bus: The worker's connection.
+            capability: Whose consumers are pulled.
             clock: Time.
             spawn: Starts a named task in the worker's task group.
         """
         self._bus = bus
+        self._capability = capability
         self._clock = clock
         self._spawn = spawn
         self.linked_at = bus.connected_at
@@ -51,13 +62,18 @@ class Doubt:
         self._first_up_to: dict[PullLane, float] | None = None
 
     async def begin(self) -> None:
-        """Note what stands in the queue before the first pull; only in a worker's first seconds.
+        """Note, before the first pull, what stands in the queue if its server has just begun.
 
         Raises:
             BusError: If the broker does not tell.
         """
-        if self._first_up_to is None:
-            self._first_up_to = await self._last_seqs()
+        if self._first_up_to is not None:
+            return
+        self._first_up_to = dict.fromkeys(PULL_LANES, 0)
+        cold = [lane for lane in PULL_LANES if await self._is_cold(lane)]
+        if cold:
+            found = await self._last_seqs()
+            self._first_up_to |= {lane: found[lane] for lane in cold}
 
     def is_early(self, lane: PullLane, seq: int, now_s: float) -> bool:
         """Return whether this worker is too young to run a first delivery of ``seq`` without asking."""
@@ -83,6 +99,11 @@ class Doubt:
             if linked_at == self.linked_at:
                 self.up_to = found
             return
+
+    async def _is_cold(self, lane: PullLane) -> bool:
+        stream, consumer = source_of(self._capability, lane)
+        info = await self._bus.consumer_info(stream, consumer)
+        return info is not None and info.is_cold
 
     async def _last_seqs(self) -> dict[PullLane, float]:
         work = await self._bus.stream_info(subjects.WORK)

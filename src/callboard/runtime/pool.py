@@ -26,7 +26,7 @@ from callboard.runtime.claim import Claim, Stage, StopReason
 from callboard.runtime.clock import Clock
 from callboard.runtime.commit import Committer
 from callboard.runtime.context import TaskContext
-from callboard.runtime.doubt import FIRST_S, Doubt
+from callboard.runtime.doubt import FIRST_S, Doubt, source_of
 from callboard.runtime.envelope import parse_deadline
 from callboard.runtime.errors import BusError, InputError, TaskCancelledError
 from callboard.runtime.lanes import PULL_LANES, Lanes, PullLane
@@ -113,7 +113,7 @@ class Pool:
         self._opening = asyncio.Lock()
         self._next_due = False
         self.lingering: dict[Slot, float] = {}
-        self._doubt = Doubt(bus, clock=clock, spawn=self._fire)
+        self._doubt = Doubt(bus, capability.name, clock=clock, spawn=self._fire)
         self._loop = asyncio.get_running_loop()
         # slots run in copies of this: what starts one may be a handler that left its own variables behind
         self._clean = contextvars.copy_context()
@@ -269,11 +269,7 @@ class Pool:
         return pulls
 
     async def _open_lane(self, lane: PullLane) -> Pull:
-        name = self.capability.name
-        if lane == "due":
-            stream, consumer = subjects.LATER, subjects.due_consumer(name)
-        else:
-            stream, consumer = subjects.WORK, subjects.consumer(name, lane)
+        stream, consumer = source_of(self.capability.name, lane)
         arrived = self._arrived
 
         def sink(delivery: Delivery) -> None:

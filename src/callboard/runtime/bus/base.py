@@ -147,13 +147,18 @@ class ConsumerConfig(Struct, frozen=True, kw_only=True):
 
 
 class ConsumerInfo(Struct, frozen=True, kw_only=True):
-    """Settings and state of a consumer: ``pending`` wait, ``ack_pending`` are handed out and unsettled."""
+    """Settings and state of a consumer: ``pending`` wait, ``ack_pending`` are handed out and unsettled.
+
+    Attributes:
+        is_cold: It has handed out messages before, but none since its server (or leader) began.
+    """
 
     stream: str
     config: ConsumerConfig
     pending: int
     ack_pending: int
     redelivered: int
+    is_cold: bool = False
 
 
 class ServerInfo(Struct, frozen=True, kw_only=True):

@@ -278,6 +278,7 @@ def from_consumer(config: ConsumerConfig) -> Json:
 def to_consumer_info(body: Mapping[str, Any]) -> ConsumerInfo:
     """Return a consumer's settings and state from CONSUMER.INFO."""
     config = body["config"]
+    delivered = body.get("delivered", {})
     filters = config.get("filter_subjects") or [config.get("filter_subject", "")]
     return ConsumerInfo(
         stream=body["stream_name"],
@@ -291,4 +292,6 @@ def to_consumer_info(body: Mapping[str, Any]) -> ConsumerInfo:
         pending=body.get("num_pending", 0),
         ack_pending=body.get("num_ack_pending", 0),
         redelivered=body.get("num_redelivered", 0),
+        # the time of the last delivery is kept in memory only (seen with nats-server 2.15.1)
+        is_cold=delivered.get("consumer_seq", 0) > 0 and "last_active" not in delivered,
     )
