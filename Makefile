@@ -13,6 +13,7 @@ EDITABLE = $(PIP) install --no-deps --no-build-isolation --editable .
 TREES := src tests $(wildcard bench)
 
 DEMO_PATH ?=
+export DEMO_PATH
 BENCH_ARGS ?=
 PYTEST_ARGS ?=
 JOBS ?= auto
@@ -38,7 +39,7 @@ help: ## list the targets
 
 .PHONY: demo
 demo: $(VENV)/.core ## run the demonstration (DEMO_PATH=folder runs it on your own files)
-	@$(BIN)/callboard demo $(DEMO_PATH)
+	@$(BIN)/callboard demo $${DEMO_PATH:+"$$DEMO_PATH"}
 
 .PHONY: test
 test: $(VENV)/.dev ## all tests but the slow ones and those that need root (PYTEST_ARGS=… is handed on)

@@ -95,7 +95,11 @@ def test_a_failure_becomes_a_dead_letter_that_can_be_edited_and_run_again(consol
     letters = console.run("dead", "ls", "--json", "--cause", "ValueError").json
     assert [x["letter"]["task"] for x in letters] == ["breaks/1"]
     shown = console.run("dead", "show", "breaks/1", "--json").json
-    assert "ValueError" in shown["letter"]["cause"]["trace"]
+    assert "ValueError" in (trace := shown["letter"]["cause"]["trace"])
+    assert "slot.py" not in trace
+    plain = console.run("dead", "show", "breaks/1").out
+    assert "cause:       ValueError" in plain
+    assert plain.count("Traceback") == 1
     assert console.run("tasks", "show", "breaks/1", "--json").json["is_dead"]
     assert console.run("tasks", "watch", "breaks/1").status == 1
     done = console.run("dead", "requeue", "breaks/1", "--edit", '"fine"', "--json").json
@@ -143,13 +147,17 @@ def test_a_running_task_is_found_and_cancelled(console: Console, worker: Backgro
 
 
 def test_pause_holds_work_back_and_resume_lets_it_go(console: Console, worker: Background) -> None:
-    assert console.run("pause", "echo", "--json").json["paused"]
+    assert console.run("pause", "echo", "--reason", "new index", "--json").json["paused"]
     paused = [c["is_paused"] for w in _workers(console) for c in w["capabilities"] if c["name"] == "echo"]
     assert paused == [True]
     task = console.run("submit", "echo", "7", "--json").json["task"]
     late = console.run("submit", "echo", "8", "--wait", "--timeout", "0.5s")
     assert (late.status, "error[task_timeout]" in late.err) == (6, True)
     assert console.run("tasks", "show", task, "--json").json["state"] == "waiting"
+    queues = console.run("tasks", "ls", "--json").json["queues"]
+    assert [queue["paused"] for queue in queues if queue["capability"] == "echo"] == ["new index"]
+    held = [f for f in console.run("doctor", "--json").json["findings"] if f["check"] == "paused"]
+    assert [(f["level"], "echo" in f["text"], "new index" in f["text"]) for f in held] == [("warning", True, True)]
     assert not console.run("resume", "echo", "--json").json["paused"]
     eventually(lambda: console.run("tasks", "show", task, "--json").json["state"] == "completed")
 

@@ -108,7 +108,7 @@ def export(session: Session, /, *, form: str, out: Path | None, since: datetime 
     if session.json and out is not None:
         emit({"entries": count, "file": str(out)})
     elif not session.json:
-        note(f"{count} entries")
+        note(f"{count} {'entry' if count == 1 else 'entries'}")
 
 
 async def _export(session: Session, /, wanted: Filter, file: TextIO, *, form: str, since: datetime | None) -> int:

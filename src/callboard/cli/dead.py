@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from callboard.cli.output import SINCE, emit, shorten, stamp, table
 from callboard.cli.session import Session, example, global_options, json_option, pass_session
+from callboard.cli.tasks import say, submitted_lines
 
 if TYPE_CHECKING:
     from callboard.runtime.bus.base import Bus
@@ -69,10 +71,6 @@ def _cause(found: Letter) -> str:
 @pass_session
 def show(session: Session, /, task_id: str) -> None:
     """Show a dead letter: cause, history and payload."""
-    import json
-
-    import msgspec
-
     from callboard.runtime import dead
 
     async def work() -> Letter:
@@ -83,11 +81,14 @@ def show(session: Session, /, task_id: str) -> None:
     if session.json:
         emit(found)
         return
-    trace = found.letter.cause.trace
-    click.echo(json.dumps(json.loads(msgspec.json.encode(found.letter)), indent=2, ensure_ascii=False))
-    if isinstance(trace, str):
-        click.echo(f"\n{trace.rstrip()}")
-    click.echo(f"\nrun it again: callboard dead requeue {found.letter.task!r}")
+    letter = found.letter
+    lines = [("task", letter.task), ("capability", letter.capability), *submitted_lines(letter.submitted)]
+    lines += [("failed", stamp(letter.at)), ("runs", str(letter.attempts)), ("crashes", str(letter.crashes))]
+    lines += [("worker", letter.worker), ("cause", f"{_cause(found)}: {letter.cause.message}")]
+    say(lines, letter.history)
+    if isinstance(letter.cause.trace, str):
+        click.echo(f"\n{letter.cause.trace.rstrip()}")
+    click.echo(f"\nrun it again: callboard dead requeue {shlex.quote(letter.task)}")
 
 
 @command.command(

@@ -30,8 +30,16 @@ INTERRUPTED = 130
 NUMBERS_WIDTH = 60
 
 
+class Folder(click.Path):
+    """A folder; ``~`` is the home also where no shell saw to it, as in ``make demo DEMO_PATH=~/notes``."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401 - click's
+        """Return the path."""
+        return super().convert(os.path.expanduser(value), param, ctx)  # noqa: PTH111 - a text may come, or a path
+
+
 @click.command("demo", epilog=example("callboard demo", "callboard demo ~/notes --out /tmp/report"))
-@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False), default=Path())
+@click.argument("folder", type=Folder(path_type=Path, exists=True, file_okay=False), default=Path())
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), default=OUT, help=f"Report folder.  [default: {OUT}]"
 )

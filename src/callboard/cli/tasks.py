@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from callboard.runtime.bus.base import Bus
     from callboard.runtime.context import Progress
     from callboard.runtime.lookup import Queue, Whereabouts
-    from callboard.runtime.record import TaskRecord
+    from callboard.runtime.record import AttemptRecord, Submission, TaskRecord
 
 _POLL_S = 0.3
 STATUSES = ("completed", "failed", "cancelled", "expired")
@@ -75,13 +75,17 @@ async def _ls(
 
 def _queues(queues: list[Queue]) -> None:
     table(
-        [
-            (q.capability, str(q.waiting), str(q.claimed), "" if q.has_consumer else "nobody has ever offered it")
-            for q in queues
-        ],
+        [(q.capability, str(q.waiting), str(q.claimed), _remark(q)) for q in queues],
         head=("CAPABILITY", "WAITING", "CLAIMED", ""),
         empty="no capability has work or was ever offered",
     )
+
+
+def _remark(queue: Queue) -> str:
+    remarks = [] if queue.has_consumer else ["nobody has ever offered it"]
+    if queue.paused is not None:
+        remarks.append("paused" if queue.paused in ("", "paused") else f"paused: {shorten(queue.paused, 60)}")
+    return "; ".join(remarks)
 
 
 def _brief(record: TaskRecord) -> dict[str, object]:
@@ -134,8 +138,6 @@ def show(session: Session, /, task_id: str, capability: str | None) -> None:
 
 
 def _show(found: Whereabouts) -> None:
-    from msgspec import UNSET
-
     lines = [("task", found.task), ("capability", found.capability), ("state", found.state)]
     if found.workers:
         lines.append(("runs on", ", ".join(found.workers)))
@@ -149,11 +151,28 @@ def _show(found: Whereabouts) -> None:
         lines += _record_lines(found.record)
     if found.is_dead:
         lines.append(("dead letter", f"callboard dead show {found.task}"))
+    say(lines, found.attempts)
+
+
+def say(lines: list[tuple[str, str]], runs: list[AttemptRecord]) -> None:
+    """Write what is known of a task, and its earlier runs."""
+    from msgspec import UNSET
+
     for name, text in lines:
         click.echo(f"{name + ':':<13}{text}")
-    for run in found.attempts:
-        error = f" {run.error.code}: {shorten(run.error.message)}" if run.error is not UNSET else ""
+    for run in runs:
+        error = f"  {run.error.code}: {shorten(run.error.message)}" if run.error is not UNSET else ""
         click.echo(f"{f'{run.n}:':<13}run {run.attempt} {run.kind} at {stamp(run.at)} on {run.worker}{error}")
+
+
+def submitted_lines(submitted: Submission) -> list[tuple[str, str]]:
+    """Return what is to be told of what was submitted."""
+    from msgspec import UNSET
+
+    lines = [("submitted", stamp(submitted.at))]
+    if submitted.payload is not UNSET:
+        lines.append(("payload", shorten(bytes(submitted.payload).decode(errors="replace"), 200)))
+    return lines
 
 
 def _record_lines(record: TaskRecord) -> list[tuple[str, str]]:
@@ -162,10 +181,11 @@ def _record_lines(record: TaskRecord) -> list[tuple[str, str]]:
 
     lines = []
     if record.submitted is not UNSET:
-        lines.append(("submitted", stamp(record.submitted.at)))
-        if record.submitted.payload is not UNSET:
-            lines.append(("payload", shorten(bytes(record.submitted.payload).decode(errors="replace"), 200)))
-    lines += [("finished", stamp(record.finished_at)), ("runs", str(record.attempts)), ("worker", record.worker)]
+        lines += submitted_lines(record.submitted)
+    runs = str(record.attempts)
+    if record.crashes is not UNSET:
+        runs += f", not counting {record.crashes} cut short when a worker died"
+    lines += [("finished", stamp(record.finished_at)), ("runs", runs), ("worker", record.worker)]
     if isinstance(record.result, msgspec.Raw):
         lines.append(("result", shorten(bytes(record.result).decode(), 400)))
     if record.result_blob is not UNSET:

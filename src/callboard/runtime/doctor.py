@@ -86,7 +86,7 @@ async def _examine_broker(bus: Bus, settings: Settings, clock: Clock) -> AsyncIt
         yield Finding(check="streams", level="problem", text=str(error), fix="see the server's log")
         return
     beats = await roster.live_workers(bus, clock=clock)
-    for look in (_clock(bus, clock), _dead(bus), _work(bus, beats), _consumers(bus, settings)):
+    for look in (_clock(bus, clock), _dead(bus), _work(bus, beats), _paused(bus), _consumers(bus, settings)):
         try:
             yield await look
         except BusError as error:
@@ -243,6 +243,10 @@ def _headroom(room: topology.Headroom, *, name: str, size: int) -> list[Finding]
     return [Finding(check="headroom", level="ok", text=text)]
 
 
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 async def _dead(bus: Bus) -> Finding:
     count = sum((await bus.subject_counts(subjects.DEAD, "cb.dead.>")).values())
     if not count:
@@ -250,7 +254,7 @@ async def _dead(bus: Bus) -> Finding:
     newest = await dead.letters(bus, limit=1)
     last = f"; the last one: {newest[0].letter.task}: {newest[0].letter.cause.message[:100]}" if newest else ""
     fix = "`callboard dead ls`, then requeue or discard them"
-    return Finding(check="dead_letters", level="warning", text=f"{count} dead letters{last}", fix=fix)
+    return Finding(check="dead_letters", level="warning", text=f"{_count(count, 'dead letter')}{last}", fix=fix)
 
 
 async def _consumers(bus: Bus, settings: Settings) -> Finding:
@@ -261,7 +265,7 @@ async def _consumers(bus: Bus, settings: Settings) -> Finding:
     if wrong:
         text = f"{len(wrong)} consumers differ from the settings: {', '.join(wrong[:5])}"
         return Finding(check="consumers", level="warning", text=text, fix=provision.REMEDY)
-    return Finding(check="consumers", level="ok", text=f"consumers of {len(names)} capabilities are as declared")
+    return Finding(check="consumers", level="ok", text="the consumers of all capabilities are as declared")
 
 
 # --- who works
@@ -277,11 +281,20 @@ async def _work(bus: Bus, beats: list[Beat]) -> Finding:
     return Finding(check="unoffered", level="ok", text="every capability with waiting work is offered")
 
 
+async def _paused(bus: Bus) -> Finding:
+    held = [q for q in await lookup.queues(bus) if q.paused is not None]
+    if not held:
+        return Finding(check="paused", level="ok", text="no capability is paused")
+    text = ", ".join(f"{q.capability} ({q.waiting} waiting; {q.paused})" for q in held)
+    fix = "`callboard resume CAPABILITY` lets it go on"
+    return Finding(check="paused", level="warning", text=f"held back by `callboard pause`: {text}", fix=fix)
+
+
 def _workers(beats: list[Beat], clock: Clock) -> list[Finding]:
     if not beats:
         fix = "start one: `callboard worker start MODULE`"
         return [Finding(check="workers", level="note", text="no worker was heard", fix=fix)]
-    findings = [Finding(check="workers", level="ok", text=f"{len(beats)} workers are alive")]
+    findings = [Finding(check="workers", level="ok", text=f"{_count(len(beats), 'worker')} alive")]
     for beat in beats:
         if beat.status == "deaf":
             text = f"worker {beat.worker} is connected and gets no work"

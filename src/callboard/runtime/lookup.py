@@ -11,8 +11,10 @@ from msgspec import Struct
 from callboard.runtime import record, subjects
 from callboard.runtime.bus import header
 from callboard.runtime.bus.base import Bus, Message, Stored
+from callboard.runtime.bus.kv import Bucket
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 from callboard.runtime.context import Progress
+from callboard.runtime.control import CONFIG_BUCKET, PAUSE_PREFIX
 from callboard.runtime.errors import DecodeError, NotFoundError, TaskNotFoundError
 from callboard.runtime.lease import HoldsAnswer, HoldsQuestion
 from callboard.runtime.record import AttemptRecord, TaskRecord
@@ -59,12 +61,14 @@ class Queue(Struct, frozen=True, kw_only=True):
         waiting: Tasks that no worker has.
         claimed: Tasks handed out and not settled; those in a retry's pause count here.
         has_consumer: False when no worker ever offered it.
+        paused: Why it is held back on all workers; None when it is not.
     """
 
     capability: str
     waiting: int
     claimed: int
     has_consumer: bool = True
+    paused: str | None = None
 
 
 async def find(bus: Bus, task_id: str, *, capability: str | None = None, clock: Clock = SYSTEM_CLOCK) -> Whereabouts:
@@ -157,7 +161,7 @@ async def who_holds(bus: Bus, task_id: str, *, clock: Clock = SYSTEM_CLOCK) -> l
 
 
 async def queues(bus: Bus) -> list[Queue]:
-    """Return the load of every capability that has a consumer or work, by name. Three requests."""
+    """Return the load of every capability that has a consumer or work, by name. A few requests."""
     waiting: dict[str, int] = {}
     claimed: dict[str, int] = {}
     for info in [*await bus.consumers(subjects.WORK), *await bus.consumers(subjects.LATER)]:
@@ -166,13 +170,23 @@ async def queues(bus: Bus) -> list[Queue]:
             continue
         waiting[parts[2]] = waiting.get(parts[2], 0) + info.pending
         claimed[parts[2]] = claimed.get(parts[2], 0) + info.ack_pending
-    found = [Queue(capability=name, waiting=waiting[name], claimed=claimed[name]) for name in waiting]
+    paused = {
+        entry.key.removeprefix(PAUSE_PREFIX): (entry.data or b"").decode(errors="replace")
+        for entry in await Bucket(bus, CONFIG_BUCKET).entries(PAUSE_PREFIX)
+    }
+    found = [
+        Queue(capability=name, waiting=waiting[name], claimed=claimed[name], paused=paused.get(name))
+        for name in waiting
+    ]
     unoffered: dict[str, int] = {}
     for subject, count in (await bus.subject_counts(subjects.WORK, "cb.task.>")).items():
         name = subject.split(".")[2]
         if name not in waiting:
             unoffered[name] = unoffered.get(name, 0) + count
-    found += [Queue(capability=name, waiting=n, claimed=0, has_consumer=False) for name, n in unoffered.items()]
+    found += [
+        Queue(capability=name, waiting=n, claimed=0, has_consumer=False, paused=paused.get(name))
+        for name, n in unoffered.items()
+    ]
     return sorted(found, key=lambda queue: queue.capability)
 
 

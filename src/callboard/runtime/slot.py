@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures.thread
 import contextvars
 import traceback
 from collections import deque
@@ -29,6 +30,7 @@ from callboard.runtime.outcome import Cancelled, Completed, Expired, Failed, Out
 from callboard.runtime.record import failure_of
 
 DRAIN_RETURN_S = 0.05
+_OURS = {__file__, concurrent.futures.thread.__file__}
 
 
 class SlotHost(Protocol):
@@ -225,7 +227,11 @@ def _call(
 
 
 def _trace(error: BaseException) -> str:
-    return "".join(traceback.format_exception(error, limit=-8))
+    """Return the last frames of the handler; ours, which lead to every handler, would only hide them."""
+    own = error.__traceback__
+    while own is not None and own.tb_frame.f_code.co_filename in _OURS:
+        own = own.tb_next
+    return "".join(traceback.format_exception(type(error), error, own or error.__traceback__, limit=-8))
 
 
 def _stamp(moment: datetime | None) -> str:
