@@ -18,6 +18,9 @@ from callboard.runtime.subjects import Lane
 
 # One or more tokens of visible ASCII; no wildcard can be published to.
 _SUBJECT = re.compile(r"[!-)+-\-/-=?-~]+(\.[!-)+-\-/-=?-~]+)*")
+_ATTEMPT = re.compile(r"[1-9][0-9]{0,4}")
+# What the sequence of a message makes its name.
+_OTHERS = re.compile(r"~d?[0-9]+")
 StopReason = Literal["cancel", "timeout", "deadline", "drain"]
 
 
@@ -90,9 +93,11 @@ class Claim:
         is_fired = delivery.subject.startswith("cb.due.")
         self.own_id = ids.task_id_of(delivery.seq, is_fired=is_fired)
         self.task_id = headers.get(header.TASK_ID) or headers.get(header.MSG_ID) or self.own_id
+        attempt = headers.get(header.ATTEMPT, "1")
+        self.attempt = int(attempt) if _ATTEMPT.fullmatch(attempt) else 1
         try:
             if self.has_client_id:
-                subjects.escape(self.task_id)
+                _check_id(self.task_id, is_later_attempt=is_fired and self.attempt > 1)
         except InvalidNameError as error:
             self.task_id = self.own_id
             self.problem = error
@@ -103,8 +108,6 @@ class Claim:
             # a schedule fires onto one subject whatever the lane; the header keeps it for the record
             fired_lane = headers.get(header.LANE)
             self.lane = "high" if fired_lane == "high" else "low" if fired_lane == "low" else lane
-        attempt = headers.get(header.ATTEMPT, "1")
-        self.attempt = int(attempt) if attempt.isdigit() and len(attempt) < 6 else 1  # noqa: PLR2004
 
     @property
     def has_client_id(self) -> bool:
@@ -156,6 +159,16 @@ class Claim:
     def __repr__(self) -> str:
         """Return what tests and logs want to see; never the payload."""
         return f"<Claim {self.capability} {self.task_id} {self.stage.value} attempt={self.attempt}>"
+
+
+def _check_id(task_id: str, *, is_later_attempt: bool) -> None:
+    subjects.escape(task_id)
+    if _OTHERS.fullmatch(task_id) and not is_later_attempt:
+        message = f"the id {task_id} is the name of the message with this sequence: its record would be taken from it"
+        raise InvalidNameError(message, name=task_id)
+    if "\ufffd" in task_id:
+        message = "the id is not UTF-8: two such ids could not be told apart"
+        raise InvalidNameError(message, name=task_id)
 
 
 def _is_utf8(data: bytes) -> bool:

@@ -490,4 +490,4 @@ def _no_stream() -> NoRespondersError:
 
 def _seq_of(task_id: str) -> int | None:
     digits = task_id.removeprefix("~")
-    return int(digits) if task_id.startswith("~") and digits.isdigit() else None
+    return int(digits) if task_id.startswith("~") and digits.isdecimal() else None

@@ -180,6 +180,7 @@ class Pool:
         """Let go of slots whose thread or handler will not end, and of the threads; the process is about to end."""
         for slot in list(self._busy):
             if slot.task is not None:
+                slot.is_shut = True
                 slot.task.cancel()
         if self.executor is not None:
             self.executor.shutdown(wait=False, cancel_futures=True)

@@ -8,6 +8,7 @@ from typing import Literal, TypeVar
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec.structs import replace
 
 from callboard.runtime.errors import CallboardError, DecodeError
 from callboard.runtime.subjects import Lane
@@ -19,6 +20,7 @@ AttemptKind = Literal["failed", "started", "returned"]
 _T = TypeVar("_T")
 _MAX_MESSAGE = 4_000
 _MAX_TRACE = 8_000
+_SHORT_MESSAGE = 200
 
 
 class Failure(Struct, frozen=True, kw_only=True):
@@ -160,17 +162,33 @@ def failure_of(error: BaseException, *, trace: str | None = None) -> Failure:
     if isinstance(error, CallboardError):
         return Failure(
             code=error.code,
-            message=str(error)[:_MAX_MESSAGE] or error.code,
+            message=_text_of(error)[:_MAX_MESSAGE],
             retryable=error.retryable,
-            trace=trace[-_MAX_TRACE:] if trace else UNSET,
+            trace=_encodable(trace[-_MAX_TRACE:]) if trace else UNSET,
         )
     return Failure(
         code="handler",
         message=_text_of(error)[:_MAX_MESSAGE],
         retryable=True,
-        type=type(error).__name__,
-        trace=trace[-_MAX_TRACE:] if trace else UNSET,
+        type=_encodable(type(error).__name__),
+        trace=_encodable(trace[-_MAX_TRACE:]) if trace else UNSET,
     )
+
+
+def shortened(history: list[AttemptRecord], *, limit_bytes: int) -> list[AttemptRecord]:
+    """Return the newest notes of a history, without traces and with short messages, up to ``limit_bytes``."""
+    kept: list[AttemptRecord] = []
+    size_bytes = 0
+    for item in reversed(history):
+        note = item
+        if note.error is not UNSET:
+            error = replace(note.error, message=note.error.message[:_SHORT_MESSAGE], trace=UNSET)
+            note = replace(note, error=error)
+        size_bytes += len(encode(note))
+        if size_bytes > limit_bytes:
+            break
+        kept.append(note)
+    return kept[::-1]
 
 
 def stored_at(time_ns: int) -> datetime:
@@ -208,10 +226,16 @@ def is_json_text(data: bytes) -> bool:
 
 
 def _text_of(error: BaseException) -> str:
+    name = error.code if isinstance(error, CallboardError) else type(error).__name__
     try:
-        return str(error) or type(error).__name__
-    except Exception:  # noqa: BLE001 - a broken __str__ of user code must not hide the failure
-        return type(error).__name__
+        return _encodable(str(error) or name)
+    except BaseException:  # noqa: BLE001 - a broken __str__ of user code must not hide the failure
+        return _encodable(name)
+
+
+def _encodable(text: str) -> str:
+    """Return text that UTF-8 can carry: file names that are none come with lone surrogates in them."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _decode(decoder: msgspec.json.Decoder[_T], data: bytes) -> _T:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 from msgspec import Struct
@@ -11,6 +12,8 @@ from callboard.runtime.outcome import Failed, Retry
 from callboard.runtime.record import failure_of
 
 MIN_DELAY_S = 0.001
+# Ten years; calendars and schedules have an end.
+MAX_DELAY_S = 3650 * 86400.0
 
 
 class RetryPolicy(Struct, frozen=True, kw_only=True):
@@ -65,9 +68,13 @@ class RetryPolicy(Struct, frozen=True, kw_only=True):
         failure = failure_of(error, trace=trace)
         if attempt >= self.attempts or not _may_retry(error) or isinstance(error, self.terminal):
             return Failed(failure)
-        asked_s = error.after_s if isinstance(error, RetryableError) else None
-        delay_s = asked_s if asked_s is not None else self.gap_s(attempt, roll=roll)
-        return Retry(failure, max(MIN_DELAY_S, delay_s))
+        # a subclass may have set it to anything, or not at all
+        asked_s = getattr(error, "after_s", None) if isinstance(error, RetryableError) else None
+        if isinstance(asked_s, (int, float)) and not math.isnan(asked_s):
+            delay_s = float(asked_s)
+        else:
+            delay_s = self.gap_s(attempt, roll=roll)
+        return Retry(failure, max(MIN_DELAY_S, min(MAX_DELAY_S, delay_s)))
 
     def gap_s(self, attempt: int, *, roll: float | None = None) -> float:
         """Return the seconds between the end of the ``attempt``-th run and the next."""

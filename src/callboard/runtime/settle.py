@@ -36,6 +36,8 @@ from callboard.runtime.record import (
 
 # fired schedules come 0 to 0.25 s late, never early: aim for the middle
 SCHEDULE_LEAD_S = 0.12
+# Beyond it payload and history of a dead letter are cut, so that with its headers it stays below the message limit.
+LETTER_BYTES = 512 * 1024
 _log = logs.get_logger(__name__)
 _STORE_RETRY_S = (0.05, 0.2, 0.5, 1.0, 2.0)
 
@@ -253,6 +255,8 @@ class Settler:
 
     async def _offload_payload(self, claim: Claim) -> None:
         """Move the copy of a large inline payload into a blob, so that the record stays below the message limit."""
+        if not claim.delivery.data:
+            return
         ref = await self._patiently(lambda: self._blobs.put(claim.delivery.data))
         headers = dict(claim.delivery.headers or {})
         headers[header.CLAIM_CHECK] = f"{ref.name} {ref.sha256} {ref.size_bytes}"
@@ -303,24 +307,33 @@ class Settler:
     async def _bury(self, claim: Claim, failure: Failure) -> None:
         if len(claim.delivery.data) > self._rules.claim_check_bytes:
             await self._offload_payload(claim)
-        letter = DeadLetter(
+        history = await self._history(claim)
+        data = record.encode(self._letter(claim, failure, history))
+        if len(data) > LETTER_BYTES:
+            await self._offload_payload(claim)
+            history = record.shortened(history, limit_bytes=LETTER_BYTES // 4)
+            data = record.encode(self._letter(claim, failure, history))
+        subject = subjects.dead(claim.capability, claim.task_id)
+        await self._patiently(lambda: self._bus.store(Write(subject, data)))
+        attempts = claim.attempt if claim.started_at is not None else claim.attempt - 1
+        log = _log.bind(**_who(claim), **_why(failure))
+        log.error(events.TASK_DEAD_LETTERED, attempts=attempts, crashes=claim.crashes)
+        reason = " ".join(f"{failure.code}: {failure.message}".split())[:200]
+        self._commit(claim, self._ended(claim, "failed", failure), "failed", term_reason=reason)
+
+    def _letter(self, claim: Claim, failure: Failure, history: list[AttemptRecord]) -> DeadLetter:
+        return DeadLetter(
             v=record.VERSION,
             task=claim.task_id,
             capability=claim.capability,
             cause=failure,
-            history=await self._history(claim),
+            history=history,
             submitted=claim.submission(),
             attempts=claim.attempt if claim.started_at is not None else claim.attempt - 1,
             crashes=claim.crashes,
             worker=self._keeper.worker,
             at=self._clock.now(),
         )
-        subject = subjects.dead(claim.capability, claim.task_id)
-        await self._patiently(lambda: self._bus.store(Write(subject, record.encode(letter))))
-        log = _log.bind(**_who(claim), **_why(failure))
-        log.error(events.TASK_DEAD_LETTERED, attempts=letter.attempts, crashes=letter.crashes)
-        reason = " ".join(f"{failure.code}: {failure.message}".split())[:200]
-        self._commit(claim, self._ended(claim, "failed", failure), "failed", term_reason=reason)
 
     async def _unstorable(self, claim: Claim, error: CallboardError) -> None:
         """The record itself cannot be stored: bury the task with that as its cause."""

@@ -67,13 +67,14 @@ class SlotHost(Protocol):
 class Slot:
     """Runs claims from its pool's ready queue, one at a time, until none is ready; then it rests."""
 
-    __slots__ = ("_context", "_pool", "claim", "task", "thread")
+    __slots__ = ("_context", "_pool", "claim", "is_shut", "task", "thread")
 
     def __init__(self, pool: SlotHost) -> None:
         """Belong to ``pool``."""
         self._pool = pool
         self._context: TaskContext | None = None
         self.claim: Claim | None = None
+        self.is_shut = False
         self.task: asyncio.Task[None] | None = None
         self.thread: asyncio.Future[Any] | None = None
 
@@ -95,8 +96,8 @@ class Slot:
                 if pool.ready:
                     pool.next_is_due()
                 await self._run_one(claim)
-                if contextvars.copy_context() != clean:
-                    # the next task must not see what this handler left behind: go on in a fresh task
+                if contextvars.copy_context() != clean or (self.task is not None and self.task.cancelling()):
+                    # the next task must not meet what this handler left behind: go on in a fresh task
                     break
         finally:
             self.claim = None
@@ -147,7 +148,7 @@ class Slot:
         if thread.exception() is None:
             try:
                 outcome = Completed(codec.encode(thread.result()))
-            except EncodeError as error:
+            except Exception as error:  # noqa: BLE001 - a model's own code runs here
                 outcome = Failed(failure_of(error))
         pool.finished(claim, outcome)
 
@@ -156,9 +157,12 @@ class Slot:
         try:
             args, kwargs = capability.bind(claim.payload, claim.content_type)
         except DecodeError as error:
+            claim.started_at = None  # the handler never ran
             return Failed(failure_of(error))
-        except Exception as error:  # noqa: BLE001 - a constructor or validator of the user's type may raise anything
-            return Failed(failure_of(DecodeError(f"the payload does not fit: {type(error).__name__}: {error}")))
+        except BaseException as error:  # noqa: BLE001 - a constructor or validator of the user's type may raise anything
+            cause = failure_of(error)
+            claim.started_at = None
+            return Failed(failure_of(DecodeError(f"the payload does not fit: {cause.type}: {cause.message}")))
         claim.is_json = True
         if kwargs:
             kwargs = fill_context(kwargs, self._pool.context_of(claim))
@@ -168,21 +172,43 @@ class Slot:
             else:
                 value = await self._in_thread(capability.function, args, kwargs)
             return Completed(codec.encode(value))
-        except asyncio.CancelledError as error:
-            if claim.stop_reason is not None:
-                return self._stopped(claim, error)
-            if self.task is not None and self.task.cancelling():
-                raise
-            # something the handler awaited was cancelled, not the handler
-            own = RetryableError("the handler let a CancelledError out that nobody sent it")
-            return capability.retry.decide(own, claim.attempt, trace=_trace(error))
         except EncodeError as error:
             return Failed(failure_of(error))
-        except (SystemExit, KeyboardInterrupt) as error:
-            exit_error = HandlerExitError(f"the handler tried to end its process: {error!r}")
-            return Failed(failure_of(exit_error))
-        except Exception as error:  # noqa: BLE001 - a handler may raise anything; the policy decides
-            return capability.retry.decide(error, claim.attempt, trace=_trace(error))
+        except BaseException as error:
+            # a handler may raise anything, and a panic in Rust is no Exception
+            if self._is_ending(error):
+                raise
+            return self._raised(error, claim)
+
+    def _is_ending(self, error: BaseException) -> bool:
+        """Return whether the slot is ended from outside, rather than its handler having raised."""
+        if isinstance(error, asyncio.CancelledError):
+            return self.is_shut and self.claim is not None and self.claim.stop_reason is None
+        if not isinstance(error, GeneratorExit):
+            return False
+        try:
+            return asyncio.current_task() is not self.task
+        except RuntimeError:
+            # no loop runs: what is left of a program that ends is thrown away
+            return True
+
+    def _raised(self, error: BaseException, claim: Claim) -> Outcome:
+        if isinstance(error, SystemExit | KeyboardInterrupt):
+            return Failed(failure_of(HandlerExitError(f"the handler tried to end its process: {error!r}")))
+        if claim.stop_reason is not None:
+            # told to stop, it let the cancellation out, or raised something of its own on its way
+            return self._stopped(claim, error)
+        trace = _trace(error)
+        if isinstance(error, asyncio.CancelledError):
+            # the handler cancelled itself, or what it awaited was cancelled
+            error = RetryableError("the handler let a CancelledError out that nobody sent it")
+        return self._decided(error, claim, trace=trace)
+
+    def _decided(self, error: BaseException, claim: Claim, *, trace: str) -> Outcome:
+        try:
+            return self._pool.capability.retry.decide(error, claim.attempt, trace=trace)
+        except Exception as broken:  # noqa: BLE001 - the exception's own code, or a policy that overflows
+            return Failed(failure_of(broken, trace=trace))
 
     async def _in_thread(
         self, function: Callable[..., Any], args: tuple[object, ...], kwargs: dict[str, object]
@@ -202,7 +228,7 @@ class Slot:
             case "timeout":
                 limit_s = self._pool.capability.timeout_s
                 late = TaskTimeoutError(f"the run took longer than its timeout_s of {limit_s} s and was cancelled")
-                return self._pool.capability.retry.decide(late, claim.attempt, trace=_trace(error))
+                return self._decided(late, claim, trace=_trace(error))
             case "deadline":
                 text = f"the deadline {_stamp(claim.context_deadline)} passed while it ran"
                 return Expired(failure_of(DeadlineError(text)))
@@ -217,9 +243,9 @@ def _call(
 ) -> object:
     try:
         return own.run(function, *args, **kwargs)
-    except StopIteration as error:
-        # a future refuses StopIteration, and the waiter would hang
-        message = "the handler raised StopIteration"
+    except (StopIteration, GeneratorExit) as error:
+        # a future refuses the one, and the waiter would hang; the other would close the waiting coroutine
+        message = f"the handler raised {type(error).__name__}"
         raise RuntimeError(message) from error
     except (SystemExit, KeyboardInterrupt) as error:
         message = f"the handler tried to end its process: {error!r}"

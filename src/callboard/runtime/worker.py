@@ -31,6 +31,8 @@ from callboard.runtime.settle import Settler, SettleRules
 from callboard.runtime.version import VERSION
 
 TICK_S = 0.05
+MAX_SLOTS = 4096
+WRONG_ORDER = f"orders are drain, and slots with a capability of this worker and 1 to {MAX_SLOTS} of them"
 END_WAIT_S = 5.0
 PEER_ALIVE_S = 3.0
 # Two beats: whoever is alive was heard by then.
@@ -326,10 +328,10 @@ class Worker:
         pool = self.pools.get(order.capability)
         if order.op == "drain":
             self.stop()
-        elif order.op == "slots" and pool is not None and order.slots > 0:
+        elif order.op == "slots" and pool is not None and 0 < order.slots <= MAX_SLOTS:
             pool.slots = order.slots
         else:
-            self._reply(bus, message, {"worker": self.id, "error": "orders are drain, and slots with a capability"})
+            self._reply(bus, message, {"worker": self.id, "error": WRONG_ORDER})
             return
         self._reply(bus, message, {"worker": self.id, "ok": True})
 
