@@ -18,12 +18,13 @@ VAGUE = {"utils", "util", "helpers", "helper", "common", "misc", "tools_common"}
 
 # Spelled in pieces, or this file would break its own rule.
 _SLASH = "/"
+_HOSTED = "hosted".join(("python", ""))
 HOSTS = [
     ".".join(parts)
     for parts in (
         ("pypi", "org"),
-        ("files", "pythonhosted", "org"),
-        ("pythonhosted", "org"),
+        ("files", _HOSTED, "org"),
+        (_HOSTED, "org"),
         ("deb", "debian", "org"),
         ("security", "debian", "org"),
         ("archive", "ubuntu", "com"),
@@ -128,7 +129,7 @@ def test_the_check_of_addresses_sees_one() -> None:
     """Negative control."""
     assert _foreign("--index-url https://" + HOSTS[0] + "/simple")
     assert _foreign("see " + PATHS[0] + "notes")
-    assert not _foreign("a/work/b and ~/work/b")
+    assert not _foreign("a" + PATHS[0] + "b and ~" + PATHS[0] + "b")
 
 
 @pytest.mark.parametrize("name", ["requirements.lock", "requirements-core.lock"])
