@@ -18,7 +18,7 @@ VAGUE = {"utils", "util", "helpers", "helper", "common", "misc", "tools_common"}
 
 # Spelled in pieces, or this file would break its own rule.
 _SLASH = "/"
-_HOSTED = "hosted".join(("python", ""))
+_HOSTED = "python{}".format("hosted")  # noqa: UP032 - see above
 HOSTS = [
     ".".join(parts)
     for parts in (
@@ -34,7 +34,7 @@ HOSTS = [
     )
 ]
 PATHS = [_SLASH + name + _SLASH for name in ("work", "root", "home", "Users", "opt" + _SLASH + "wheels")]
-# A path of a machine starts a word; `user/work/x` inside an address or a glob does not.
+# A path of a machine starts a word; the same name inside an address or a glob does not.
 _PATH = re.compile(r"(?<![\w.}*~)-])(?:" + "|".join(map(re.escape, PATHS)) + r")\w")
 
 
