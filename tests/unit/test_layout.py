@@ -18,7 +18,7 @@ VAGUE = {"utils", "util", "helpers", "helper", "common", "misc", "tools_common"}
 
 # Spelled in pieces, or this file would break its own rule.
 _SLASH = "/"
-_HOSTED = "python{}".format("hosted")  # noqa: UP032 - see above
+_HOSTED = "python{}".format("hosted")
 HOSTS = [
     ".".join(parts)
     for parts in (
