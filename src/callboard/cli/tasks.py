@@ -301,8 +301,6 @@ async def _cancel(
             if found.record is not None:
                 results.append((task_id, "finished"))
                 continue
-            # a schedule's sequence belongs to another stream than the queue's
-            seq = found.seq if found.state != "scheduled" else None
-            done = await client.cancel(found.capability, task_id, reason=reason, seq=seq)
+            done = await client.cancel(found.capability, task_id, reason=reason, place=found.place)
             results.append((task_id, done.found))
     return results

@@ -19,8 +19,6 @@ from callboard.runtime.subjects import Lane
 # One or more tokens of visible ASCII; no wildcard can be published to.
 _SUBJECT = re.compile(r"[!-)+-\-/-=?-~]+(\.[!-)+-\-/-=?-~]+)*")
 _ATTEMPT = re.compile(r"[1-9][0-9]{0,4}")
-# What the sequence of a message makes its name.
-_OTHERS = re.compile(r"~d?[0-9]+")
 StopReason = Literal["cancel", "timeout", "deadline", "drain"]
 
 
@@ -96,8 +94,8 @@ class Claim:
         attempt = headers.get(header.ATTEMPT, "1")
         self.attempt = int(attempt) if _ATTEMPT.fullmatch(attempt) else 1
         try:
-            if self.has_client_id:
-                _check_id(self.task_id, is_later_attempt=is_fired and self.attempt > 1)
+            if self.has_client_id and not (is_fired and self.attempt > 1):
+                ids.check(self.task_id)
         except InvalidNameError as error:
             self.task_id = self.own_id
             self.problem = error
@@ -159,16 +157,6 @@ class Claim:
     def __repr__(self) -> str:
         """Return what tests and logs want to see; never the payload."""
         return f"<Claim {self.capability} {self.task_id} {self.stage.value} attempt={self.attempt}>"
-
-
-def _check_id(task_id: str, *, is_later_attempt: bool) -> None:
-    subjects.escape(task_id)
-    if _OTHERS.fullmatch(task_id) and not is_later_attempt:
-        message = f"the id {task_id} is the name of the message with this sequence: its record would be taken from it"
-        raise InvalidNameError(message, name=task_id)
-    if "\ufffd" in task_id:
-        message = "the id is not UTF-8: two such ids could not be told apart"
-        raise InvalidNameError(message, name=task_id)
 
 
 def _is_utf8(data: bytes) -> bool:

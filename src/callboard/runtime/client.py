@@ -282,11 +282,17 @@ class Client:
     # --- cancel, pause
 
     async def cancel(
-        self, capability: str, task_id: str, *, reason: str = "cancelled by request", seq: int | None = None
+        self,
+        capability: str,
+        task_id: str,
+        *,
+        reason: str = "cancelled by request",
+        place: tuple[str, int] | None = None,
     ) -> Cancellation:
         """Cancel a task wherever it is: waiting, scheduled or running.
 
-        The record is written first, so a worker that claims it meanwhile finds it and does not run it.
+        The record is written first, so a worker that claims it meanwhile finds it and does not run it. ``place`` is the
+        stream and the sequence of a waiting task whose id does not tell (``lookup.find`` does).
 
         Raises:
             BusError: If the broker cannot be asked.
@@ -314,9 +320,9 @@ class Client:
         except ConflictError:
             return Cancellation(task=task_id, found="finished", record=await self.record(capability, task_id))
         await self._bus.purge(subjects.LATER, subject=subjects.later(task_id))
-        own_seq = seq if seq is not None else _seq_of(task_id)
-        if own_seq is not None:
-            await self._bus.delete_message(subjects.WORK, own_seq)
+        place = place or ids.place_of(task_id)
+        if place is not None:
+            await self._bus.delete_message(*place)
         # a first delivery of an unnamed task asks nobody: it may have begun between the question and the deletion
         await self._cancel_running(task_id, reason)
         return Cancellation(task=task_id, found="waiting", record=finished)
@@ -395,8 +401,9 @@ class Client:
     ) -> dict[str, str]:
         extra = dict(headers or {})
         if id is not None:
-            subjects.escape(id)
             extra[header.MSG_ID] = id
+        if header.MSG_ID in extra:
+            ids.check(extra[header.MSG_ID])
         if deadline is not None:
             now = self._clock.now()
             moment = now + deadline if isinstance(deadline, timedelta) else deadline
@@ -486,8 +493,3 @@ def _handles(
 
 def _no_stream() -> NoRespondersError:
     return NoRespondersError("no stream takes tasks: run 'callboard provision', or 'callboard up' for a local server")
-
-
-def _seq_of(task_id: str) -> int | None:
-    digits = task_id.removeprefix("~")
-    return int(digits) if task_id.startswith("~") and digits.isdecimal() else None

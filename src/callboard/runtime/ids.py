@@ -7,6 +7,12 @@ import re
 import secrets
 import socket
 
+from callboard.runtime import subjects
+from callboard.runtime.errors import InvalidNameError
+
+# The name that its sequence gives a message of CB_WORK, or a firing of CB_LATER.
+_SEQUENCE = re.compile(r"~(d?)([0-9]+)")
+_MAX_SEQ = 2**63 - 1
 _NOT_NAME = re.compile(r"[^a-z0-9_-]+")
 
 
@@ -28,3 +34,28 @@ def task_id_of(seq: int, *, is_fired: bool = False, msg_id: str | None = None, t
     a recurring schedule is ``~d<seq>``, named by its own sequence in the stream of schedules.
     """
     return task_id or msg_id or (f"~d{seq}" if is_fired else f"~{seq}")
+
+
+def place_of(task_id: str) -> tuple[str, int] | None:
+    """Return the stream and the sequence that a task's name is made of, None when it is a name of its own."""
+    found = _SEQUENCE.fullmatch(task_id)
+    if found is None:
+        return None
+    return (subjects.LATER if found[1] else subjects.WORK), min(int(found[2][:20]), _MAX_SEQ)
+
+
+def check(task_id: str) -> None:
+    """Refuse an id that a client may not choose.
+
+    Raises:
+        InvalidNameError: If it is empty, too long, no text, or the name that another message has by its sequence.
+    """
+    subjects.escape(task_id)
+    if place_of(task_id) is not None:
+        message = (
+            f"the id {task_id[:80]} is the name of the message with this sequence: its record would be taken from it"
+        )
+        raise InvalidNameError(message, name=task_id)
+    if "\ufffd" in task_id:
+        message = "the id is not UTF-8: two such ids could not be told apart"
+        raise InvalidNameError(message, name=task_id)

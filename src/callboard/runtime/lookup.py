@@ -8,7 +8,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from callboard.runtime import record, subjects
+from callboard.runtime import ids, record, subjects
 from callboard.runtime.bus import header
 from callboard.runtime.bus.base import Bus, Message, Stored
 from callboard.runtime.bus.kv import Bucket
@@ -32,7 +32,8 @@ class Whereabouts(Struct, frozen=True, kw_only=True):
 
     Attributes:
         state: Where it is; finished ones bear the status of their record.
-        seq: Its sequence in the stream that holds it, while it is not finished.
+        stream: The stream that holds it, while it is not finished.
+        seq: Its sequence there.
         since: When it was submitted, when known.
         due: When a scheduled one fires.
         workers: Who runs it now.
@@ -44,6 +45,7 @@ class Whereabouts(Struct, frozen=True, kw_only=True):
     task: str
     capability: str
     state: State
+    stream: str | None = None
     seq: int | None = None
     since: datetime | None = None
     due: str | None = None
@@ -52,6 +54,13 @@ class Whereabouts(Struct, frozen=True, kw_only=True):
     attempts: list[AttemptRecord] = []
     progress: Progress | None = None
     is_dead: bool = False
+
+    @property
+    def place(self) -> tuple[str, int] | None:
+        """Stream and sequence of the message that makes it run, None when there is none or it is a schedule."""
+        if self.stream is None or self.seq is None or self.state == "scheduled":
+            return None
+        return self.stream, self.seq
 
 
 class Queue(Struct, frozen=True, kw_only=True):
@@ -127,6 +136,7 @@ def _unfinished(
         task=task_id,
         capability=name,
         state="running" if holders else state,
+        stream=_stream_of(stored) if stored is not None else None,
         seq=stored.seq if stored is not None else None,
         since=stored.time if stored is not None else None,
         due=due,
@@ -134,6 +144,10 @@ def _unfinished(
         attempts=attempts,
         progress=progress,
     )
+
+
+def _stream_of(stored: Stored) -> str:
+    return subjects.WORK if stored.subject.startswith("cb.task.") else subjects.LATER
 
 
 async def who_holds(bus: Bus, task_id: str, *, clock: Clock = SYSTEM_CLOCK) -> list[str]:
@@ -179,7 +193,9 @@ async def queues(bus: Bus) -> list[Queue]:
         for name in waiting
     ]
     unoffered: dict[str, int] = {}
-    for subject, count in (await bus.subject_counts(subjects.WORK, "cb.task.>")).items():
+    counts = await bus.subject_counts(subjects.WORK, "cb.task.>")
+    counts |= await bus.subject_counts(subjects.LATER, "cb.due.*")
+    for subject, count in counts.items():
         name = subject.split(".")[2]
         if name not in waiting:
             unoffered[name] = unoffered.get(name, 0) + count
@@ -191,13 +207,14 @@ async def queues(bus: Bus) -> list[Queue]:
 
 
 async def _waiting(bus: Bus, task_id: str, attempts: list[AttemptRecord]) -> Stored | None:
-    stream, digits = subjects.WORK, task_id.removeprefix("~")
-    if digits.startswith("later-"):
-        stream, digits = subjects.LATER, digits.removeprefix("later-")
-    if task_id.startswith("~") and digits.isdecimal():
-        stored = await bus.get_seq(stream, int(digits))
-        if stored is not None or not attempts:
+    place = ids.place_of(task_id)
+    if place is not None:
+        stored = await bus.get_seq(*place)
+        # a schedule has a sequence in the same stream as its firings
+        if stored is not None and not stored.subject.startswith("cb.later."):
             return stored
+        if not attempts:
+            return None
     held = await bus.get_last(subjects.LATER, subjects.later(task_id))
     if held is not None:
         return held
