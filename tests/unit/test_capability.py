@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from typing import Any
 
 import msgspec
 import pytest
@@ -92,3 +93,11 @@ def test_two_capabilities_of_one_name_in_a_module_are_refused() -> None:
         setattr(module, attribute, capability("same")(lambda x: x))
     with pytest.raises(ConfigError, match="same"):
         find_capabilities(module)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"concurrency": 0}, {"concurrency": 10**30}, {"timeout_s": 0}, {"timeout_s": float("nan")}]
+)
+def test_numbers_that_cannot_be_meant_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        capability("any", **wrong)(lambda: None)

@@ -71,3 +71,9 @@ def test_a_missing_module_is_answered_with_what_is_there(folder: Path) -> None:
         load_capabilities(["loader_near.sub"])
     with pytest.raises(ModuleLoadError, match="is a folder"):
         load_capabilities(["./"])
+
+
+def test_a_module_that_raises_what_is_no_exception_is_named(folder: Path) -> None:
+    (folder / "panics.py").write_text("class Panic(BaseException): ...\nraise Panic('boo')\n")
+    with pytest.raises(ModuleLoadError, match="cannot be imported: Panic: boo"):
+        load_capabilities(["panics.py"])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import click
 
-from callboard.cli.output import SINCE, emit, note, shorten, stamp
+from callboard.cli.output import SINCE, emit, note, shorten, stamp, tell
 from callboard.cli.session import Session, example, global_options, json_option, pass_session
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def _print(session: Session, /, entry: Entry) -> None:
         return
     row = _row(entry)
     what = row["status"] or f"run {row['attempt']} {row['kind']}"
-    click.echo(f"{stamp(entry.stored_at)}  {what:<12} {entry.task}  {row['worker']}  {shorten(row['error'])}".rstrip())
+    tell(f"{stamp(entry.stored_at)}  {what:<12} {entry.task}  {row['worker']}  {shorten(row['error'])}".rstrip())
 
 
 @command.command("export", epilog=example("callboard audit export --since 30d --format csv --out audit.csv"))

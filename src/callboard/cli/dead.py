@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from callboard.cli.output import SINCE, emit, shorten, stamp, table
+from callboard.cli.output import SINCE, emit, shorten, stamp, table, tell
 from callboard.cli.session import Session, example, global_options, json_option, pass_session
 from callboard.cli.tasks import say, submitted_lines
 
@@ -87,8 +87,8 @@ def show(session: Session, /, task_id: str) -> None:
     lines += [("worker", letter.worker), ("cause", f"{_cause(found)}: {letter.cause.message}")]
     say(lines, letter.history)
     if isinstance(letter.cause.trace, str):
-        click.echo(f"\n{letter.cause.trace.rstrip()}")
-    click.echo(f"\nrun it again: callboard dead requeue {shlex.quote(letter.task)}")
+        tell(f"\n{letter.cause.trace.rstrip()}")
+    tell(f"\nrun it again: callboard dead requeue {shlex.quote(letter.task)}")
 
 
 @command.command(
@@ -127,7 +127,7 @@ def requeue(session: Session, /, *, edited: str | None, keep: bool, **chosen: An
                 handle = await dead.requeue(bus, client, letter, payload=payload, keep=keep)
                 done.append((letter.letter.task, handle.id))
                 if not session.json:
-                    click.echo(f"{letter.letter.task} -> {handle.id}")
+                    tell(f"{letter.letter.task} -> {handle.id}")
             return done
 
     done = session.run(work())
@@ -159,7 +159,7 @@ def discard(session: Session, /, **chosen: Any) -> None:  # noqa: ANN401 - click
     if session.json:
         emit({"discarded": done})
     else:
-        click.echo(f"discarded: {', '.join(done) or 'none'}")
+        tell(f"discarded: {', '.join(done) or 'none'}")
 
 
 async def _choose(bus: Bus, chosen: dict[str, Any]) -> list[Letter]:

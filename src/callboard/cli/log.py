@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from callboard.cli.output import SINCE, emit, shorten, stamp
+from callboard.cli.output import SINCE, emit, shorten, stamp, tell
 from callboard.cli.session import Session, example, global_options, json_option, pass_session
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def command(session: Session, /, **options: Any) -> None:  # noqa: ANN401 - clic
             emit(_as_json(stream, stored))
         else:
             text = shorten(stored.data.decode(errors="replace"), 100)
-            click.echo(f"{stamp(stored.time)}  {stored.subject}  {text}")
+            tell(f"{stamp(stored.time)}  {stored.subject}  {text}")
 
 
 async def _log(

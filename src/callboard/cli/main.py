@@ -9,10 +9,12 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
 import click
 
+from callboard.cli.output import note
 from callboard.cli.session import Session, global_options
 from callboard.runtime.errors import CallboardError, InputError
 
@@ -99,6 +101,15 @@ class Commands(click.Group):
             message = f"{error.message} Did you mean {' or '.join(repr(name) for name in near)}?"
             raise click.UsageError(message, ctx) from error
 
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command; a reader (head, less) that has seen enough is no failure, as which click would count it."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            # what is left in the buffer must not fail at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return OK
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - as above
         """Write the overview from the table, without importing a command."""
         with formatter.section("Commands"):
@@ -119,6 +130,9 @@ def cli() -> None:
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its status; see ``docs/cli.md`` for the table."""
     session = Session()
+    if sys.stdout is None:
+        # the caller closed it (`>&-`) and wants nothing but the status
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for the life of the process
     try:
         status = cli.main(args=args, prog_name="callboard", standalone_mode=False, obj=session)
     except click.ClickException as error:
@@ -126,14 +140,10 @@ def main(args: Sequence[str] | None = None) -> None:
         status = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         status = INTERRUPTED
-    except BrokenPipeError:
-        # the reader (head, less) has seen enough; what is left in the buffer must not fail at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = OK
     except CallboardError as error:
         if session.debug:
             raise
-        click.echo(f"error[{error.code}]: {error}", err=True)
+        note(f"error[{error.code}]: {error}")
         if error.code in _HINTS:
             click.echo(_HINTS[error.code], err=True)
         status = status_of(error)

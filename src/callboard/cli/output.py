@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from typing import TextIO
 
 import click
 
+# C0 but tab and line feed, DEL, C1.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 MINUTE_S, HOUR_S, DAY_S = 60.0, 3600.0, 86_400.0
 _UNITS = {"s": 1.0, "m": MINUTE_S, "h": HOUR_S, "d": DAY_S, "w": 7 * DAY_S}
 
 
-def emit(value: object) -> None:
+def emit(value: object, *, file: TextIO | None = None) -> None:
     """Write one JSON value on one line; anything msgspec can encode."""
     import msgspec
 
-    click.echo(msgspec.json.encode(value))
+    click.echo(msgspec.json.encode(value), file=file)
+
+
+def tell(text: str) -> None:
+    """Write a line that holds what somebody else wrote: an id, an error, a result."""
+    click.echo(visible(text) if sys.stdout.isatty() else text)
+
+
+def visible(text: str) -> str:
+    """Return ``text`` without what a terminal would take for orders; line ends and tabs stay."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def table(rows: Sequence[Sequence[str]], *, head: Sequence[str], empty: str) -> None:
@@ -38,13 +52,13 @@ def table(rows: Sequence[Sequence[str]], *, head: Sequence[str], empty: str) -> 
     for name in head:
         shown.add_column(name, overflow="fold")
     for row in rows:
-        shown.add_row(*(Text(str(cell)) for cell in row))
+        shown.add_row(*(Text(visible(str(cell))) for cell in row))
     Console().print(shown)
 
 
 def note(text: str) -> None:
     """Say something to the person on standard error; it never mixes with results."""
-    click.echo(text, err=True)
+    click.echo(visible(text) if sys.stderr.isatty() else text, err=True)
 
 
 def stamp(moment: datetime | None) -> str:

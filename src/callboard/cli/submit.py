@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from callboard.cli.output import SPAN, UNTIL, emit, note
+from callboard.cli.output import SPAN, UNTIL, emit, note, tell
 from callboard.cli.session import Session, example, global_options, json_option, pass_session
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def _tell(session: Session, /, handle: TaskHandle) -> None:
     if session.json:
         emit({"task": handle.id, "capability": handle.capability, "seq": handle.seq, "duplicate": handle.is_duplicate})
         return
-    click.echo(handle.id)
+    tell(handle.id)
     if handle.is_duplicate:
         note("a task with this id was submitted before; nothing new was stored")
 
@@ -189,4 +189,4 @@ async def _wait(session: Session, /, client: Client, handle: TaskHandle, *, time
     value = await client.value_of(record)
     if session.json:
         return
-    click.echo(value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False))
+    tell(value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False))

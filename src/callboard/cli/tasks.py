@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from callboard.cli.output import SINCE, emit, note, shorten, stamp, table
+from callboard.cli.output import SINCE, emit, note, shorten, stamp, table, tell
 from callboard.cli.session import Session, example, global_options, json_option, pass_session
 
 if TYPE_CHECKING:
@@ -159,10 +159,10 @@ def say(lines: list[tuple[str, str]], runs: list[AttemptRecord]) -> None:
     from msgspec import UNSET
 
     for name, text in lines:
-        click.echo(f"{name + ':':<13}{text}")
+        tell(f"{name + ':':<13}{text}")
     for run in runs:
         error = f"  {run.error.code}: {shorten(run.error.message)}" if run.error is not UNSET else ""
-        click.echo(f"{f'{run.n}:':<13}run {run.attempt} {run.kind} at {stamp(run.at)} on {run.worker}{error}")
+        tell(f"{f'{run.n}:':<13}run {run.attempt} {run.kind} at {stamp(run.at)} on {run.worker}{error}")
 
 
 def submitted_lines(submitted: Submission) -> list[tuple[str, str]]:
@@ -222,7 +222,7 @@ def watch(session: Session, /, task_id: str, capability: str | None) -> None:
     if session.json:
         emit({"event": "finished", "record": record})
     else:
-        click.echo(f"{stamp(record.finished_at)}  {record.status}  {_says(record)}".rstrip())
+        tell(f"{stamp(record.finished_at)}  {record.status}  {_says(record)}".rstrip())
     click.get_current_context().exit(0 if record.status == "completed" else 1)
 
 
@@ -260,7 +260,7 @@ async def _print_events(session: Session, /, bus: Bus, task_id: str, *, after_se
         if session.json:
             emit({"event": "progress", "progress": progress})
         else:
-            click.echo(_progress_line(progress))
+            tell(_progress_line(progress))
 
 
 @command.command("cancel", epilog=example("callboard tasks cancel search/2026-11-21/7 --reason 'wrong query'"))
@@ -277,7 +277,7 @@ def cancel(session: Session, /, task_ids: tuple[str, ...], capability: str | Non
         emit([{"task": task, "found": where} for task, where in found])
     else:
         for task, where in found:
-            click.echo(f"{task}  {'had finished before' if where == 'finished' else f'cancelled while {where}'}")
+            tell(f"{task}  {'had finished before' if where == 'finished' else f'cancelled while {where}'}")
     click.get_current_context().exit(1 if any(where == "finished" for _, where in found) else 0)
 
 

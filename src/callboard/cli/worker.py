@@ -117,6 +117,10 @@ def _serve(
     from callboard.runtime.processes import tell_ready
 
     host.configure_logs(settings, slot=slot)
+    out = sys.stdout
+    if session.json:
+        # what modules and handlers print must not stand between the events
+        sys.stdout = sys.stderr
     capabilities = load_capabilities(modules)
 
     def on_ready(worker: Worker) -> None:
@@ -125,7 +129,10 @@ def _serve(
         if is_quiet:
             return
         if session.json:
-            emit({"event": "ready", "worker": worker.id, "pid": os.getpid(), "capabilities": sorted(worker.pools)})
+            emit(
+                {"event": "ready", "worker": worker.id, "pid": os.getpid(), "capabilities": sorted(worker.pools)},
+                file=out,
+            )
             return
         slots = ", ".join(f"{name} ({pool.slots} slots)" for name, pool in sorted(worker.pools.items()))
         note(f"worker {worker.id} is ready and serves {slots}; Ctrl-C drains it")

@@ -20,6 +20,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 DEFAULT_CONCURRENCY = 8
+MAX_CONCURRENCY = 4096
 DEFAULT_POOL = "default"
 _CONTEXT = object()
 
@@ -51,10 +52,10 @@ class Capability(Generic[P, R]):
         """Use the decorator ``capability`` instead."""
         self.name = check_name(name, what="capability")
         self.pool = check_name(pool, what="pool")
-        if concurrency is not None and concurrency < 1:
-            message = f"capability {name!r}: concurrency is {concurrency}, take 1 or more"
+        if concurrency is not None and not 1 <= concurrency <= MAX_CONCURRENCY:
+            message = f"capability {name!r}: concurrency is {concurrency}, take 1 to {MAX_CONCURRENCY}"
             raise ConfigError(message)
-        if timeout_s is not None and timeout_s <= 0:
+        if timeout_s is not None and not timeout_s > 0:
             message = f"capability {name!r}: timeout_s is {timeout_s}, take more than 0 or None for no limit"
             raise ConfigError(message)
         self.function = function

@@ -66,7 +66,9 @@ def load_module(target: str) -> ModuleType:
         if not is_file and error.name is not None and (target == error.name or target.startswith(f"{error.name}.")):
             raise ModuleLoadError(_absent(target, error.name)) from error
         raise ModuleLoadError(_failed(target, error)) from error
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         # whatever a user's module does at import has one answer: what failed, and where
         raise ModuleLoadError(_failed(target, error)) from error
 

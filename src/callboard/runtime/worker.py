@@ -18,7 +18,7 @@ from callboard.runtime.blobs import BlobStore
 from callboard.runtime.bus.base import Bus, KvEntry, Message, Subscription
 from callboard.runtime.bus.kv import Bucket
 from callboard.runtime.bus.topology import due_consumer, task_consumers
-from callboard.runtime.capability import DEFAULT_CONCURRENCY, DEFAULT_POOL, Capability
+from callboard.runtime.capability import DEFAULT_CONCURRENCY, DEFAULT_POOL, MAX_CONCURRENCY, Capability
 from callboard.runtime.claim import Claim
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 from callboard.runtime.commit import Committer
@@ -31,8 +31,7 @@ from callboard.runtime.settle import Settler, SettleRules
 from callboard.runtime.version import VERSION
 
 TICK_S = 0.05
-MAX_SLOTS = 4096
-WRONG_ORDER = f"orders are drain, and slots with a capability of this worker and 1 to {MAX_SLOTS} of them"
+WRONG_ORDER = f"orders are drain, and slots with a capability of this worker and 1 to {MAX_CONCURRENCY} of them"
 END_WAIT_S = 5.0
 PEER_ALIVE_S = 3.0
 # Two beats: whoever is alive was heard by then.
@@ -328,7 +327,7 @@ class Worker:
         pool = self.pools.get(order.capability)
         if order.op == "drain":
             self.stop()
-        elif order.op == "slots" and pool is not None and 0 < order.slots <= MAX_SLOTS:
+        elif order.op == "slots" and pool is not None and 0 < order.slots <= MAX_CONCURRENCY:
             pool.slots = order.slots
         else:
             self._reply(bus, message, {"worker": self.id, "error": WRONG_ORDER})
