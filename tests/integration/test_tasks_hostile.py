@@ -218,3 +218,14 @@ async def test_an_order_for_endless_slots_is_refused(world: World) -> None:
     answer = await world.bus.request(subjects.ctl_worker(running.worker.id), order, timeout_s=2)
     assert b"error" in answer.data
     assert running.pool.slots == 1
+
+
+@pytest.mark.parametrize("prefix", ["cb.result.neighbour", "cb.attempt.neighbour.x", "$KV.CB_CONFIG", "cb.later"])
+async def test_nobody_writes_what_only_workers_write_through_a_notice(world: World, prefix: str) -> None:
+    await world.start(neighbour)
+    headers = {"Cb-Reply-To": f"{prefix}.forged", "Nats-Msg-Id": "neighbour/forger"}
+    await world.bus.publish(subjects.task("neighbour"), b"1", headers=headers)
+    await only(world, "neighbour")
+    handle = await world.client.submit(neighbour, 2, id="forged")
+    assert await world.client.wait(handle, timeout_s=5) == 2
+    assert set(await world.records("neighbour")) == {"neighbour/forger", "forged"}

@@ -16,8 +16,9 @@ from callboard.runtime.errors import InputError, InvalidNameError
 from callboard.runtime.record import Submission
 from callboard.runtime.subjects import Lane
 
-# One or more tokens of visible ASCII; no wildcard can be published to.
-_SUBJECT = re.compile(r"[!-)+-\-/-=?-~]+(\.[!-)+-\-/-=?-~]+)*")
+# One or more tokens of visible ASCII; no wildcard can be published to. A worker may write records and call the broker's
+# API: nobody shall do that through it, only give a further task.
+_SUBJECT = re.compile(r"(?!\$|cb\.(?!task\.))[!-)+-\-/-=?-~]+(\.[!-)+-\-/-=?-~]+)*")
 _ATTEMPT = re.compile(r"[1-9][0-9]{0,4}")
 StopReason = Literal["cancel", "timeout", "deadline", "drain"]
 
