@@ -13,6 +13,23 @@ from callboard.runtime.errors import CallboardError
 
 # Adding one is fine. Changing or removing one breaks whoever reads records or matches codes.
 CODES = {
+    "ActorError": "actor",
+    "ActorDefinitionError": "actor_definition",
+    "UnknownMessageError": "unknown_message",
+    "AskFailedError": "ask_failed",
+    "AskTimeoutError": "ask_timeout",
+    "NoHostError": "no_host",
+    "ActorStoppedError": "actor_stopped",
+    "MailboxFullError": "mailbox_full",
+    "MailLoopError": "mail_loop",
+    "ReplyGoneError": "reply_gone",
+    "StateDecodeError": "state_decode",
+    "StateTooLargeError": "state_too_large",
+    "MigrationError": "migration",
+    "TurnFencedError": "turn_fenced",
+    "TurnCancelledError": "turn_cancelled",
+    "StepUnknownError": "step_unknown",
+    "WaitTimeoutError": "wait_timeout",
     "BackpressureError": "backpressure",
     "BlobCorruptError": "blob_corrupt",
     "ApiError": "bus_api",

@@ -287,6 +287,162 @@ class TerminalError(TaskError):
     code = "terminal"
 
 
+# --- actors ------------------------------------------------------------------------------------------------------
+
+
+class ActorError(CallboardError):
+    """Raised when an actor could not be reached or could not answer and no narrower error fits."""
+
+    code = "actor"
+
+
+class ActorDefinitionError(InputError):
+    """Raised when a class cannot be an actor type: two handlers for one message type, an unusable annotation."""
+
+    code = "actor_definition"
+
+
+class UnknownMessageError(ActorError):
+    """Raised when an actor has no handler for a message, or the message does not say which one it is for.
+
+    Attributes:
+        handlers: The message types that the actor does handle.
+    """
+
+    code = "unknown_message"
+
+    def __init__(self, message: str, *, handlers: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.handlers = handlers
+
+
+class AskFailedError(ActorError):
+    """Raised when an asked actor answered with an error.
+
+    Attributes:
+        address: The actor, ``type/key``.
+        cause_code: Code of the error it answered with.
+        cause_type: Class name of the error that its handler raised, "" when it was none.
+    """
+
+    code = "ask_failed"
+
+    def __init__(self, message: str, *, address: str = "", cause_code: str = "", cause_type: str = "") -> None:
+        super().__init__(message)
+        self.address = address
+        self.cause_code = cause_code
+        self.cause_type = cause_type
+
+
+class AskTimeoutError(ActorError):
+    """Raised when no answer came in time. The mail stands and may still be handled; ask again under the same key."""
+
+    code = "ask_timeout"
+    retryable = True
+
+
+class NoHostError(ActorError):
+    """Raised when no worker hosts the actor type now. A tell would wait in the mailbox for one."""
+
+    code = "no_host"
+    retryable = True
+
+
+class ActorStoppedError(ActorError):
+    """Raised when an actor is paused, failed or killed and its mail waits; the message says why and what helps."""
+
+    code = "actor_stopped"
+
+
+class MailboxFullError(ActorError):
+    """Raised when an actor's mailbox is at its cap and its policy refuses more. The mail was not handled.
+
+    Attributes:
+        depth: Mails waiting.
+        cap: The cap.
+    """
+
+    code = "mailbox_full"
+    retryable = True
+
+    def __init__(self, message: str, *, depth: int = 0, cap: int = 0) -> None:
+        super().__init__(message)
+        self.depth = depth
+        self.cap = cap
+
+
+class MailLoopError(ActorError):
+    """Raised when a chain of messages is too deep, or turns in a circle: it was cut here."""
+
+    code = "mail_loop"
+
+
+class ReplyGoneError(ActorError):
+    """Raised when a repeated ask was handled long ago and its reply is no longer kept. It had its effect once."""
+
+    code = "reply_gone"
+
+
+class StateDecodeError(ActorError):
+    """Raised when an actor's stored state does not fit its ``State`` class. The actor is failed until it does."""
+
+    code = "state_decode"
+
+
+class StateTooLargeError(ActorError):
+    """Raised when a turn's new state is over the limit; the turn is not committed.
+
+    Attributes:
+        size_bytes: Size of the state as JSON.
+        limit_bytes: The limit.
+    """
+
+    code = "state_too_large"
+
+    def __init__(self, message: str, *, size_bytes: int = 0, limit_bytes: int = 0) -> None:
+        super().__init__(message)
+        self.size_bytes = size_bytes
+        self.limit_bytes = limit_bytes
+
+
+class MigrationError(ActorError):
+    """Raised when a state could not be brought to its class's version; the stored state is untouched."""
+
+    code = "migration"
+
+
+class TurnFencedError(ActorError):
+    """Raised when a turn's commit was refused because another host wrote the actor's state since; it is discarded."""
+
+    code = "turn_fenced"
+
+
+class TurnCancelledError(ActorError):
+    """Raised when a turn was cancelled from outside or its deadline passed."""
+
+    code = "turn_cancelled"
+
+
+class StepUnknownError(ActorError):
+    """Raised when a step that must not run twice began before a crash and nobody knows whether it took effect.
+
+    Attributes:
+        step: Its name.
+    """
+
+    code = "step_unknown"
+
+    def __init__(self, message: str, *, step: str = "") -> None:
+        super().__init__(message)
+        self.step = step
+
+
+class WaitTimeoutError(ActorError):
+    """Raised in a turn that waited for a message when none came in time."""
+
+    code = "wait_timeout"
+
+
 # --- life --------------------------------------------------------------------------------------------------------
 
 

@@ -28,6 +28,9 @@ DEAD = "CB_DEAD"
 BEAT_ALL = "cb.beat.*"
 CTL_HOLDS = "cb.ctl.holds"
 CTL_CANCEL = "cb.ctl.cancel"
+CTL_DEAD = "cb.ctl.dead"
+ACTORS = "CB_ACTORS"
+AUDIT = "CB_AUDIT"
 
 
 def check_name(name: str, *, what: str = "name") -> str:
@@ -131,3 +134,77 @@ def beat(worker: str) -> str:
 def ctl_worker(worker: str) -> str:
     """Return the subject on which one worker takes orders."""
     return f"cb.ctl.worker.{worker}"
+
+
+def ping(worker: str) -> str:
+    """Return the subject on which a worker's keeper thread answers pings; nobody there is how a death shows."""
+    return f"cb.ping.{worker}"
+
+
+# --- actors ------------------------------------------------------------------------------------------------------
+
+
+def mail(kind: str, key: str) -> str:
+    """Return the subject that mail to an actor is published on."""
+    return f"cb.mail.{kind}.{escape(key)}"
+
+
+def mailbox(kind: str, partition: int | str, key: str | None = None) -> str:
+    """Return the subject that mail is stored under: of one actor, or of all in the partition; ``*`` for any one."""
+    return f"cb.mbox.{kind}.{partition}.{'*' if key is None else escape(key)}"
+
+
+def ask(kind: str, key: str | None = None) -> str:
+    """Return the subject of asks to one actor, or to all of a type."""
+    return f"cb.ask.{kind}.{'*' if key is None else escape(key)}"
+
+
+def state(kind: str, key: str) -> str:
+    """Return the subject of an actor's state record."""
+    return f"cb.state.{kind}.{escape(key)}"
+
+
+def parked(kind: str, key: str, seq: int) -> str:
+    """Return the subject of a parked turn's input and journal."""
+    return f"cb.state.{kind}.{escape(key)}.parked.{seq}"
+
+
+def step(kind: str, key: str, seq: int, name: str) -> str:
+    """Return the subject of one journaled step; ``name`` is ``<escaped name>.<digest>.<ordinal>``."""
+    return f"cb.step.{kind}.{escape(key)}.{seq}.{name}"
+
+
+def steps(kind: str, key: str, seq: int) -> str:
+    """Return the wildcard over all steps of a turn."""
+    return f"cb.step.{kind}.{escape(key)}.{seq}.>"
+
+
+def event(kind: str, key: str) -> str:
+    """Return the subject of the events that an actor's turns emit."""
+    return f"cb.event.{kind}.{escape(key)}"
+
+
+def timer(kind: str, key: str, name: str) -> str:
+    """Return the subject that holds one timer of an actor."""
+    return f"cb.timer.{kind}.{escape(key)}.{escape(name)}"
+
+
+def cursor(kind: str, partition: int) -> str:
+    """Return the subject of a partition's cursor record."""
+    return f"cb.cursor.{kind}.{partition}"
+
+
+def ctl_actor(kind: str, key: str | None = None) -> str:
+    """Return the subject on which an actor's owner takes orders about it, or all of a type's."""
+    return f"cb.ctl.actor.{kind}.{'*' if key is None else escape(key)}"
+
+
+def dead_mail(kind: str, key: str, seq: int) -> str:
+    """Return the subject of a mail's dead letter."""
+    return f"cb.dead.mail.{kind}.{escape(key)}.{seq}"
+
+
+def actor_of(subject: str) -> tuple[str, str]:
+    """Return type and key of ``cb.<what>.<type>.<key>…`` (not of a stored mail, which has its partition between)."""
+    parts = subject.split(".")
+    return parts[2], unescape(parts[3])

@@ -35,6 +35,13 @@ CAUSATION = "Cb-Causation-Id"
 RUN = "Cb-Run"
 SCHEMA = "Cb-Schema-Version"
 ATTACHMENTS = "Cb-Attachments"
+MAIL_ID = "Cb-Mail-Id"
+MAIL_KIND = "Cb-Mail-Kind"
+TYPE = "Cb-Type"
+CHAIN = "Cb-Chain"
+TIMER = "Cb-Timer"
+TIMER_GENERATION = "Cb-Timer-Generation"
+ERROR = "Cb-Error"
 
 Headers = Mapping[str, str]
 

@@ -1,0 +1,1 @@
+"""Actors: durable mailboxes, fenced turns, journaled steps, and who owns which partition."""
