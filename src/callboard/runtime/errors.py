@@ -438,7 +438,7 @@ class StepUnknownError(ActorError):
 
 
 class WaitTimeoutError(ActorError):
-    """Raised in a turn that waited for a message when none came in time."""
+    """Raised when a turn waited for a message and none came in time."""
 
     code = "wait_timeout"
 
