@@ -113,8 +113,9 @@ class TurnCommitter:
         self._enter(writes, done)
 
     async def drain(self) -> None:
-        """Wait until the outcome of everything taken so far is known."""
-        await self._idle.wait()
+        """Wait until nothing is open any more, be it taken meanwhile."""
+        while self._open:
+            await self._idle.wait()
 
     async def run(self) -> None:
         """Store groups until cancelled; then every entry still open is refused with a ``BusClosedError``."""
