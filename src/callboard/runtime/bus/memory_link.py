@@ -11,7 +11,7 @@ from callboard.runtime.bus.base import DEFAULT_TIMEOUT_S, Message, ServerInfo
 from callboard.runtime.bus.check import check_headers, check_size, check_subject
 from callboard.runtime.bus.header import Headers
 from callboard.runtime.bus.memory_broker import MAX_PAYLOAD_BYTES, BrokerCore
-from callboard.runtime.bus.memory_pull import MemoryPull, MemorySubscription
+from callboard.runtime.bus.memory_pull import Part
 from callboard.runtime.errors import (
     BackpressureError,
     BusClosedError,
@@ -39,7 +39,7 @@ class MemoryLink:
         self._connected_at = broker.clock.monotonic()
         self._inboxes = 0
         self._callbacks: list[Callable[[], None]] = []
-        self._parts: list[MemorySubscription | MemoryPull] = []
+        self._parts: list[Part] = []
         self._waiting: set[asyncio.Future[Any]] = set()
         self._wakes: set[Callable[[], None]] = set()
         self._buffer: deque[Message] = deque()
@@ -86,9 +86,8 @@ class MemoryLink:
         self._is_linked = False
         # What is already on its way is lost with the link.
         self._link += 1
-        for part in self._parts:
-            if isinstance(part, MemoryPull):
-                part.unlink()
+        for part in list(self._parts):
+            part.unlink()
 
     def mend(self) -> None:
         """Restore the link: the buffer goes out, pulls ask again, the reconnect callbacks run."""
@@ -101,8 +100,7 @@ class MemoryLink:
             self.broker.publish(self._buffer.popleft())
         self._buffered_bytes = 0
         for part in list(self._parts):
-            if isinstance(part, MemoryPull):
-                part.relink()
+            part.relink()
         for wake in list(self._wakes):
             wake()
         for callback in self._callbacks:
@@ -120,7 +118,7 @@ class MemoryLink:
 
         self._loop.call_soon(run)
 
-    def drop(self, part: MemorySubscription | MemoryPull) -> None:
+    def drop(self, part: Part) -> None:
         """Forget a part that ended."""
         if part in self._parts:
             self._parts.remove(part)
