@@ -16,7 +16,7 @@ GREETER = Address("greeter", "ann")
 
 
 class HandHost:
-    """Hears, on a connection of its own, what is asked and ordered of one type. ``asks`` and ``orders`` gather; nothing is answered by itself."""
+    """Hears what is asked and ordered of one type, on a connection of its own; nothing is answered by itself."""
 
     def __init__(self, bus: Bus, kind: str = "greeter") -> None:
         self.asks: list[Message] = []
