@@ -242,6 +242,9 @@ class Bus(Protocol):
     ) -> None:
         """Send without confirmation. During a reconnect it is buffered, up to the client's limit.
 
+        With a ``reply`` subject, and nobody to hear the message, an empty one with the header ``Status: 503`` comes
+        there at once.
+
         Raises:
             PayloadTooLargeError: If it is over the server's limit.
             BackpressureError: If the reconnect buffer is full.

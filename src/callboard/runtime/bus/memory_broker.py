@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import msgspec
 from msgspec.structs import replace
 
+from callboard.runtime.bus import header
 from callboard.runtime.bus.base import ConsumerConfig, ConsumerInfo, Message, PubAck, StreamConfig, StreamInfo, Write
 from callboard.runtime.bus.check import changed_settings, check_name
 from callboard.runtime.bus.memory_consumer import MemoryConsumer, Taker, parse_token
@@ -91,6 +92,8 @@ class BrokerCore:
         is_heard = self._route(message)
         stream = self._stream_of(message.subject)
         if stream is None:
+            if message.reply and not is_heard:
+                self._route(Message(message.reply, b"", {header.STATUS: header.NO_RESPONDERS}))
             return is_heard
         answer: dict[str, object]
         try:
