@@ -9,7 +9,8 @@ from typing import Protocol
 from msgspec.structs import replace
 
 from callboard.runtime import crash, events, logs, subjects
-from callboard.runtime.actor import answer, verdict
+from callboard.runtime.actor import reply as replies
+from callboard.runtime.actor import verdict
 from callboard.runtime.actor.actor import Actor
 from callboard.runtime.actor.address import Address
 from callboard.runtime.actor.commit import Committed, Fenced, Refused
@@ -21,6 +22,7 @@ from callboard.runtime.actor.mailbox import Mailbox
 from callboard.runtime.actor.record import Reply, ReplyError, StateRecord, decode, encode
 from callboard.runtime.actor.run import Runner
 from callboard.runtime.actor.services import Services
+from callboard.runtime.actor.state import actor_of
 from callboard.runtime.actor.turn import Turn
 from callboard.runtime.bus import header
 from callboard.runtime.bus.base import Write
@@ -305,7 +307,7 @@ class Activation:
     async def answer(self, mail: Mail, reply: Reply) -> None:
         """Send an answer to whoever waits for one; a lost one is asked for again under the same id."""
         if mail.reply_to:
-            await answer.send(self.services, mail.reply_to, reply)
+            await replies.send(self.services, mail.reply_to, reply)
 
     async def bury(
         self, mail: Mail, failure: Failure, *, attempts: int, cause_seq: int | None = None, **changes: object
@@ -342,12 +344,10 @@ class Activation:
         """As ``bury``, for an error of ours."""
         await self.bury(mail, failure_of(error), attempts=attempts)
 
-    def new_actor(self) -> Actor:
+    async def new_actor(self) -> Actor:
         """Return an instance with the state that stands.
 
         Raises:
-            CallboardError: If the state does not fit the class.
+            CallboardError: If the state does not fit the class, or cannot be read now.
         """
-        actor = self.kind.new(self.address)
-        actor.state = self.kind.load_state(self.known.state, self.known.schema)
-        return actor
+        return await actor_of(self.kind, self.address, self.known, self.services.blobs)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from callboard.runtime import subjects
-from callboard.runtime.actor import answer
+from callboard.runtime.actor import reply as replies
 from callboard.runtime.actor.address import Address
 from callboard.runtime.actor.commit import Committed, Refused, Result
 from callboard.runtime.actor.definition import ActorType
@@ -14,6 +14,7 @@ from callboard.runtime.actor.handler import Handler
 from callboard.runtime.actor.mail import mail_write
 from callboard.runtime.actor.record import Reply, ReplyError, StateRecord, decode
 from callboard.runtime.actor.run import call_hook
+from callboard.runtime.actor.state import actor_of
 from callboard.runtime.bus import header
 from callboard.runtime.bus.base import Message, Subscription
 from callboard.runtime.errors import BusError, CallboardError, MailboxFullError, UnknownMessageError
@@ -100,7 +101,7 @@ class AskServer:
     def _refuse(self, message: Message, error: CallboardError) -> None:
         if message.reply:
             reply = Reply(id="", error=ReplyError(code=error.code, message=str(error)))
-            _ = self._host.services.spawn(answer.send(self._host.services, message.reply, reply), "ask-refuse")
+            _ = self._host.services.spawn(replies.send(self._host.services, message.reply, reply), "ask-refuse")
 
     async def _read(self, message: Message, kind: ActorType, address: Address, handler: Handler, data: bytes) -> None:
         """Run a read-only handler on the state that stands, beside whatever turn is under way."""
@@ -108,10 +109,9 @@ class AskServer:
         headers = message.headers or {}
         try:
             record = await self._record(address)
-            actor = kind.new(address)
-            actor.state = await self._host.load_state(kind, record)
-            arguments = kind.arguments(handler, headers.get(header.TYPE), data, headers.get(header.CONTENT_TYPE))
-            reply = answer.value_reply("", await call_hook(handler.function, actor, *arguments))
+            actor = await actor_of(kind, address, record, services.blobs)
+            argument = kind.decode(handler, headers.get(header.TYPE), data, headers.get(header.CONTENT_TYPE))
+            reply = replies.value_reply("", await call_hook(handler, actor, argument))
         except CallboardError as error:
             reply = Reply(id="", error=ReplyError(code=error.code, message=str(error)))
         except Exception as error:  # noqa: BLE001 - a user's handler may raise anything; it is data from here on
@@ -119,7 +119,7 @@ class AskServer:
             name = failure.type if isinstance(failure.type, str) else ""
             reply = Reply(id="", error=ReplyError(code=failure.code, message=failure.message, type=name))
         if message.reply:
-            await answer.send(services, message.reply, reply)
+            await replies.send(services, message.reply, reply)
 
     async def _record(self, address: Address) -> StateRecord:
         partition = self._host.find(address.type, address.key)

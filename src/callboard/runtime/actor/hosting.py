@@ -35,6 +35,8 @@ _log = logs.get_logger(__name__)
 LOOK_EVERY_S = 0.25
 READ_CURSORS_EVERY_S = 5.0
 HELD_LOOK_EVERY_S = 1.0
+# what was cancelled ends within a moment
+END_WAIT_S = 2.0
 PASSIVATE_EVERY_S = 5.0
 FREED = "cb.ctl.freed"
 CURSORS = "cb.cursor.*.*"
@@ -141,8 +143,12 @@ class ActorHost:
                 for subscription in self._subscriptions:
                     await subscription.close()
 
-    async def drain(self, *, grace_s: float) -> None:
-        """Hand everything on: idle actors at once, those in mid-turn when they are done or the grace time is over."""
+    async def drain(self, *, grace_s: Callable[[], float]) -> None:
+        """Hand everything on: idle actors at once, those in mid-turn when they are done or the grace time is over.
+
+        Args:
+            grace_s: Returns the seconds that are left to turns under way.
+        """
         self._is_draining = True
         await self._asks.close()
         for place in sorted(self.partitions):
@@ -150,15 +156,14 @@ class ActorHost:
             heir = self._heir(partition.kind.name, partition.number) if partition is not None else None
             if partition is not None and heir is not None:
                 await self._hand_over(partition, heir)
-        give_up_s = self._clock.monotonic() + grace_s
         for partition in self.partitions.values():
-            for activation in partition.activations.values():
-                activation.is_leaving = True
-        while self._running() and self._clock.monotonic() < give_up_s:
+            partition.leave()
+        while self._running() and grace_s() > 0:
             await self._clock.sleep(LOOK_EVERY_S / 5)
         for activation in self._running():
             activation.runner.stop(STOP_DRAIN, "the worker drains")
-        while self._running() and self._clock.monotonic() < give_up_s + 2.0:
+        give_up_s = self._clock.monotonic() + END_WAIT_S
+        while self._running() and self._clock.monotonic() < give_up_s:
             await self._clock.sleep(LOOK_EVERY_S / 5)
         for partition in list(self.partitions.values()):
             await self._give_up(partition)
@@ -379,11 +384,8 @@ class ActorHost:
     async def _hand_over(self, partition: Partition, to: str) -> None:
         """Give a partition to another worker; actors in mid-turn stay until they are done."""
         await partition.close()
-        held = {}
-        for key, activation in partition.activations.items():
-            if activation.is_busy:
-                activation.is_leaving = True
-                held[key] = self._worker
+        partition.leave()
+        held = {key: self._worker for key, activation in partition.activations.items() if activation.is_busy}
         wanted = partition.next_cursor(epoch=partition.epoch + 1, owner=to, held=held)
         try:
             is_written = await partition.write(wanted)
@@ -403,6 +405,9 @@ class ActorHost:
                 self.held[*place, key] = activation
             else:
                 await self._free(place, key)
+        for activation in partition.activations.values():
+            if not activation.is_busy:
+                _ = self.services.spawn(activation.runner.end(), "actor-end")
         _log.info(
             events.PARTITION_HANDED_OVER, type=place[0], partition=place[1], epoch=wanted.epoch, to=to, held=len(held)
         )
@@ -410,15 +415,13 @@ class ActorHost:
     async def _go_on(self, partition: Partition) -> None:
         if partition.is_lost:
             return
-        for activation in partition.activations.values():
-            activation.is_leaving = False
-        await partition.open()
+        await partition.go_on()
 
     async def _give_up(self, partition: Partition) -> None:
         """Leave a partition without an heir: whoever comes next finds everything as it stands."""
         await partition.close()
+        partition.leave()
         for activation in partition.activations.values():
-            activation.is_leaving = True
             await activation.runner.end()
         try:
             _ = await partition.write(partition.next_cursor(epoch=partition.epoch + 1, owner=""))

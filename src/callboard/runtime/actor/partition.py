@@ -131,6 +131,24 @@ class Partition:
         if tail is not None:
             await tail.close()
 
+    def leave(self) -> None:
+        """Begin no further turn: somebody else goes on."""
+        for activation in self.activations.values():
+            activation.is_leaving = True
+
+    async def go_on(self) -> None:
+        """Read and run on after all: the hand-over did not come about.
+
+        Raises:
+            BusError: If it cannot be read now.
+        """
+        for activation in self.activations.values():
+            activation.is_leaving = False
+            activation.wake()
+        self._tail = await self._services.bus.tail(
+            subjects.ACTORS, subjects.mailbox(self.kind.name, self.number), self._on_mail, start_seq=self._seen + 1
+        )
+
     def lose(self) -> None:
         """Drop everything at once: somebody else owns it."""
         if self.is_lost:
@@ -192,7 +210,7 @@ class Partition:
         """Turns under way."""
         return sum(1 for activation in self.activations.values() if activation.turn is not None)
 
-    def next_cursor(self, *, epoch: int | None = None, owner: str | None = None, held: dict[str, str] | None = None):  # noqa: ANN201
+    def next_cursor(self, *, epoch: int | None = None, owner: str | None = None, held: dict[str, str] | None = None) -> Cursor:
         """Return the record as it should stand now."""
         pending: dict[str, int] = {}
         holds: dict[str, str] = {}

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import UNSET, Raw, Struct
 
 from callboard.runtime import codec, crash, events, logs, subjects
-from callboard.runtime.actor import answer
+from callboard.runtime.actor import reply as replies
 from callboard.runtime.actor.actor import Actor
 from callboard.runtime.actor.execute import (
     STOP_DRAIN,
@@ -108,11 +108,11 @@ class Runner:
         activation = self._activation
         try:
             handler, data = activation.kind.select(mail.type, mail.data, mail.content_type)
-            arguments = activation.kind.arguments(handler, mail.type, data, mail.content_type)
+            argument = activation.kind.decode(handler, mail.type, data, mail.content_type)
         except CallboardError as error:
             await activation.bury_error(mail, error, attempts=0)
             return
-        await self._attempts(mail, mail.seq, handler, arguments, parked=None, waiting=None)
+        await self._attempts(mail, mail.seq, handler, argument, parked=None, waiting=None)
 
     async def resume(self, mail: Mail, parked: Parked) -> None:
         """Go on with a parked turn: ``mail`` is what it waited for, or the end of its time."""
@@ -134,11 +134,11 @@ class Runner:
         first = self._first_mail(turn)
         try:
             handler, data = activation.kind.select(first.type, first.data, first.content_type)
-            arguments = activation.kind.arguments(handler, first.type, data, first.content_type)
+            argument = activation.kind.decode(handler, first.type, data, first.content_type)
         except CallboardError as error:
             await activation.bury_error(mail, error, attempts=0)
             return
-        await self._attempts(first, mail.seq, handler, arguments, parked=turn, waiting=parked)
+        await self._attempts(first, mail.seq, handler, argument, parked=turn, waiting=parked)
 
     def _first_mail(self, turn: ParkedTurn) -> Mail:
         address = self._activation.address
@@ -152,7 +152,7 @@ class Runner:
         mail: Mail,
         cause_seq: int,
         handler: Handler,
-        arguments: tuple[object, ...],
+        argument: object,
         *,
         parked: ParkedTurn | None,
         waiting: Parked | None,
@@ -164,7 +164,7 @@ class Runner:
         while True:
             attempt += 1
             turn = self._turn(mail, cause_seq, attempt, parked)
-            ending = await self._once(turn, handler, arguments)
+            ending = await self._once(turn, handler, argument)
             if isinstance(ending, Abandoned):
                 self.forget()
                 activation.is_leaving = True
@@ -225,7 +225,7 @@ class Runner:
             claim_check_bytes=services.rules.claim_check_bytes,
         )
 
-    async def _once(self, turn: Turn, handler: Handler, arguments: tuple[object, ...]) -> Ending:
+    async def _once(self, turn: Turn, handler: Handler, argument: object) -> Ending:
         activation = self._activation
         async with activation.services.slots:
             try:
@@ -237,7 +237,7 @@ class Runner:
             activation.turn = turn
             timer: asyncio.TimerHandle | None = None
             try:
-                running = asyncio.ensure_future(execute(turn, handler, actor, arguments, part=self._parts(turn)))
+                running = asyncio.ensure_future(execute(turn, handler, actor, argument, part=self._parts(turn)))
                 self._task = running
                 timer = self._limit(turn, handler)
                 if self._cancel is not None:
@@ -268,7 +268,7 @@ class Runner:
         activation = self._activation
         actor = self._actor
         if actor is None:
-            actor = activation.new_actor()
+            actor = await activation.new_actor()
             actor._turn = turn  # noqa: SLF001 - the engine's side of the class
             await call_hook(actor.on_start)
             self._actor = actor
@@ -298,7 +298,7 @@ class Runner:
 
         def part(number: int, value: object) -> None:
             if turn.mail.reply_to:
-                _ = services.spawn(answer.send_part(services, turn.mail.reply_to, number, value), "actor-part")
+                _ = services.spawn(replies.send_part(services, turn.mail.reply_to, number, value), "actor-part")
 
         return part
 
@@ -335,9 +335,10 @@ class Runner:
 
     async def _reply(self, turn: Turn, value: object) -> Reply:
         services = self._activation.services
-        reply = answer.value_reply(turn.mail.id, value)
+        reply = replies.value_reply(turn.mail.id, value)
         size = len(reply.value) if reply.value is not UNSET else 0
-        if size > services.rules.reply_inline_bytes and turn.mail.has_own_id:
+        limit = services.rules.reply_inline_bytes if turn.mail.has_own_id else services.rules.claim_check_bytes
+        if size > limit:
             blob = await services.blobs.put(bytes(reply.value))  # type: ignore[arg-type]
             return Reply(id=turn.mail.id, blob=blob)
         return reply
@@ -528,7 +529,7 @@ class Runner:
                 text = f"the chain of messages has {len(mail.chain)} turns, the limit is {limit}: it was cut here"
                 raise MailLoopError(text)
             handler, data = activation.kind.select(mail.type, mail.data, mail.content_type)
-            arguments = activation.kind.arguments(handler, mail.type, data, mail.content_type)
+            argument = activation.kind.decode(handler, mail.type, data, mail.content_type)
         except CallboardError as error:
             reply = Reply(id=mail.id, error=ReplyError(code=error.code, message=str(error)))
         else:
@@ -543,7 +544,7 @@ class Runner:
                 cause_seq=mail.seq,
                 parent=outer,
             )
-            ending = await execute(inner, handler, actor, arguments, part=self._parts(inner))
+            ending = await execute(inner, handler, actor, argument, part=self._parts(inner))
             reply = _reply_of(mail, ending)
         outer.reentered.append(mail.seq)
         await activation.answer(mail, reply)
@@ -613,7 +614,7 @@ def _reply_of(mail: Mail, ending: Ending) -> Reply:
     match ending:
         case Done(value=value):
             try:
-                return answer.value_reply(mail.id, value)
+                return replies.value_reply(mail.id, value)
             except CallboardError as error:
                 return Reply(id=mail.id, error=ReplyError(code=error.code, message=str(error)))
         case Raised(error=raised):
