@@ -365,6 +365,7 @@ class Worker:
                 fetched_at=None if fetched_s is None else now - timedelta(seconds=max(0.0, now_s - fetched_s)),
                 labels=self.options.labels,
                 capabilities=[pool.load() for pool in list(self.pools.values())],
+                server=self.keeper.server,
             )
         )
 
