@@ -22,6 +22,9 @@ PROCESS_STARTED: Final = "callboard.v1.process.started"  # info: slot, pid
 PROCESS_RESTARTED: Final = "callboard.v1.process.restarted"  # warning: slot, restarts, delay_s, status
 PROCESS_ABANDONED: Final = "callboard.v1.process.abandoned"  # error: slot, restarts, window_s
 PROCESS_KILLED: Final = "callboard.v1.process.killed"  # warning: slot, pid
+PROCESS_UNREPORTED: Final = (
+    "callboard.v1.process.unreported"  # warning: pid, message; a death others see a second later
+)
 
 # --- task --------------------------------------------------------------------------------------------------------
 

@@ -406,6 +406,7 @@ class Worker:
                 labels=self.options.labels,
                 capabilities=[pool.load() for pool in list(self.pools.values())],
                 actors=self.host.load() if self.host is not None else [],
+                server=self.keeper.server,
             )
         )
 
