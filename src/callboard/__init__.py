@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from callboard.runtime import errors, testing
+    from callboard.runtime.actor.parts import Gap
+    from callboard.runtime.actor.ref import ActorRef
     from callboard.runtime.capability import Capability, capability
     from callboard.runtime.client import Cancellation, Client, TaskHandle
     from callboard.runtime.context import TaskContext, current_task
@@ -26,11 +28,13 @@ if TYPE_CHECKING:
     from callboard.runtime.worker import Worker, WorkerOptions
 
 __all__ = [
+    "ActorRef",
     "BackpressureError",
     "CallboardError",
     "Cancellation",
     "Capability",
     "Client",
+    "Gap",
     "RetryPolicy",
     "RetryableError",
     "TaskContext",
@@ -48,11 +52,13 @@ __all__ = [
 ]
 
 _HOMES = {
+    "ActorRef": "actor.ref",
     "BackpressureError": "errors",
     "CallboardError": "errors",
     "Cancellation": "client",
     "Capability": "capability",
     "Client": "client",
+    "Gap": "actor.parts",
     "RetryPolicy": "retry",
     "RetryableError": "errors",
     "TaskContext": "context",

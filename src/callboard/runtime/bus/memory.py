@@ -29,6 +29,7 @@ from callboard.runtime.bus.memory_consumer import MemoryConsumer
 from callboard.runtime.bus.memory_link import MemoryLink
 from callboard.runtime.bus.memory_pull import MemoryPull, MemorySubscription
 from callboard.runtime.bus.memory_record import Record, freeze
+from callboard.runtime.bus.memory_tail import MemoryTail
 from callboard.runtime.errors import BusError, BusTimeoutError, InputError, NoRespondersError, NotFoundError
 
 # A reader lets others run after this many messages.
@@ -135,11 +136,11 @@ class MemoryBus(MemoryLink):
         what = f"batch of {len(writes)}"
         return await self._ask(lambda: self.broker.store_batch(writes), timeout_s=timeout_s, what=what)
 
-    async def get_last(self, stream: str, subject: str) -> Stored | None:
+    async def get_last(self, stream: str, subject: str, *, from_leader: bool = False) -> Stored | None:  # noqa: ARG002 - there are no followers
         """Return the last message on ``subject`` or None."""
         return await self._ask(lambda: _shown(self.broker.stream(stream).last_record(subject)), what="get")
 
-    async def get_seq(self, stream: str, seq: int) -> Stored | None:
+    async def get_seq(self, stream: str, seq: int, *, from_leader: bool = False) -> Stored | None:  # noqa: ARG002 - as above
         """Return the message with this sequence or None."""
         return await self._ask(lambda: _shown(self.broker.stream(stream).record(seq)), what="get")
 
@@ -147,7 +148,7 @@ class MemoryBus(MemoryLink):
         """Return the first message on ``subject`` with a sequence of at least ``seq``, or None."""
         return await self._ask(lambda: _shown(self.broker.stream(stream).next_record(seq, (subject,))), what="get")
 
-    async def get_many(self, stream: str, subjects: Sequence[str]) -> list[Stored]:
+    async def get_many(self, stream: str, subjects: Sequence[str], *, from_leader: bool = False) -> list[Stored]:  # noqa: ARG002 - as above
         """Return the last message of every subject that matches one of ``subjects``, by sequence."""
 
         def collect() -> list[Stored]:
@@ -174,6 +175,22 @@ class MemoryBus(MemoryLink):
         if stream in self.broker.stream_names():
             end = self.broker.stream(stream).last_seq
         return self._read(stream, tuple(subjects), start_seq, start_time, None if follow else end)
+
+    async def tail(
+        self,
+        stream: str,
+        subject: str,
+        sink: Callable[[Stored], None],
+        *,
+        start_seq: int,
+        on_gap: Callable[[str], None] | None = None,
+    ) -> MemoryTail:
+        """Hear every stored message on ``subject`` from ``start_seq`` on."""
+        check_filter(subject)
+        await self._ask(lambda: self.broker.stream(stream), what="tail")
+        tail = MemoryTail(self, stream, subject, sink, start_seq=start_seq, on_gap=on_gap)
+        self._parts.append(tail)
+        return tail
 
     # --- work
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import msgspec
 from msgspec.structs import replace
 
+from callboard.runtime.bus import header
 from callboard.runtime.bus.base import ConsumerConfig, ConsumerInfo, Message, PubAck, StreamConfig, StreamInfo, Write
 from callboard.runtime.bus.check import changed_settings, check_name
 from callboard.runtime.bus.memory_consumer import MemoryConsumer, Taker, parse_token
@@ -57,6 +58,7 @@ class BrokerCore:
         self._interests: list[Interest] = []
         self._queue_turns: Counter[tuple[str, str]] = Counter()
         self._pulls: list[tuple[str, str, Taker]] = []
+        self._watchers: list[tuple[str, Callable[[], None]]] = []
         self._connections = 0
 
     def join(self) -> None:
@@ -90,6 +92,8 @@ class BrokerCore:
         is_heard = self.route(message)
         stream = self._stream_of(message.subject)
         if stream is None:
+            if message.reply and not is_heard:
+                self._route(Message(message.reply, b"", {header.STATUS: header.NO_RESPONDERS}))
             return is_heard
         answer: dict[str, object]
         try:
@@ -151,6 +155,7 @@ class BrokerCore:
             return found.info()
         stream = MemoryStream(config, clock=self.clock, timers=self._timers)
         self._streams[config.name] = stream
+        stream.on_append += [wake for name, wake in self._watchers if name == config.name]
         self._link(stream)
         # As the real adapter does, which reads back what the server has made of its wishes.
         if changed_settings(wanted, config):
@@ -260,6 +265,18 @@ class BrokerCore:
         parsed = parse_token(token)
         consumer = self.consumer(parsed[0], parsed[1]) if parsed else None
         return (consumer, parsed[2]) if parsed and consumer else None
+
+    def watch(self, stream: str, wake: Callable[[], None]) -> None:
+        """Call ``wake`` after every write to a stream, now and whenever that is created again."""
+        self._watchers.append((stream, wake))
+        if stream in self._streams:
+            self._streams[stream].on_append.append(wake)
+
+    def unwatch(self, stream: str, wake: Callable[[], None]) -> None:
+        """Take back one ``watch``; harmless when it was taken back."""
+        self._watchers = [known for known in self._watchers if known != (stream, wake)]
+        if stream in self._streams and wake in self._streams[stream].on_append:
+            self._streams[stream].on_append.remove(wake)
 
     # --- inside
 

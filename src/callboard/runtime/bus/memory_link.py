@@ -12,7 +12,7 @@ from callboard.runtime.bus.base import DEFAULT_TIMEOUT_S, Message, ServerInfo
 from callboard.runtime.bus.check import check_headers, check_size, check_subject
 from callboard.runtime.bus.header import Headers
 from callboard.runtime.bus.memory_broker import MAX_PAYLOAD_BYTES, BrokerCore
-from callboard.runtime.bus.memory_pull import MemoryPull, MemorySubscription
+from callboard.runtime.bus.memory_pull import Part
 from callboard.runtime.errors import (
     BackpressureError,
     BusClosedError,
@@ -43,7 +43,7 @@ class MemoryLink:
         self._connected_at = broker.clock.monotonic()
         self._inboxes = 0
         self._callbacks: list[Callable[[], None]] = []
-        self._parts: list[MemorySubscription | MemoryPull] = []
+        self._parts: list[Part] = []
         # in order of arrival, which a set would not keep: a simulation must repeat
         self._waiting: dict[asyncio.Future[Any], None] = {}
         self._wakes: dict[Callable[[], None], None] = {}
@@ -91,12 +91,13 @@ class MemoryLink:
 
     def cut(self) -> None:
         """Break the link, for tests: publishes are buffered, calls time out, subscriptions miss what is sent."""
+        if not self._is_linked:
+            return
         self._is_linked = False
         # What is already on its way is lost with the link.
         self._link += 1
-        for part in self._parts:
-            if isinstance(part, MemoryPull):
-                part.unlink()
+        for part in list(self._parts):
+            part.unlink()
 
     def mend(self) -> None:
         """Restore the link: the buffer goes out, pulls ask again, the reconnect callbacks run."""
@@ -109,8 +110,7 @@ class MemoryLink:
             self.broker.publish(self._buffer.popleft())
         self._buffered_bytes = 0
         for part in list(self._parts):
-            if isinstance(part, MemoryPull):
-                part.relink()
+            part.relink()
         for wake in list(self._wakes):
             wake()
         for callback in self._callbacks:
@@ -128,7 +128,7 @@ class MemoryLink:
 
         self._loop.call_soon(run, context=self._context)
 
-    def drop(self, part: MemorySubscription | MemoryPull) -> None:
+    def drop(self, part: Part) -> None:
         """Forget a part that ended."""
         if part in self._parts:
             self._parts.remove(part)

@@ -1,0 +1,418 @@
+"""A turn: one mail handled by one handler. What it sends is kept back until its commit."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import hashlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+from callboard.runtime import codec, subjects
+from callboard.runtime.actor import message as messages
+from callboard.runtime.actor import ref
+from callboard.runtime.actor.address import Address, parse
+from callboard.runtime.actor.journal import Journal
+from callboard.runtime.actor.mail import KIND_TIMER, KIND_WAIT_TIMEOUT, Link, Mail, mail_headers
+from callboard.runtime.actor.record import Parked, ParkedTurn, ReplyError, Timer, Waited
+from callboard.runtime.actor.services import Services
+from callboard.runtime.actor.span import rule_of, span_s
+from callboard.runtime.bus import header
+from callboard.runtime.bus.base import Write
+from callboard.runtime.capability import Capability
+from callboard.runtime.client import Client
+from callboard.runtime.errors import (
+    AskFailedError,
+    BusTimeoutError,
+    DecodeError,
+    EncodeError,
+    InputError,
+    NoRespondersError,
+    WaitTimeoutError,
+)
+from callboard.runtime.retry import RetryPolicy
+
+T = TypeVar("T")
+
+WAIT_TIMER = "~wait"
+MIN_DELAY_S = 1.0
+MAX_OUTGOING = 900
+_ASK_AGAIN_S = 5.0
+
+
+class ParkSignal(BaseException):
+    """Unwinds a handler that waits; no ``except Exception`` of a handler catches it."""
+
+
+class AskOutcome(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a journaled ask came to."""
+
+    value: Raw | UnsetType = UNSET
+    error: ReplyError | UnsetType = UNSET
+
+
+class Wait(Struct, frozen=True, kw_only=True):
+    """What a turn that parks waits for."""
+
+    awaiting: str
+    where: Mapping[str, object] | None
+    timeout_s: float | None
+    hold: bool
+
+
+class Turn:
+    """One run of one mail's handler; implements ``TurnApi``, what an actor's methods delegate to.
+
+    Attributes:
+        address: The actor.
+        mail: The mail that it handles. For a resumed turn this is the mail it began with.
+        cause_seq: Sequence of the mail that made it run now: the same, or the awaited one.
+        attempt: Number of this run in this host, 1-based.
+        epoch: Epoch of the partition's owner.
+        wait: Set when it parks.
+        timers: Timers to be set, None for one to be taken away.
+        stop: Why it was stopped from outside, as code and text, set before the cancellation.
+        reentered: Mails of its own chain that were handled inside it.
+    """
+
+    def __init__(
+        self,
+        services: Services,
+        *,
+        address: Address,
+        mail: Mail,
+        journal: Journal,
+        attempt: int,
+        epoch: int,
+        cause_seq: int,
+        parked: ParkedTurn | None = None,
+        parent: Turn | None = None,
+    ) -> None:
+        """Activations make these."""
+        self.address = address
+        self.mail = mail
+        self.cause_seq = cause_seq
+        self.attempt = attempt
+        self.epoch = epoch
+        self.wait: Wait | None = None
+        self.timers: dict[str, Timer | None] = {}
+        self.stop: tuple[str, str] | None = None
+        self.reentered: list[int] = []
+        self.started_at = services.clock.now()
+        self._services = services
+        self.journal = journal
+        self._parent = parent
+        self._waits = list(parked.waits) if parked is not None else []
+        self._waits_done = 0
+        self._sent = frozenset(name for name in parked.steps if name.startswith("~out")) if parked else frozenset()
+        self._outgoing: dict[str, Write] = {}
+        self._ordinals: dict[str, int] = {}
+
+    # --- what it is
+
+    @property
+    def key(self) -> str:
+        """The actor's key."""
+        return self.address.key
+
+    @property
+    def deadline(self) -> datetime | None:
+        """When the answer stops being wanted."""
+        return self.mail.deadline
+
+    @property
+    def chain(self) -> tuple[Link, ...]:
+        """The turns that led here, this one last."""
+        return (*self.mail.chain, Link(self.address, self.mail.seq))
+
+    @property
+    def outgoing(self) -> list[Write]:
+        """Everything to be stored with the commit, in the order in which it was sent."""
+        return list(self._outgoing.values())
+
+    @property
+    def sent(self) -> frozenset[str]:
+        """Identities of everything sent up to the end of this run, for a turn that parks."""
+        return self._sent | frozenset(self._outgoing)
+
+    @property
+    def waits(self) -> list[Waited]:
+        """How its waits ended so far."""
+        return list(self._waits)
+
+    # --- steps
+
+    async def step(
+        self,
+        name: str,
+        fn: Callable[..., T | Awaitable[T]],
+        *args: object,
+        key: str | None = None,
+        once: bool = False,
+        retry: RetryPolicy | None = None,
+        **kwargs: object,
+    ) -> T:
+        """See ``Actor.step``."""
+        return await self.journal.run(name, fn, args, kwargs, key=key, once=once, retry=retry)  # type: ignore[return-value]
+
+    async def gather(self, *work: Awaitable[Any]) -> list[Any]:
+        """See ``Actor.gather``."""
+        tasks = [asyncio.ensure_future(part) for part in work]
+        try:
+            return list(await asyncio.gather(*tasks))
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            raise
+
+    async def call(
+        self,
+        capability: str | Capability[..., Any],
+        value: object = UNSET,
+        *,
+        timeout_s: float | None = None,
+        key: str | None = None,
+    ) -> Any:
+        """See ``Actor.call``."""
+        name = capability.name if isinstance(capability, Capability) else capability
+        client = Client(self._services.bus, clock=self._services.clock)
+
+        async def run(task_id: str) -> object:
+            handle = await client.submit(name, value, id=task_id, deadline=self.deadline, notify=True)
+            return await client.wait(handle, timeout_s=timeout_s)
+
+        slot = await self.journal.begin(f"~call {name}", key if key is not None else _plain(value))
+        if not slot.is_recorded:
+            await slot.record(await run(slot.id))
+        return slot.value
+
+    async def ask(
+        self,
+        to: str | Address,
+        message: object,
+        *,
+        timeout_s: float = 30.0,
+        idempotency_key: str | None = None,
+        type: str | None = None,  # noqa: A002 - the word of the wire contract
+        returns: object = None,
+    ) -> Any:
+        """See ``Actor.ask``."""
+        address = _address(to)
+        name, data = type or messages.type_name(message), messages.encode(message)
+        identity = idempotency_key if idempotency_key is not None else [name, _plain(message)]
+        slot = await self.journal.begin(f"~ask {address}", identity)
+        if not slot.is_recorded:
+            outcome = await self._request(address, data, name, idempotency_key or slot.id, timeout_s)
+            await slot.record(msgspec.to_builtins(outcome))
+        found = msgspec.convert(slot.value, AskOutcome)
+        if found.error is not UNSET:
+            error = found.error
+            raise ref.as_error(address, error)
+        raw = bytes(found.value) if found.value is not UNSET else b"null"
+        return msgspec.json.decode(raw) if returns is None else codec.decoder(returns)(raw)
+
+    async def _request(
+        self, address: Address, data: bytes, name: str | None, mail_id: str, timeout_s: float
+    ) -> AskOutcome:
+        clock = self._services.clock
+        deadline = clock.now() + timedelta(seconds=timeout_s)
+        if self.deadline is not None:
+            deadline = min(deadline, self.deadline)
+        headers = mail_headers(type=name, id=mail_id, deadline=deadline, sender=str(self.address), chain=self.chain)
+        return await ref.request(self._services.bus, address, data, headers, timeout_s=timeout_s, clock=clock)
+
+    # --- what goes out with the commit
+
+    def tell(
+        self,
+        to: str | Address,
+        message: object,
+        *,
+        delay_s: float | None = None,
+        type: str | None = None,  # noqa: A002 - the word of the wire contract
+    ) -> None:
+        """See ``Actor.tell``."""
+        address = _address(to)
+        data = messages.encode(message)
+        name = type or messages.type_name(message)
+        identity = self._identity("tell", str(address), name or "", data)
+        # no id: what a commit holds is stored once
+        headers = mail_headers(type=name, sender=str(self.address), chain=self.chain)
+        subject = subjects.mail(address.type, address.key)
+        if delay_s is None:
+            self._send(identity, Write(subject, data, headers))
+            return
+        due = self._services.clock.now() + timedelta(seconds=max(MIN_DELAY_S, delay_s))
+        # a schedule of its own: the name is unique, so it replaces no other
+        place = subjects.timer(self.address.type, self.address.key, f"~tell.{self.mail.seq}.{identity}")
+        self._send(identity, Write(place, data, headers | header.at(due, subject)))
+
+    def remind(
+        self,
+        name: str,
+        message: object,
+        *,
+        delay_s: float | None = None,
+        at: datetime | None = None,
+        every: str | float | None = None,
+        time_zone: str | None = None,
+        type: str | None = None,  # noqa: A002 - the word of the wire contract
+    ) -> None:
+        """See ``Actor.remind``."""
+        if sum(given is not None for given in (delay_s, at, every)) != 1:
+            text = f"reminder {name!r}: give one of delay_s, at and every"
+            raise InputError(text)
+        if name.startswith("~"):
+            text = f"reminder {name!r}: names that begin with ~ belong to Callboard"
+            raise InputError(text)
+        if at is not None and at.tzinfo is None:
+            text = f"reminder {name!r}: `at` takes an aware time, this one has no time zone"
+            raise InputError(text)
+        now = self._services.clock.now()
+        timer: Timer
+        if every is not None:
+            timer = Timer(generation=self.cause_seq, rule=rule_of(every))
+        else:
+            due = at if at is not None else now + timedelta(seconds=delay_s or 0.0)
+            timer = Timer(generation=self.cause_seq, due=max(due, now + timedelta(seconds=MIN_DELAY_S)))
+        self.set_timer(name, timer, messages.encode(message), type or messages.type_name(message), time_zone=time_zone)
+
+    def set_timer(
+        self, name: str, timer: Timer, data: bytes, message_type: str | None, *, time_zone: str | None = None
+    ) -> None:
+        """Set or replace a timer of this actor with the commit."""
+        write = timer_write(self.address, name, timer, data, message_type, time_zone=time_zone)
+        self._send(self._identity("timer", name, "", write.data), write)
+        self.timers[name] = timer
+
+    def cancel_timer(self, name: str) -> None:
+        """See ``Actor.cancel_timer``."""
+        # a firing that is under way finds no timer of its generation and is dropped
+        self.timers[name] = None
+        subject = subjects.timer(self.address.type, self.address.key, name)
+        self._send(self._identity("untimer", name, "", b""), header_cancel(subject))
+
+    def emit(self, name: str, data: object = None) -> None:
+        """See ``Actor.emit``."""
+        body = messages.encode(data)
+        headers = header.build(ttl_s=self._services.rules.event_ttl_s, extra={header.TYPE: name})
+        subject = subjects.event(self.address.type, self.address.key)
+        self._send(self._identity("emit", name, "", body), Write(subject, body, headers))
+
+    def _identity(self, what: str, to: str, name: str, data: bytes) -> str:
+        digest = hashlib.blake2b("\0".join((what, to, name)).encode() + b"\0" + data, digest_size=8).hexdigest()
+        stem = f"~out-{what}.{digest}"
+        ordinal = self._ordinals.get(stem, 0)
+        self._ordinals[stem] = ordinal + 1
+        return f"{stem}.{ordinal}"
+
+    def _send(self, identity: str, write: Write) -> None:
+        if self._parent is not None:
+            self._parent._send(f"{self.mail.seq}{identity}", write)  # noqa: SLF001 - a turn inside a turn
+            return
+        if identity in self._sent:
+            return
+        if len(self._outgoing) >= MAX_OUTGOING:
+            text = f"a turn sends at most {MAX_OUTGOING} messages, timers and events: spread them over several turns"
+            raise InputError(text)
+        self._outgoing[identity] = write
+
+    # --- waiting
+
+    async def wait_for(
+        self,
+        kind: type[Any] | str,
+        *,
+        timeout: str | float | None = None,
+        where: Mapping[str, object] | None = None,
+        hold: bool = False,
+    ) -> Any:
+        """See ``Actor.wait_for``."""
+        if self._parent is not None:
+            text = "a turn that answers its own chain cannot wait: the turn around it is not finished"
+            raise InputError(text)
+        if self._waits_done < len(self._waits):
+            waited = self._waits[self._waits_done]
+            self._waits_done += 1
+            return _waited(waited, kind)
+        name = kind if isinstance(kind, str) else getattr(kind, "__callboard_name__", kind.__name__)
+        if where is not None:
+            _ = _plain(dict(where))
+        self.wait = Wait(
+            awaiting=name, where=where, timeout_s=None if timeout is None else span_s(timeout), hold=hold
+        )
+        raise ParkSignal
+
+    async def stream(
+        self, to: str | Address, message: object, *, timeout_s: float = 30.0, type: str | None = None  # noqa: A002
+    ) -> AsyncIterator[Any]:
+        """See ``Actor.stream``."""
+        target = ref.ActorRef(self._services.bus, _address(to), clock=self._services.clock)
+        async for part in target.stream(message, timeout_s=timeout_s, type=type):
+            yield part
+
+    def idempotency_key(self, name: str) -> str:
+        """See ``Actor.idempotency_key``."""
+        return f"{self.address}/{self.mail.seq}/{name}"
+
+
+current: contextvars.ContextVar[Turn | None] = contextvars.ContextVar("callboard_turn", default=None)
+
+
+def timer_write(
+    address: Address, name: str, timer: Timer, data: bytes, message_type: str | None, *, time_zone: str | None = None
+) -> Write:
+    """Return the write that has the server hold a timer."""
+    target = subjects.mail(address.type, address.key)
+    if timer.due is not UNSET:
+        schedule = header.at(timer.due, target)
+    else:
+        schedule = header.recurring(timer.rule, target, time_zone=time_zone)
+    extra = schedule | {
+        header.MAIL_KIND: KIND_TIMER,
+        header.TIMER: name,
+        header.TIMER_GENERATION: str(timer.generation),
+    }
+    return Write(
+        subjects.timer(address.type, address.key, name), data, mail_headers(type=message_type, extra=extra)
+    )
+
+
+def wait_timer_write(address: Address, parked: Parked, generation: int) -> Write:
+    """Return the write that has the server end a wait in time."""
+    if parked.until is UNSET:
+        text = "a wait without an end has no timer"
+        raise InputError(text)
+    extra = header.at(parked.until, subjects.mail(address.type, address.key)) | {
+        header.MAIL_KIND: KIND_WAIT_TIMEOUT,
+        header.TIMER: f"{WAIT_TIMER}.{parked.seq}.{parked.waits}",
+        header.TIMER_GENERATION: str(generation),
+    }
+    place = subjects.timer(address.type, address.key, f"{WAIT_TIMER}.{parked.seq}")
+    return Write(place, b"null", extra)
+
+
+def _waited(waited: Waited, kind: type[Any] | str) -> Any:
+    if waited.timed_out or waited.data is UNSET:
+        name = kind if isinstance(kind, str) else kind.__name__
+        text = f"no {name} came in time"
+        raise WaitTimeoutError(text)
+    wanted: object = Any if isinstance(kind, str) else kind
+    return codec.decoder(wanted)(waited.data, waited.content_type or None)
+
+
+def _address(to: str | Address) -> Address:
+    return parse(to) if isinstance(to, str) else to
+
+
+def _plain(value: object) -> object:
+    if value is UNSET:
+        return None
+    if isinstance(value, bytes):
+        return value.hex()
+    return msgspec.json.decode(codec.encode(value))
