@@ -44,7 +44,7 @@ class MemoryBroker(BrokerCore):
     def connect(self, *, name: str = "") -> MemoryBus:
         """Return a new connection; call it on the event loop that will use it."""
         self._connected += 1
-        return MemoryBus(self, name=name or f"memory-{self._connected}")
+        return MemoryBus(self, name=name or f"memory-{self._connected}", number=self._connected)
 
 
 class MemoryBus(MemoryLink):
@@ -58,7 +58,7 @@ class MemoryBus(MemoryLink):
     def inbox(self) -> str:
         """Return a new unique subject below this connection's inbox prefix."""
         self._inboxes += 1
-        return f"_INBOX.{self.name.replace('.', '-')}.{id(self):x}.{self._inboxes}"
+        return f"_INBOX.{self.name.replace('.', '-')}.{self.number}.{self._inboxes}"
 
     async def publish(
         self, subject: str, data: bytes = b"", *, headers: Headers | None = None, reply: str = ""
@@ -319,7 +319,7 @@ class MemoryBus(MemoryLink):
             seq = max(seq, log.first_at(start_time))
         wake = asyncio.Event()
         log.on_append.append(wake.set)
-        self._wakes.add(wake.set)
+        self._wakes[wake.set] = None
         try:
             while end is None or seq <= end:
                 record = log.next_record(seq, subjects) if self._is_linked else None
@@ -341,7 +341,7 @@ class MemoryBus(MemoryLink):
                 await self.broker.clock.sleep(0)
         finally:
             log.on_append.remove(wake.set)
-            self._wakes.discard(wake.set)
+            self._wakes.pop(wake.set, None)
 
     def _existing(self, stream: str, consumer: str) -> None:
         self.broker.stream(stream)
