@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from msgspec.structs import replace
@@ -263,7 +263,7 @@ class Activation:
         to: Sequence[tuple[Mail, Reply]] = (),
         writes: Sequence[Write] = (),
         remembers: bool = True,
-        **changes: object,
+        changes: Mapping[str, object] | None = None,
     ) -> None:
         """Write the next record: the mails in ``applied`` are handled, ``changes`` are made, ``writes`` go along.
 
@@ -284,7 +284,7 @@ class Activation:
                 epoch=self.owner.epoch,
                 mail=applied[-1] if applied else base.mail,
                 at=self.services.clock.now(),
-                **changes,
+                **(changes or {}),
             )
             subject = subjects.state(self.address.type, self.address.key)
             write = Write(subject, encode(record), header.build(expected_seq=self.seq))
@@ -310,7 +310,13 @@ class Activation:
             await replies.send(self.services, mail.reply_to, reply)
 
     async def bury(
-        self, mail: Mail, failure: Failure, *, attempts: int, cause_seq: int | None = None, **changes: object
+        self,
+        mail: Mail,
+        failure: Failure,
+        *,
+        attempts: int,
+        cause_seq: int | None = None,
+        changes: Mapping[str, object] | None = None,
     ) -> None:
         """Make a dead letter of a mail and go on after it; enough of them in a row fail the actor.
 
@@ -328,17 +334,18 @@ class Activation:
                 continue
             break
         failures = self.known.failures + 1
-        if failures >= self.kind.options.poison_limit and "status" not in changes:
+        changed = {**(changes or {}), "failures": failures}
+        if failures >= self.kind.options.poison_limit:
             reason = f"{failures} mails in a row became dead letters, the last one by {failure.code}: {failure.message}"
-            changes |= {"status": "failed", "reason": reason[:500]}
+            changed |= {"status": "failed", "reason": reason[:500]}
         kind = failure.type if isinstance(failure.type, str) else ""
         reply = Reply(id=mail.id, error=ReplyError(code=failure.code, message=failure.message, type=kind))
-        await self.commit([cause_seq or mail.seq], to=((mail, reply),), failures=failures, **changes)
+        await self.commit([cause_seq or mail.seq], to=((mail, reply),), changes=changed)
         _log.error(
             events.MAIL_DEAD_LETTERED, actor=str(self.address), seq=mail.seq, attempts=attempts, code=failure.code
         )
-        if changes.get("status") == "failed":
-            _log.error(events.ACTOR_FAILED, actor=str(self.address), code=failure.code, message=str(changes["reason"]))
+        if "reason" in changed:
+            _log.error(events.ACTOR_FAILED, actor=str(self.address), code=failure.code, message=str(changed["reason"]))
 
     async def bury_error(self, mail: Mail, error: CallboardError, *, attempts: int) -> None:
         """As ``bury``, for an error of ours."""

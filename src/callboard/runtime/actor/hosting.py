@@ -14,6 +14,7 @@ from callboard.runtime import events, logs, subjects
 from callboard.runtime.actor import cursor as cursors
 from callboard.runtime.actor import placement
 from callboard.runtime.actor.activation import Activation
+from callboard.runtime.actor.address import Address
 from callboard.runtime.actor.asks import AskServer
 from callboard.runtime.actor.commit import TurnCommitter
 from callboard.runtime.actor.cursor import Cursor
@@ -219,7 +220,7 @@ class ActorHost:
 
     def find(self, kind: str, key: str) -> Partition | None:
         """Return the partition of an actor if we own it."""
-        number = placement.partition_of(kind, key, self.services.rules.partitions)
+        number = Address(kind, key).partition(self.services.rules.partitions)
         return self.partitions.get((kind, number))
 
     def _reconnected(self) -> None:

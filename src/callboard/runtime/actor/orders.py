@@ -37,6 +37,7 @@ class ActorOrder(Struct, frozen=True, kw_only=True):
     seq: int = 0
 
 
+_ACTIVE: dict[str, object] = {"status": "active", "reason": "", "failures": 0}
 _order = msgspec.json.Decoder(ActorOrder)
 
 
@@ -102,21 +103,21 @@ async def obey(activation: Activation, order: ActorOrder) -> dict[str, object]:
         case "show":
             return show(activation)
         case "pause":
-            await activation.commit([], status="paused", reason=order.reason or "paused by request")
+            await activation.commit([], changes={"status": "paused", "reason": order.reason or "paused by request"})
             await activation.runner.hook("on_pause")
         case "resume" | "restart":
             if order.op == "restart":
                 activation.runner.restart()
-            await activation.commit([], status="active", reason="", failures=0)
+            await activation.commit([], changes=_ACTIVE)
             await activation.runner.hook("on_resume")
         case "kill":
-            await activation.commit([], status="killed", reason=order.reason or "killed by request")
+            await activation.commit([], changes={"status": "killed", "reason": order.reason or "killed by request"})
             activation.runner.stop("cancel", order.reason or "the actor was killed by request")
         case "cancel":
             await _cancel(activation, order)
         case "requeue":
             count = await _requeue(activation)
-            await activation.commit([], status="active", reason="", failures=0)
+            await activation.commit([], changes=_ACTIVE)
             activation.wake()
             return {"requeued": count}
     activation.wake()
@@ -171,7 +172,7 @@ async def _cancel_parked(activation: Activation, parked: list[Parked], reason: s
             answers.append((mail, Reply(id=mail.id, error=error)))
     remaining = [other for other in activation.known.parked if other.seq not in gone]
     writes = [tombstone(activation, seq) for seq in sorted(gone)]
-    await activation.commit([], to=answers, writes=writes, parked=remaining)
+    await activation.commit([], to=answers, writes=writes, changes={"parked": remaining})
 
 
 async def _requeue(activation: Activation) -> int:

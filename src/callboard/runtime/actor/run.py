@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import traceback
 from collections import deque
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -122,7 +123,7 @@ class Runner:
         if stored is None or not stored.data:
             remaining = [other for other in activation.known.parked if other.seq != parked.seq]
             failure = failure_of(DecodeError(f"the input of the parked turn {parked.seq} is gone"))
-            await activation.bury(mail, failure, attempts=0, parked=remaining)
+            await activation.bury(mail, failure, attempts=0, changes={"parked": remaining})
             return
         turn = decode_parked(stored.data)
         waited = (
@@ -328,7 +329,7 @@ class Runner:
             changes["failures"] = 0
         changes["turns"] = activation.known.turns + 1
         try:
-            await activation.commit(applied, to=((turn.mail, reply),), writes=writes, **changes)
+            await activation.commit(applied, to=((turn.mail, reply),), writes=writes, changes=changes)
         except TurnFencedError:
             self.forget()
             raise
@@ -345,7 +346,7 @@ class Runner:
 
     async def _state(self, turn: Turn) -> dict[str, object]:
         activation = self._activation
-        if self._actor is None or activation.kind.state is None:
+        if self._actor is None or not activation.kind.has_state:
             return {"timers": _timers(activation.known.timers, turn)}
         data = activation.kind.dump_state(self._actor.state)
         limit = activation.kind.options.state_limit_bytes
@@ -400,7 +401,7 @@ class Runner:
         # what it had changed is thrown away: it runs again from the start, with its journal
         self.forget()
         timers = _timers(activation.known.timers, turn)
-        await activation.commit(applied, writes=writes, parked=[*others, parked], timers=timers)
+        await activation.commit(applied, writes=writes, changes={"parked": [*others, parked], "timers": timers})
 
     async def _after_error(
         self, turn: Turn, handler: Handler, error: BaseException, waiting: Parked | None
@@ -411,7 +412,7 @@ class Runner:
         await self._tell_failure(turn, error)
         policy = policy_of(handler, activation.kind.options.retry)
         terminal = isinstance(error, (PayloadTooLargeError, StateTooLargeError))
-        decision = policy.decide(error, policy.attempts if terminal else turn.attempt, trace=logs.trace_of(error))
+        decision = policy.decide(error, policy.attempts if terminal else turn.attempt, trace=_trace(error))
         _log.warning(
             events.TURN_FAILED,
             actor=str(turn.address),
@@ -432,11 +433,12 @@ class Runner:
                 f"{decision.failure.code}: {decision.failure.message}"
             )
             # the mail stays the next in turn, for when a person restarts the actor
-            await activation.commit([], status="failed", reason=reason[:500])
+            await activation.commit([], changes={"status": "failed", "reason": reason[:500]})
             _log.error(events.ACTOR_FAILED, actor=str(turn.address), code=decision.failure.code, message=reason[:500])
             return None
-        letter_for = turn.mail
-        await activation.bury(letter_for, decision.failure, attempts=turn.attempt, cause_seq=turn.cause_seq, **changes)
+        await activation.bury(
+            turn.mail, decision.failure, attempts=turn.attempt, cause_seq=turn.cause_seq, changes=changes
+        )
         return None
 
     def _is_over_budget(self) -> bool:
@@ -602,6 +604,10 @@ class Runner:
             finally:
                 sleeper.cancel()
                 waiter.cancel()
+
+
+def _trace(error: BaseException) -> str:
+    return "".join(traceback.format_exception(type(error), error, error.__traceback__, limit=-8))
 
 
 async def call_hook(function: Callable[..., object], *arguments: object) -> object:

@@ -149,6 +149,7 @@ class Turn:
         self,
         name: str,
         fn: Callable[..., Any],
+        /,
         *args: object,
         key: str | None = None,
         once: bool = False,
@@ -299,7 +300,7 @@ class Turn:
         # a firing that is under way finds no timer of its generation and is dropped
         self.timers[name] = None
         subject = subjects.timer(self.address.type, self.address.key, name)
-        self._send(self._identity("untimer", name, "", b""), header.cancel_schedule(subject))
+        self._send(self._identity("untimer", name, "", b""), Write(subject, b"", header.build(rollup=True, ttl_s=1.0)))
 
     def emit(self, name: str, data: object = None) -> None:
         """See ``TurnApi``."""
