@@ -284,7 +284,9 @@ class Worker:
             crash.at("in-drain")
         grace_s = 0.0 if self._stop_now else self.options.drain_grace_s
         give_up_s = self._clock.monotonic() + grace_s
-        actors = self._spawn(self.host.drain(grace_s=lambda: self._left_s(give_up_s)), "actors-drain") if self.host else None
+        actors = None
+        if self.host is not None:
+            actors = self._spawn(self.host.drain(grace_s=lambda: self._left_s(give_up_s)), "actors-drain")
         while not all(pool.is_idle for pool in self.pools.values()):
             if self._stop_now or self._clock.monotonic() >= give_up_s:
                 for pool in self.pools.values():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 from msgspec.structs import replace
 
@@ -19,6 +18,7 @@ from callboard.runtime.actor.execute import STOP_LOST
 from callboard.runtime.actor.letter import letter_of, write_letter
 from callboard.runtime.actor.mail import Mail
 from callboard.runtime.actor.mailbox import Mailbox
+from callboard.runtime.actor.ports import Owner
 from callboard.runtime.actor.record import Reply, ReplyError, StateRecord, decode, encode
 from callboard.runtime.actor.run import Runner
 from callboard.runtime.actor.services import Services
@@ -37,40 +37,6 @@ from callboard.runtime.record import Failure, failure_of
 
 _log = logs.get_logger(__name__)
 _RETRY_S = 0.25
-
-
-class Owner(Protocol):
-    """The partition, as its activations see it."""
-
-    @property
-    def number(self) -> int:
-        """Its number."""
-        ...
-
-    @property
-    def epoch(self) -> int:
-        """Epoch of our ownership."""
-        ...
-
-    def may_have_run(self, seq: int) -> bool:
-        """Return whether another host may have begun the mail with this sequence."""
-        ...
-
-    def suspects_crash(self, seq: int) -> bool:
-        """Return whether the host that had this mail before died."""
-        ...
-
-    async def is_ours(self) -> bool:
-        """Return whether we still own it, asking the broker when our own beats do not come back."""
-        ...
-
-    def doubt(self) -> None:
-        """Look at once whether we still own it: a commit was refused."""
-        ...
-
-    def settled(self, activation: Activation) -> None:
-        """Hear that the actor's loop came to rest."""
-        ...
 
 
 class Activation:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from callboard.runtime import subjects
 from callboard.runtime.actor import reply as replies
@@ -12,6 +11,7 @@ from callboard.runtime.actor.commit import Committed, Refused, Result
 from callboard.runtime.actor.definition import ActorType
 from callboard.runtime.actor.handler import Handler
 from callboard.runtime.actor.mail import mail_write
+from callboard.runtime.actor.partition import Stage
 from callboard.runtime.actor.record import Reply, ReplyError, StateRecord, decode
 from callboard.runtime.actor.run import call_hook
 from callboard.runtime.actor.state import actor_of
@@ -20,14 +20,11 @@ from callboard.runtime.bus.base import Message, Subscription
 from callboard.runtime.errors import BusError, CallboardError, MailboxFullError, UnknownMessageError
 from callboard.runtime.record import failure_of
 
-if TYPE_CHECKING:
-    from callboard.runtime.actor.hosting import ActorHost
-
 
 class AskServer:
     """Takes the asks that the broker spreads over the hosts of a type."""
 
-    def __init__(self, host: ActorHost) -> None:
+    def __init__(self, host: Stage) -> None:
         """Prepare; ``open`` begins to listen."""
         self._host = host
         self._subscriptions: list[Subscription] = []
@@ -91,11 +88,7 @@ class AskServer:
     def _stored(self, message: Message, result: Result) -> None:
         if isinstance(result, Committed):
             return
-        error: CallboardError
-        if isinstance(result, Refused):
-            error = result.error
-        else:
-            error = BusError("the mail was refused")
+        error = result.error if isinstance(result, Refused) else BusError("the mail was refused")
         self._refuse(message, error)
 
     def _refuse(self, message: Message, error: CallboardError) -> None:

@@ -24,6 +24,7 @@ from callboard.runtime.actor.liveness import Liveness
 from callboard.runtime.actor.orders import OrderServer
 from callboard.runtime.actor.partition import Partition
 from callboard.runtime.actor.pinger import Pinger
+from callboard.runtime.actor.ports import Staged
 from callboard.runtime.actor.services import ActorRules, Services
 from callboard.runtime.beat import ActorLoad, Beat
 from callboard.runtime.blobs import BlobStore
@@ -436,7 +437,7 @@ class ActorHost:
         self._read_cursors_s = float("-inf")
         self._look.set()
 
-    def _settled(self, partition: Partition, activation: Activation) -> None:
+    def _settled(self, partition: Partition, activation: Staged) -> None:
         """An actor came to rest: one that we only held is free for its new owner."""
         place = (partition.kind.name, partition.number)
         if self.held.pop((*place, activation.address.key), None) is not None:

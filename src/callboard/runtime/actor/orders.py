@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import msgspec
 from msgspec import Struct
@@ -12,14 +12,12 @@ from callboard.runtime import subjects
 from callboard.runtime.actor.activation import Activation
 from callboard.runtime.actor.letter import MailLetter, decode_letter
 from callboard.runtime.actor.mail import Mail, mail_headers
+from callboard.runtime.actor.partition import Stage
 from callboard.runtime.actor.record import Parked, Reply, ReplyError
 from callboard.runtime.actor.run import tombstone
 from callboard.runtime.bus import header
 from callboard.runtime.bus.base import Message, Subscription, Write
 from callboard.runtime.errors import BusError, CallboardError, DecodeError, InputError, TurnCancelledError
-
-if TYPE_CHECKING:
-    from callboard.runtime.actor.hosting import ActorHost
 
 Operation = Literal["pause", "resume", "kill", "restart", "cancel", "show", "requeue"]
 
@@ -44,7 +42,7 @@ _order = msgspec.json.Decoder(ActorOrder)
 class OrderServer:
     """Takes orders about the actors that the host owns; about others it stays silent, their owner answers."""
 
-    def __init__(self, host: ActorHost) -> None:
+    def __init__(self, host: Stage) -> None:
         """Prepare; ``open`` begins to listen."""
         self._host = host
         self._subscriptions: list[Subscription] = []

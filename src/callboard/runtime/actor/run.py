@@ -8,14 +8,13 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec import UNSET, Raw, Struct
 
 from callboard.runtime import codec, crash, events, logs, subjects
 from callboard.runtime.actor import reply as replies
-from callboard.runtime.actor.actor import Actor
+from callboard.runtime.actor.actor import Actor, turn_scope
 from callboard.runtime.actor.execute import (
     STOP_DRAIN,
     STOP_LOST,
@@ -31,6 +30,7 @@ from callboard.runtime.actor.execute import (
 from callboard.runtime.actor.handler import Handler
 from callboard.runtime.actor.journal import Journal
 from callboard.runtime.actor.mail import KIND_TIMER, KIND_WAIT_TIMEOUT, Mail, mail_of
+from callboard.runtime.actor.ports import Staged
 from callboard.runtime.actor.record import (
     Parked,
     ParkedTurn,
@@ -58,9 +58,6 @@ from callboard.runtime.errors import (
 )
 from callboard.runtime.outcome import Retry
 from callboard.runtime.record import failure_of
-
-if TYPE_CHECKING:
-    from callboard.runtime.actor.activation import Activation
 
 _log = logs.get_logger(__name__)
 _RETRY_S = 0.25
@@ -92,7 +89,7 @@ class Runner:
         nudge: Set when something happened that a waiting turn or loop should look at.
     """
 
-    def __init__(self, activation: Activation) -> None:
+    def __init__(self, activation: Staged) -> None:
         """Begin with no instance; the first turn makes one."""
         self.nudge = asyncio.Event()
         self._activation = activation
@@ -251,7 +248,7 @@ class Runner:
                     timer.cancel()
                 self._task = None
                 activation.turn = None
-                actor._turn = None  # noqa: SLF001 - the engine's side of the class
+                turn.is_over = True
             if crash.point:
                 crash.at("after-effect")
             return ending
@@ -270,10 +267,9 @@ class Runner:
         actor = self._actor
         if actor is None:
             actor = await activation.new_actor()
-            actor._turn = turn  # noqa: SLF001 - the engine's side of the class
-            await call_hook(actor.on_start)
+            with turn_scope(actor, turn):
+                await call_hook(actor.on_start)
             self._actor = actor
-        actor._turn = turn  # noqa: SLF001 - as above
         for name, handler in activation.kind.every.items():
             rule = handler.rule or ""
             known = activation.known.timers.get(name)
@@ -500,9 +496,7 @@ class Runner:
         try:
             await call_hook(function)
         except Exception as error:  # noqa: BLE001 - the hook is the user's code; the actor goes on without it
-            _log.warning(
-                events.HOOK_FAILED, actor=str(self._activation.address), hook=name, type=type(error).__name__
-            )
+            _log.warning(events.HOOK_FAILED, actor=str(self._activation.address), hook=name, type=type(error).__name__)
 
     # --- mail of its own chain
 
@@ -547,6 +541,7 @@ class Runner:
                 parent=outer,
             )
             ending = await execute(inner, handler, actor, argument, part=self._parts(inner))
+            inner.is_over = True
             reply = _reply_of(mail, ending)
         outer.reentered.append(mail.seq)
         await activation.answer(mail, reply)
@@ -646,7 +641,7 @@ def _timers(known: dict[str, Timer], turn: Turn) -> dict[str, Timer]:
     return timers
 
 
-def tombstone(activation: Activation, seq: int) -> Write:
+def tombstone(activation: Staged, seq: int) -> Write:
     """Return the write that ends a parked turn's record."""
     subject = subjects.parked(activation.address.type, activation.address.key, seq)
     return Write(subject, b"", header.build(rollup=True, ttl_s=_TOMBSTONE_TTL_S))

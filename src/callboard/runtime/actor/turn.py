@@ -26,6 +26,7 @@ from callboard.runtime.bus.base import Write
 from callboard.runtime.capability import Capability
 from callboard.runtime.client import Client
 from callboard.runtime.errors import (
+    ActorError,
     AskFailedError,
     BusError,
     InputError,
@@ -74,6 +75,7 @@ class Turn:
         timers: Timers to be set, None for one to be taken away.
         stop: Why it was stopped from outside, as code and text, set before the cancellation.
         reentered: Mails of its own chain that were handled inside it.
+        is_over: Set when its handler has ended; what a task left behind would send now is refused.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class Turn:
         self.timers: dict[str, Timer | None] = {}
         self.stop: tuple[str, str] | None = None
         self.reentered: list[int] = []
+        self.is_over = False
         self.started_at = services.clock.now()
         self._services = services
         self.journal = journal
@@ -177,7 +180,7 @@ class Turn:
         *,
         timeout_s: float | None = None,
         key: str | None = None,
-    ) -> Any:
+    ) -> Any:  # noqa: ANN401 - whatever the capability returns
         """See ``TurnApi``."""
         name = capability.name if isinstance(capability, Capability) else capability
         client = Client(self._services.bus, clock=self._services.clock)
@@ -191,7 +194,7 @@ class Turn:
 
     async def ask(
         self, to: str | Address, message: object, *, timeout_s: float = 30.0, idempotency_key: str | None = None
-    ) -> Any:
+    ) -> Any:  # noqa: ANN401 - whatever the other's handler returns
         """See ``TurnApi``. What the other answered is recorded, an error of its handler too."""
         target = ref.ActorRef(self._services.bus, _address(to), clock=self._services.clock)
         identity = idempotency_key if idempotency_key is not None else [messages.type_name_of(message), _plain(message)]
@@ -310,13 +313,16 @@ class Turn:
         self._send(self._identity("emit", name, "", body), Write(subject, body, headers))
 
     def _identity(self, what: str, to: str, name: str, data: bytes) -> str:
-        digest = hashlib.blake2b("\0".join((what, to, name)).encode() + b"\0" + data, digest_size=8).hexdigest()
+        digest = hashlib.blake2b(f"{what}\0{to}\0{name}\0".encode() + data, digest_size=8).hexdigest()
         stem = f"~out-{what}.{digest}"
         ordinal = self._ordinals.get(stem, 0)
         self._ordinals[stem] = ordinal + 1
         return f"{stem}.{ordinal}"
 
     def _send(self, identity: str, write: Write) -> None:
+        if self.is_over:
+            text = f"the turn {self.address}@{self.mail.seq} is over: await what you start in a handler"
+            raise ActorError(text)
         if self._parent is not None:
             self._parent._send(f"{self.mail.seq}{identity}", write)  # noqa: SLF001 - a turn inside a turn
             return
@@ -333,10 +339,10 @@ class Turn:
         self,
         kind: type[Any] | str,
         *,
-        timeout: str | float | None = None,
+        timeout: str | float | None = None,  # noqa: ASYNC109 - stored, not awaited
         where: Mapping[str, object] | None = None,
         hold: bool = False,
-    ) -> Any:
+    ) -> Any:  # noqa: ANN401 - the message
         """See ``TurnApi``."""
         if self._parent is not None:
             text = "a turn that answers its own chain cannot wait: the turn around it is not finished"
@@ -348,9 +354,7 @@ class Turn:
         name = kind if isinstance(kind, str) else getattr(kind, "__callboard_name__", kind.__name__)
         if where is not None:
             _ = _plain(dict(where))
-        self.wait = Wait(
-            awaiting=name, where=where, timeout_s=None if timeout is None else span_s(timeout), hold=hold
-        )
+        self.wait = Wait(awaiting=name, where=where, timeout_s=None if timeout is None else span_s(timeout), hold=hold)
         raise ParkSignal
 
     def idempotency_key(self, step_name: str) -> str:
@@ -365,10 +369,21 @@ class Turn:
         if not is_turn and now_s - self._told_s < PROGRESS_EVERY_S:
             return False
         self._told_s, self._stage = now_s, stage or self._stage
-        body = codec.encode({"actor": str(self.address), "seq": self.mail.seq, "worker": services.worker,
-                             "percent": percent, "stage": stage, "text": text, "at": services.clock.now()})
-        _ = services.spawn(_quietly(services.bus.publish(f"{PROGRESS}.{self.address.type}.{self.address.token}", body)),
-                           "actor-progress")
+        body = codec.encode(
+            {
+                "actor": str(self.address),
+                "seq": self.mail.seq,
+                "worker": services.worker,
+                "percent": percent,
+                "stage": stage,
+                "text": text,
+                "at": services.clock.now(),
+            }
+        )
+        _ = services.spawn(
+            _quietly(services.bus.publish(f"{PROGRESS}.{self.address.type}.{self.address.token}", body)),
+            "actor-progress",
+        )
         return True
 
 
@@ -386,9 +401,7 @@ def timer_write(
         header.TIMER: name,
         header.TIMER_GENERATION: str(timer.generation),
     }
-    return Write(
-        subjects.timer(address.type, address.key, name), data, mail_headers(type=message_type, extra=extra)
-    )
+    return Write(subjects.timer(address.type, address.key, name), data, mail_headers(type=message_type, extra=extra))
 
 
 def wait_timer_write(address: Address, parked: Parked, generation: int) -> Write:
@@ -405,7 +418,7 @@ def wait_timer_write(address: Address, parked: Parked, generation: int) -> Write
     return Write(place, b"null", extra)
 
 
-def _waited(waited: Waited, kind: type[Any] | str) -> Any:
+def _waited(waited: Waited, kind: type[Any] | str) -> Any:  # noqa: ANN401 - the message
     if waited.timed_out or waited.data is UNSET:
         name = kind if isinstance(kind, str) else kind.__name__
         text = f"no {name} came in time"
