@@ -72,11 +72,15 @@ class Questions:
         return [
             Answers(
                 is_recorded=answer.is_recorded,
-                is_held=claim.task_id in held or self._keeper.holds(claim.task_id, seq=claim.delivery.seq, asker=claim),
+                is_held=claim.task_id in held or self._holds_other(claim),
                 history=answer.history,
             )
             for claim, answer in zip(claims, answers, strict=True)
         ]
+
+    def _holds_other(self, claim: Claim) -> bool:
+        delivery = claim.delivery
+        return self._keeper.holds(claim.task_id, seq=delivery.seq, turn=delivery.delivered, asker=claim)
 
     async def read_ledger(self, claims: Sequence[Claim]) -> list[Answers]:
         """Return what the ledger alone knows; ``is_held`` is False throughout. One direct get.
@@ -126,7 +130,12 @@ class Questions:
         inbox = self._bus.inbox()
         subscription = await self._bus.subscribe(inbox, on_answer)
         try:
-            question = HoldsQuestion([c.task_id for c in claims], [c.delivery.seq for c in claims])
+            question = HoldsQuestion(
+                [c.task_id for c in claims],
+                [c.delivery.seq for c in claims],
+                [c.delivery.delivered for c in claims],
+                self._keeper.worker,
+            )
             await self._bus.publish(subjects.CTL_HOLDS, msgspec.json.encode(question), reply=inbox)
             timer = asyncio.ensure_future(self._clock.sleep(self._holds_wait_s))
             waiter = asyncio.ensure_future(done.wait())
