@@ -118,9 +118,10 @@ def screen(
 def _left_s(failed: AttemptRecord, now: datetime) -> float:
     if failed.retry_at is UNSET:
         return 0.0
-    # the gap is of one clock; what is left of it compares two, and a wrong one must not make the task wait for longer
     gap_s = (failed.retry_at - failed.at).total_seconds()
-    return min(gap_s, (failed.retry_at - now).total_seconds())
+    left_s = (failed.retry_at - now).total_seconds()
+    # more than the whole gap cannot be left, unless the clocks of two workers disagree: then do not believe them
+    return left_s if left_s <= gap_s + _CLOCK_SLACK_S else 0.0
 
 
 def count_crashes(history: Sequence[AttemptRecord], *, is_redelivered: bool) -> int:

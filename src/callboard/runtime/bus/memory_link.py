@@ -151,7 +151,7 @@ class MemoryLink:
             # The answer takes a turn, so that a loop of calls lets others run, as it does over a socket.
             await self.broker.clock.sleep(0)
 
-    def _tell(self, operation: Callable[[], None]) -> None:
+    def _tell(self, operation: Callable[[], None], *, what: str) -> None:  # noqa: ARG002 - a simulation writes it down
         self._check_open()
         if self._is_linked:
             self.broker.run_due()

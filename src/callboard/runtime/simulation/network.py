@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, TypeVar
 
-from callboard.runtime.bus.base import DEFAULT_TIMEOUT_S, Message
+from callboard.runtime.bus.base import DEFAULT_TIMEOUT_S, Delivery, Message
 from callboard.runtime.bus.header import Headers
 from callboard.runtime.bus.memory import MemoryBroker, MemoryBus
 from callboard.runtime.bus.memory_consumer import Taker
@@ -227,14 +227,26 @@ class SimulatedBus(MemoryBus):
         else:
             self.post(partial(_fulfil, answer, found))
 
-    def _tell(self, operation: Callable[[], None]) -> None:
+    def _tell(self, operation: Callable[[], None], *, what: str) -> None:
         self._check_open()
         if self._is_linked:
-            self._travel(partial(self._take, operation))
+            self._travel(partial(self._take, operation, what))
 
-    def _take(self, operation: Callable[[], None]) -> None:
-        if self.broker.gap == "none":
+    def _take(self, operation: Callable[[], None], what: str) -> None:
+        gap = self.broker.gap
+        self.broker.note(gap if gap != "none" else "done", what, host=self.name)
+        if gap == "none":
             operation()
+
+    async def pull(self, stream: str, consumer: str, sink: Callable[[Delivery], None]) -> MemoryPull:
+        """Open a standing pull with no credit."""
+
+        def noted(delivery: Delivery) -> None:
+            detail = f"{stream}/{consumer} {delivery.seq}#{delivery.delivered}"
+            self.broker.note("delivered", detail, host=self.name)
+            sink(delivery)
+
+        return await super().pull(stream, consumer, noted)
 
     def _send(self, message: Message) -> None:
         if self._is_linked:
