@@ -57,9 +57,10 @@ class Report(Struct, frozen=True, kw_only=True):
     def __str__(self) -> str:
         """Return the figures."""
         times = sorted(self.takeovers_s)
+        p50_s, p99_s = times[len(times) // 2], times[len(times) * 99 // 100]
         return (
-            f"{len(times)} kills of a turn's host, {self.took_s:.0f} s: next start after p50 {times[len(times) // 2]:.2f} s, "
-            f"p99 {times[len(times) * 99 // 100]:.2f} s, max {times[-1]:.2f} s\n{self.verdict}"
+            f"{len(times)} kills of a turn's host, {self.took_s:.0f} s: next start after p50 {p50_s:.2f} s, "
+            f"p99 {p99_s:.2f} s, max {times[-1]:.2f} s\n{self.verdict}"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 
 import msgspec
 from msgspec import UNSET, Struct
@@ -44,7 +45,7 @@ class TurnVerdict(Struct, frozen=True, kw_only=True):
     @property
     def problems(self) -> list[str]:
         """What is broken, in words."""
-        found = {
+        found: dict[str, Sequence[object]] = {
             "lost": self.lost,
             "doubled outputs": self.doubled,
             "out of order": self.disordered,
