@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from callboard.runtime.bus import header
 from callboard.runtime.bus.base import Bus, Message, Write
 from callboard.runtime.errors import (
     BusClosedError,
@@ -244,3 +245,12 @@ async def test_closing_answers_who_still_waits(broker: Broker) -> None:
     await bus.close()
     with pytest.raises(BusClosedError):
         await waiting
+
+
+async def test_a_question_that_nobody_hears_is_answered_with_a_status(bus: Bus) -> None:
+    heard: list[Message] = []
+    inbox = bus.inbox()
+    await bus.subscribe(inbox, heard.append)
+    await bus.publish("nobody.there", b"?", reply=inbox)
+    await eventually(lambda: heard)
+    assert (heard[0].data, (heard[0].headers or {}).get(header.STATUS)) == (b"", header.NO_RESPONDERS)

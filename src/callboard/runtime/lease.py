@@ -35,10 +35,18 @@ _LATE_TICK_S = 0.5
 
 
 class HoldsQuestion(Struct, frozen=True):
-    """Body of ``cb.ctl.holds``; ``seqs`` tell, beside each task, which message of it asks (0: any)."""
+    """Body of ``cb.ctl.holds``: who runs these tasks?
+
+    Attributes:
+        seqs: Beside each task, which message of it asks (0: any).
+        turns: Beside each task, the broker's delivery count of that message (0: any).
+        worker: Who asks.
+    """
 
     tasks: list[str]
     seqs: list[int] = []
+    turns: list[int] = []
+    worker: str = ""
 
 
 class HoldsAnswer(Struct, frozen=True):
@@ -102,9 +110,19 @@ class LeaseKeeper:
         """
         return claim.is_stale or self._clock.monotonic() - claim.extended_at > self._ack_wait_s
 
-    def holds(self, task: str, *, seq: int = 0, asker: Claim | None = None) -> bool:
-        """Return whether this process is running ``task``, or is about to by a message that came before ``seq``."""
+    def holds(
+        self, task: str, *, seq: int = 0, turn: int = 0, worker: str | None = None, asker: Claim | None = None
+    ) -> bool:
+        """Return whether this process is running ``task``, or is about to and goes before the one that asks.
+
+        Of two deliveries that are both being asked about, the message that came first goes before the other; of one
+        message the earlier delivery; of two that both look like the first (their server forgot one), the worker whose
+        name is smaller.
+        """
+        goes_first = asker is not None or bool(worker and self.worker < worker)
         for claim in list(self.claims.values()):
+            if claim is asker:
+                goes_first = False
             if claim.task_id != task or claim is asker:
                 continue
             if claim.is_stale and claim.stage in (Stage.SCREENING, Stage.READY):
@@ -112,7 +130,8 @@ class LeaseKeeper:
                 continue
             if claim.stage in (Stage.RUNNING, Stage.SETTLING, Stage.READY):
                 return True
-            if seq and claim.delivery.seq < seq:
+            mine, other = (claim.delivery.seq, claim.delivery.delivered if turn else 0), (seq, turn)
+            if seq and (mine < other or (mine == other and turn and goes_first)):
                 return True
         return False
 
@@ -212,7 +231,9 @@ class LeaseKeeper:
         except msgspec.DecodeError:
             return
         seqs = question.seqs or [0] * len(question.tasks)
-        held = [task for task, seq in zip(question.tasks, seqs, strict=False) if self.holds(task, seq=seq)]
+        turns = question.turns or [0] * len(question.tasks)
+        asked = zip(question.tasks, seqs, turns, strict=False)
+        held = [task for task, seq, turn in asked if self.holds(task, seq=seq, turn=turn, worker=question.worker)]
         answer = HoldsAnswer(self.worker, held)
         self._answers.append((message.reply, msgspec.json.encode(answer)))
         self._answers_due.set()

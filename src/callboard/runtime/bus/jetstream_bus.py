@@ -60,6 +60,7 @@ class JetStreamBus(Core, Writer, Reader):
         self._name = name
         self._inboxes = count(1)
         self._refusal = ""
+        self._replicas = {}
         self._callbacks: list[Callable[[], None]] = []
         self._server = link.describe()
         self._requests = Calls(link, "r", _itself, is_jetstream=False)
