@@ -276,6 +276,27 @@ def test_the_dead_of_long_ago_are_forgotten() -> None:
     assert set(seen._peers) == {"x"}
 
 
+def test_the_first_unanswered_ping_is_news_once() -> None:
+    seen = observer()
+    assert not seen.pinged("w", 10.0, answered=True)
+    assert seen.pinged("w", 10.1, answered=False)
+    assert not seen.pinged("w", 10.35, answered=False)
+    seen.heard("x", 10.4, server="s1")
+    seen.accused("x", 10.4)
+    assert not seen.pinged("x", 10.5, answered=False)
+
+
+def test_a_parent_s_report_counts_for_the_one_worker_whose_beats_named_the_process() -> None:
+    seen = observer()
+    for worker, pid in (("a", 7), ("b", 8), ("c", 9), ("d", 9)):
+        seen.heard(worker, 10.0, server="s1", host="here", pid=pid)
+    seen.ended("here", 7, 10.0)
+    seen.ended("there", 8, 10.0)
+    seen.ended("here", 9, 10.0)
+    assert seen.live(10.0) == {"me", "w", "b", "c", "d"}
+    assert {"c", "d"} <= seen.suspects(10.1)
+
+
 # --- promises
 
 

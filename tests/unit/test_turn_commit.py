@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 import pytest
 from msgspec.structs import replace
 
+from callboard.runtime import crash
 from callboard.runtime.actor.commit import Committed, Fenced, Refused, Result, TurnCommitter
 from callboard.runtime.actor.entry import fate, judge, to_entry
 from callboard.runtime.bus import header
@@ -167,9 +168,9 @@ async def test_turns_that_wait_together_share_a_batch_and_a_refusal_costs_one_re
     watched = FaultyBus(bus)
     async with committing(watched.as_bus, clock=clock) as committer:
         await all_of(committer, crowd(64, outputs=1))
-    # all; without the seven that one read named and the leader confirmed, one by one
+    # all; without the seven that one read named and one from the leader confirmed
     assert watched.batches == [128, 114]
-    assert watched.reads == 1 + 7
+    assert watched.reads == 2
 
 
 async def test_a_batch_holds_no_more_than_it_may(bus: MemoryBus, clock: HastyClock) -> None:
@@ -367,6 +368,50 @@ async def test_a_closed_bus_refuses_every_turn(bus: MemoryBus, clock: HastyClock
         await bus.close()
         results = await all_of(committer, [*crowd(3, outputs=0), *crowd(3, outputs=1)])
     assert [isinstance(each, Refused) and isinstance(each.error, BusClosedError) for each in results] == [True] * 6
+
+
+async def test_a_bus_that_closes_while_an_outcome_is_looked_up_refuses_the_turn(bus: MemoryBus) -> None:
+    clock = FakeClock()
+    watched = FaultyBus(bus, ["lost"])
+    watched.unread = 1
+    async with committing(watched.as_bus, clock=clock) as committer:
+        turn = asyncio.create_task(committer.commit(guarded("t.a", b"1", 0), Write("t.out", b"")))
+        await clock.settle()
+        await bus.close()
+        await clock.advance(1.0)
+        result = await turn
+    assert isinstance(result, Refused)
+    assert isinstance(result.error, BusClosedError)
+
+
+async def test_a_clean_trial_teaches_it_what_a_batch_costs(bus: MemoryBus, clock: HastyClock) -> None:
+    watched = FaultyBus(bus)
+    async with committing(watched.as_bus, clock=clock) as committer:
+        await all_of(committer, crowd(20, outputs=0, stale=lambda _: False))
+        assert committer.chooser.batch_s is not None
+    assert (watched.singles, watched.batches) == ([10], [10])
+
+
+@pytest.mark.parametrize("outputs", [0, 1])
+async def test_a_crash_can_be_had_before_and_after_the_write_and_between_two_who_are_told(
+    bus: MemoryBus, clock: HastyClock, outputs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    met: list[tuple[str, int, int]] = []
+    told: list[Result] = []
+    stream = bus.broker.stream("T")
+    monkeypatch.setattr(crash, "point", "mid-batch")
+    monkeypatch.setattr(crash, "at", lambda point: met.append((point, stream.messages, len(told))))
+    async with committing(bus, clock=clock) as committer:
+        for turn in crowd(3, outputs=outputs):
+            committer.add(turn, told.append)
+        await committer.drain()
+    all_stored = 3 * (1 + outputs)
+    assert met == [
+        ("before-commit", 0, 0),
+        ("after-commit", all_stored, 0),
+        ("mid-batch", all_stored, 1),
+        ("mid-batch", all_stored, 2),
+    ]
 
 
 # --- decisions

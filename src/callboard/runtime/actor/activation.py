@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
 
 from msgspec.structs import replace
 
 from callboard.runtime import crash, events, logs, subjects
-from callboard.runtime.actor import answer, verdict
+from callboard.runtime.actor import reply as replies
+from callboard.runtime.actor import verdict
 from callboard.runtime.actor.actor import Actor
 from callboard.runtime.actor.address import Address
 from callboard.runtime.actor.commit import Committed, Fenced, Refused
@@ -18,9 +18,11 @@ from callboard.runtime.actor.execute import STOP_LOST
 from callboard.runtime.actor.letter import letter_of, write_letter
 from callboard.runtime.actor.mail import Mail
 from callboard.runtime.actor.mailbox import Mailbox
+from callboard.runtime.actor.ports import Owner
 from callboard.runtime.actor.record import Reply, ReplyError, StateRecord, decode, encode
 from callboard.runtime.actor.run import Runner
 from callboard.runtime.actor.services import Services
+from callboard.runtime.actor.state import actor_of
 from callboard.runtime.actor.turn import Turn
 from callboard.runtime.bus import header
 from callboard.runtime.bus.base import Write
@@ -35,40 +37,6 @@ from callboard.runtime.record import Failure, failure_of
 
 _log = logs.get_logger(__name__)
 _RETRY_S = 0.25
-
-
-class Owner(Protocol):
-    """The partition, as its activations see it."""
-
-    @property
-    def number(self) -> int:
-        """Its number."""
-        ...
-
-    @property
-    def epoch(self) -> int:
-        """Epoch of our ownership."""
-        ...
-
-    def may_have_run(self, seq: int) -> bool:
-        """Return whether another host may have begun the mail with this sequence."""
-        ...
-
-    def suspects_crash(self, seq: int) -> bool:
-        """Return whether the host that had this mail before died."""
-        ...
-
-    async def is_ours(self) -> bool:
-        """Return whether we still own it, asking the broker when our own beats do not come back."""
-        ...
-
-    def doubt(self) -> None:
-        """Look at once whether we still own it: a commit was refused."""
-        ...
-
-    def settled(self, activation: Activation) -> None:
-        """Hear that the actor's loop came to rest."""
-        ...
 
 
 class Activation:
@@ -261,7 +229,7 @@ class Activation:
         to: Sequence[tuple[Mail, Reply]] = (),
         writes: Sequence[Write] = (),
         remembers: bool = True,
-        **changes: object,
+        changes: Mapping[str, object] | None = None,
     ) -> None:
         """Write the next record: the mails in ``applied`` are handled, ``changes`` are made, ``writes`` go along.
 
@@ -282,7 +250,7 @@ class Activation:
                 epoch=self.owner.epoch,
                 mail=applied[-1] if applied else base.mail,
                 at=self.services.clock.now(),
-                **changes,
+                **(changes or {}),
             )
             subject = subjects.state(self.address.type, self.address.key)
             write = Write(subject, encode(record), header.build(expected_seq=self.seq))
@@ -305,10 +273,16 @@ class Activation:
     async def answer(self, mail: Mail, reply: Reply) -> None:
         """Send an answer to whoever waits for one; a lost one is asked for again under the same id."""
         if mail.reply_to:
-            await answer.send(self.services, mail.reply_to, reply)
+            await replies.send(self.services, mail.reply_to, reply)
 
     async def bury(
-        self, mail: Mail, failure: Failure, *, attempts: int, cause_seq: int | None = None, **changes: object
+        self,
+        mail: Mail,
+        failure: Failure,
+        *,
+        attempts: int,
+        cause_seq: int | None = None,
+        changes: Mapping[str, object] | None = None,
     ) -> None:
         """Make a dead letter of a mail and go on after it; enough of them in a row fail the actor.
 
@@ -326,28 +300,27 @@ class Activation:
                 continue
             break
         failures = self.known.failures + 1
-        if failures >= self.kind.options.poison_limit and "status" not in changes:
+        changed = {**(changes or {}), "failures": failures}
+        if failures >= self.kind.options.poison_limit:
             reason = f"{failures} mails in a row became dead letters, the last one by {failure.code}: {failure.message}"
-            changes |= {"status": "failed", "reason": reason[:500]}
+            changed |= {"status": "failed", "reason": reason[:500]}
         kind = failure.type if isinstance(failure.type, str) else ""
         reply = Reply(id=mail.id, error=ReplyError(code=failure.code, message=failure.message, type=kind))
-        await self.commit([cause_seq or mail.seq], to=((mail, reply),), failures=failures, **changes)
+        await self.commit([cause_seq or mail.seq], to=((mail, reply),), changes=changed)
         _log.error(
             events.MAIL_DEAD_LETTERED, actor=str(self.address), seq=mail.seq, attempts=attempts, code=failure.code
         )
-        if changes.get("status") == "failed":
-            _log.error(events.ACTOR_FAILED, actor=str(self.address), code=failure.code, message=str(changes["reason"]))
+        if "reason" in changed:
+            _log.error(events.ACTOR_FAILED, actor=str(self.address), code=failure.code, message=str(changed["reason"]))
 
     async def bury_error(self, mail: Mail, error: CallboardError, *, attempts: int) -> None:
         """As ``bury``, for an error of ours."""
         await self.bury(mail, failure_of(error), attempts=attempts)
 
-    def new_actor(self) -> Actor:
+    async def new_actor(self) -> Actor:
         """Return an instance with the state that stands.
 
         Raises:
-            CallboardError: If the state does not fit the class.
+            CallboardError: If the state does not fit the class, or cannot be read now.
         """
-        actor = self.kind.new(self.address)
-        actor.state = self.kind.load_state(self.known.state, self.known.schema)
-        return actor
+        return await actor_of(self.kind, self.address, self.known, self.services.blobs)

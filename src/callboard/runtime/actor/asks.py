@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from callboard.runtime import subjects
-from callboard.runtime.actor import answer
+from callboard.runtime.actor import reply as replies
 from callboard.runtime.actor.address import Address
 from callboard.runtime.actor.commit import Committed, Refused, Result
 from callboard.runtime.actor.definition import ActorType
 from callboard.runtime.actor.handler import Handler
 from callboard.runtime.actor.mail import mail_write
+from callboard.runtime.actor.partition import Stage
 from callboard.runtime.actor.record import Reply, ReplyError, StateRecord, decode
 from callboard.runtime.actor.run import call_hook
+from callboard.runtime.actor.state import actor_of
 from callboard.runtime.bus import header
 from callboard.runtime.bus.base import Message, Subscription
 from callboard.runtime.errors import BusError, CallboardError, MailboxFullError, UnknownMessageError
 from callboard.runtime.record import failure_of
 
-if TYPE_CHECKING:
-    from callboard.runtime.actor.hosting import ActorHost
-
 
 class AskServer:
     """Takes the asks that the broker spreads over the hosts of a type."""
 
-    def __init__(self, host: ActorHost) -> None:
+    def __init__(self, host: Stage) -> None:
         """Prepare; ``open`` begins to listen."""
         self._host = host
         self._subscriptions: list[Subscription] = []
@@ -90,17 +88,13 @@ class AskServer:
     def _stored(self, message: Message, result: Result) -> None:
         if isinstance(result, Committed):
             return
-        error: CallboardError
-        if isinstance(result, Refused):
-            error = result.error
-        else:
-            error = BusError("the mail was refused")
+        error = result.error if isinstance(result, Refused) else BusError("the mail was refused")
         self._refuse(message, error)
 
     def _refuse(self, message: Message, error: CallboardError) -> None:
         if message.reply:
             reply = Reply(id="", error=ReplyError(code=error.code, message=str(error)))
-            _ = self._host.services.spawn(answer.send(self._host.services, message.reply, reply), "ask-refuse")
+            _ = self._host.services.spawn(replies.send(self._host.services, message.reply, reply), "ask-refuse")
 
     async def _read(self, message: Message, kind: ActorType, address: Address, handler: Handler, data: bytes) -> None:
         """Run a read-only handler on the state that stands, beside whatever turn is under way."""
@@ -108,10 +102,9 @@ class AskServer:
         headers = message.headers or {}
         try:
             record = await self._record(address)
-            actor = kind.new(address)
-            actor.state = await self._host.load_state(kind, record)
-            arguments = kind.arguments(handler, headers.get(header.TYPE), data, headers.get(header.CONTENT_TYPE))
-            reply = answer.value_reply("", await call_hook(handler.function, actor, *arguments))
+            actor = await actor_of(kind, address, record, services.blobs)
+            argument = kind.decode(handler, headers.get(header.TYPE), data, headers.get(header.CONTENT_TYPE))
+            reply = replies.value_reply("", await call_hook(handler, actor, argument))
         except CallboardError as error:
             reply = Reply(id="", error=ReplyError(code=error.code, message=str(error)))
         except Exception as error:  # noqa: BLE001 - a user's handler may raise anything; it is data from here on
@@ -119,7 +112,7 @@ class AskServer:
             name = failure.type if isinstance(failure.type, str) else ""
             reply = Reply(id="", error=ReplyError(code=failure.code, message=failure.message, type=name))
         if message.reply:
-            await answer.send(services, message.reply, reply)
+            await replies.send(services, message.reply, reply)
 
     async def _record(self, address: Address) -> StateRecord:
         partition = self._host.find(address.type, address.key)

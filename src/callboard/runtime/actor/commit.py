@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from callboard.runtime import crash, subjects
 from callboard.runtime.actor.entry import (
@@ -368,39 +368,36 @@ class TurnCommitter:
                 self._wait(left, error, tasks)
             return []
 
-    async def _sift(self, entries: Iterable[Entry]) -> list[Entry]:
+    async def _sift(self, entries: list[Entry]) -> list[Entry]:
         """Tell those that stand already and those that another record keeps out; return the rest.
 
-        One read for all, and one from the leader for each that seems to be kept out.
+        One read for all, by a server that may be behind, and one from the leader for those that seem to be kept out.
 
         Raises:
             CallboardError: If it could not be read; those that were told are over.
         """
-        guarded = [entry for entry in entries if entry.guard]
-        suspects = guarded
-        if len(guarded) > 1:
-            found = await self._bus.get_many(self._stream, [entry.guard for entry in guarded])
-            standing = {stored.subject: stored for stored in found}
-            suspects = []
-            for entry in guarded:
-                result = judge(entry, standing.get(entry.guard))
-                if isinstance(result, Committed):
-                    self._tell(entry, result)
-                elif result is not None:
-                    suspects.append(entry)
-        reads = await asyncio.gather(*(self._at_leader(entry.guard) for entry in suspects), return_exceptions=True)
-        failure: BaseException | None = None
-        for entry, current in zip(suspects, reads, strict=True):
-            if isinstance(current, BaseException):
-                failure = current
-            elif (result := judge(entry, current)) is not None:
-                self._tell(entry, result)
-        if failure is not None:
-            raise failure
+        suspects = [entry for entry in entries if entry.guard]
+        if len(suspects) > 1:
+            found = await self._bus.get_many(self._stream, [entry.guard for entry in suspects])
+            suspects = self._judge(suspects, found, is_final=False)
+        if suspects:
+            self._judge(suspects, await self._at_leader([entry.guard for entry in suspects]), is_final=True)
         return [entry for entry in entries if not entry.is_over]
 
-    async def _at_leader(self, subject: str) -> Stored | None:
-        return await self._bus.get_last(self._stream, subject)
+    def _judge(self, entries: list[Entry], found: list[Stored], *, is_final: bool) -> list[Entry]:
+        """Tell those whose outcome is seen; return those that seem to be kept out, if that is not final."""
+        standing = {stored.subject: stored for stored in found}
+        suspects: list[Entry] = []
+        for entry in entries:
+            result = judge(entry, standing.get(entry.guard))
+            if isinstance(result, Committed) or (is_final and result is not None):
+                self._tell(entry, result)
+            elif result is not None:
+                suspects.append(entry)
+        return suspects
+
+    async def _at_leader(self, guards: list[str]) -> list[Stored]:
+        return await self._bus.get_many(self._stream, guards)
 
     def _put_off(self, failed: list[tuple[Entry, CallboardError]], tasks: asyncio.TaskGroup) -> None:
         again: list[Entry] = []

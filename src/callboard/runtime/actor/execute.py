@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Callable
-from typing import Any
 
 from msgspec import Struct
 
-from callboard.runtime.actor.actor import Actor
+from callboard.runtime.actor.actor import Actor, turn_scope
 from callboard.runtime.actor.handler import Handler
-from callboard.runtime.actor.turn import ParkSignal, Turn, current
+from callboard.runtime.actor.turn import ParkSignal, Turn
 from callboard.runtime.errors import TurnCancelledError
 from callboard.runtime.retry import RetryPolicy
 
@@ -51,14 +50,14 @@ Ending = Done | Waits | Raised | Stopped | Abandoned
 Part = Callable[[int, object], None]
 
 
-async def execute(turn: Turn, handler: Handler, actor: Actor, arguments: tuple[object, ...], *, part: Part) -> Ending:
+async def execute(turn: Turn, handler: Handler, actor: Actor, argument: object, *, part: Part) -> Ending:
     """Run ``handler`` in the calling task. ``part`` is given what a streaming handler yields.
 
     A cancellation of the calling task ends the handler; ``turn.stop`` says what it means.
     """
-    token = current.set(turn)
     try:
-        value = await _invoke(handler, actor, arguments, part)
+        with turn_scope(actor, turn):
+            value = await _invoke(handler, actor, argument, part)
     except ParkSignal:
         return Waits()
     except asyncio.CancelledError as error:
@@ -70,8 +69,6 @@ async def execute(turn: Turn, handler: Handler, actor: Actor, arguments: tuple[o
         if turn.wait is not None:
             return Waits()
         return Raised(error)
-    finally:
-        current.reset(token)
     if turn.wait is not None:
         # the handler swallowed the signal; its answer is not one
         return Waits()
@@ -96,18 +93,14 @@ def _stopped(turn: Turn, error: asyncio.CancelledError) -> Ending:
     return Stopped(TurnCancelledError(text))
 
 
-async def _invoke(handler: Handler, actor: Actor, arguments: tuple[object, ...], part: Part) -> object:
+async def _invoke(handler: Handler, actor: Actor, argument: object, part: Part) -> object:
     if handler.is_stream:
         number = 0
-        async for item in handler.function(actor, *arguments):
+        async for item in handler(actor, argument):
             part(number, item)
             number += 1
         return None
     if handler.is_async:
-        return await handler.function(actor, *arguments)
+        return await handler(actor, argument)
     context = contextvars.copy_context()
-    return await asyncio.to_thread(context.run, _call, handler.function, actor, arguments)
-
-
-def _call(function: Callable[..., Any], actor: Actor, arguments: tuple[object, ...]) -> object:
-    return function(actor, *arguments)
+    return await asyncio.to_thread(context.run, handler, actor, argument)

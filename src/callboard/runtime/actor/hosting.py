@@ -14,6 +14,7 @@ from callboard.runtime import events, logs, subjects
 from callboard.runtime.actor import cursor as cursors
 from callboard.runtime.actor import placement
 from callboard.runtime.actor.activation import Activation
+from callboard.runtime.actor.address import Address
 from callboard.runtime.actor.asks import AskServer
 from callboard.runtime.actor.commit import TurnCommitter
 from callboard.runtime.actor.cursor import Cursor
@@ -23,6 +24,7 @@ from callboard.runtime.actor.liveness import Liveness
 from callboard.runtime.actor.orders import OrderServer
 from callboard.runtime.actor.partition import Partition
 from callboard.runtime.actor.pinger import Pinger
+from callboard.runtime.actor.ports import Staged
 from callboard.runtime.actor.services import ActorRules, Services
 from callboard.runtime.beat import ActorLoad, Beat
 from callboard.runtime.blobs import BlobStore
@@ -35,6 +37,8 @@ _log = logs.get_logger(__name__)
 LOOK_EVERY_S = 0.25
 READ_CURSORS_EVERY_S = 5.0
 HELD_LOOK_EVERY_S = 1.0
+# what was cancelled ends within a moment
+END_WAIT_S = 2.0
 PASSIVATE_EVERY_S = 5.0
 FREED = "cb.ctl.freed"
 CURSORS = "cb.cursor.*.*"
@@ -141,8 +145,12 @@ class ActorHost:
                 for subscription in self._subscriptions:
                     await subscription.close()
 
-    async def drain(self, *, grace_s: float) -> None:
-        """Hand everything on: idle actors at once, those in mid-turn when they are done or the grace time is over."""
+    async def drain(self, *, grace_s: Callable[[], float]) -> None:
+        """Hand everything on: idle actors at once, those in mid-turn when they are done or the grace time is over.
+
+        Args:
+            grace_s: Returns the seconds that are left to turns under way.
+        """
         self._is_draining = True
         await self._asks.close()
         for place in sorted(self.partitions):
@@ -150,15 +158,14 @@ class ActorHost:
             heir = self._heir(partition.kind.name, partition.number) if partition is not None else None
             if partition is not None and heir is not None:
                 await self._hand_over(partition, heir)
-        give_up_s = self._clock.monotonic() + grace_s
         for partition in self.partitions.values():
-            for activation in partition.activations.values():
-                activation.is_leaving = True
-        while self._running() and self._clock.monotonic() < give_up_s:
+            partition.leave()
+        while self._running() and grace_s() > 0:
             await self._clock.sleep(LOOK_EVERY_S / 5)
         for activation in self._running():
             activation.runner.stop(STOP_DRAIN, "the worker drains")
-        while self._running() and self._clock.monotonic() < give_up_s + 2.0:
+        give_up_s = self._clock.monotonic() + END_WAIT_S
+        while self._running() and self._clock.monotonic() < give_up_s:
             await self._clock.sleep(LOOK_EVERY_S / 5)
         for partition in list(self.partitions.values()):
             await self._give_up(partition)
@@ -214,7 +221,7 @@ class ActorHost:
 
     def find(self, kind: str, key: str) -> Partition | None:
         """Return the partition of an actor if we own it."""
-        number = placement.partition_of(kind, key, self.services.rules.partitions)
+        number = Address(kind, key).partition(self.services.rules.partitions)
         return self.partitions.get((kind, number))
 
     def _reconnected(self) -> None:
@@ -379,11 +386,8 @@ class ActorHost:
     async def _hand_over(self, partition: Partition, to: str) -> None:
         """Give a partition to another worker; actors in mid-turn stay until they are done."""
         await partition.close()
-        held = {}
-        for key, activation in partition.activations.items():
-            if activation.is_busy:
-                activation.is_leaving = True
-                held[key] = self._worker
+        partition.leave()
+        held = {key: self._worker for key, activation in partition.activations.items() if activation.is_busy}
         wanted = partition.next_cursor(epoch=partition.epoch + 1, owner=to, held=held)
         try:
             is_written = await partition.write(wanted)
@@ -403,6 +407,9 @@ class ActorHost:
                 self.held[*place, key] = activation
             else:
                 await self._free(place, key)
+        for activation in partition.activations.values():
+            if not activation.is_busy:
+                _ = self.services.spawn(activation.runner.end(), "actor-end")
         _log.info(
             events.PARTITION_HANDED_OVER, type=place[0], partition=place[1], epoch=wanted.epoch, to=to, held=len(held)
         )
@@ -410,15 +417,13 @@ class ActorHost:
     async def _go_on(self, partition: Partition) -> None:
         if partition.is_lost:
             return
-        for activation in partition.activations.values():
-            activation.is_leaving = False
-        await partition.open()
+        await partition.go_on()
 
     async def _give_up(self, partition: Partition) -> None:
         """Leave a partition without an heir: whoever comes next finds everything as it stands."""
         await partition.close()
+        partition.leave()
         for activation in partition.activations.values():
-            activation.is_leaving = True
             await activation.runner.end()
         try:
             _ = await partition.write(partition.next_cursor(epoch=partition.epoch + 1, owner=""))
@@ -432,7 +437,7 @@ class ActorHost:
         self._read_cursors_s = float("-inf")
         self._look.set()
 
-    def _settled(self, partition: Partition, activation: Activation) -> None:
+    def _settled(self, partition: Partition, activation: Staged) -> None:
         """An actor came to rest: one that we only held is free for its new owner."""
         place = (partition.kind.name, partition.number)
         if self.held.pop((*place, activation.address.key), None) is not None:

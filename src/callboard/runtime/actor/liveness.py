@@ -73,13 +73,15 @@ class Liveness:
 
     # --- what happens
 
-    def heard(self, worker: str, now_s: float, *, server: str = "") -> None:
+    def heard(self, worker: str, now_s: float, *, server: str = "", host: str = "", pid: int = 0) -> None:
         """Note a beat, our own ones too: they are the echo that proves our link.
 
         Args:
             worker: Whose.
             now_s: When it came.
             server: Name of the server that its keeper is connected to, "" when the beat does not say.
+            host: The beat's, with ``pid``, by which ``ended`` knows the worker; may be left out.
+            pid: See ``host``.
         """
         if worker == self.me:
             if now_s - self._echo_s > MAX_ECHO_GAP_S:
@@ -93,6 +95,7 @@ class Liveness:
         is_newly_mute = not peer.is_mute and peer.unanswered and now_s - peer.unanswered_from_s >= CROSSING_S
         peer.revive(now_s)
         peer.server = server
+        peer.process = (host, pid)
         if is_newly_mute:
             # or it was between two links: the next answer will tell
             peer.is_mute = True
@@ -103,12 +106,27 @@ class Liveness:
         if worker != self.me:
             self._peer(worker, now_s).left_s = now_s
 
+    def ended(self, host: str, pid: int, now_s: float) -> None:
+        """Note a parent's report that its child is gone: ``left`` for the worker whose beats named it.
+
+        Where several did (containers that share a host's name), all are accused instead. A process whose beats were
+        never heard is nobody we know.
+        """
+        named = [
+            name for name, peer in self._peers.items() if peer.process == (host, pid) and not self._is_dead(peer, now_s)
+        ]
+        for worker in named:
+            if len(named) == 1:
+                self.left(worker, now_s)
+            else:
+                self.accused(worker, now_s)
+
     def reconnected(self, now_s: float) -> None:
         """Note that our own link was away: amnesty begins."""
         self._pardon(now_s)
 
-    def pinged(self, worker: str, now_s: float, *, answered: bool, via: str = "") -> None:
-        """Note the end of a ping.
+    def pinged(self, worker: str, now_s: float, *, answered: bool, via: str = "") -> bool:
+        """Note the end of a ping; return whether to tell others: the first one unanswered, of one not doubted yet.
 
         Args:
             worker: Whom we pinged.
@@ -117,7 +135,7 @@ class Liveness:
             via: Name of the server that passed it on; by default the one that our beats come from.
         """
         if worker == self.me:
-            return
+            return False
         peer = self._peer(worker, now_s)
         peer.pinged_s = now_s
         if answered:
@@ -126,6 +144,8 @@ class Liveness:
                 peer.is_mute = False
         elif peer.heard_s is None or now_s >= peer.heard_s:
             peer.miss(now_s, via or self._server)
+            return peer.unanswered == 1 and not peer.is_mute and now_s >= peer.suspected_until_s
+        return False
 
     def watch(self, worker: str, now_s: float) -> None:
         """Note that a record names a worker. One never heard is pinged for the next 3 s; repeat while it is named."""
@@ -224,6 +244,7 @@ class _Peer:
         "known_s",
         "heard_s",
         "server",
+        "process",
         "left_s",
         "was_dead",
         "pinged_s",
@@ -239,6 +260,7 @@ class _Peer:
         self.known_s = now_s
         self.heard_s: float | None = None
         self.server = ""
+        self.process = ("", 0)
         self.left_s: float | None = None
         self.was_dead = False
         self.pinged_s = -math.inf

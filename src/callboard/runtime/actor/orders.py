@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import msgspec
 from msgspec import Struct
@@ -12,14 +12,12 @@ from callboard.runtime import subjects
 from callboard.runtime.actor.activation import Activation
 from callboard.runtime.actor.letter import MailLetter, decode_letter
 from callboard.runtime.actor.mail import Mail, mail_headers
+from callboard.runtime.actor.partition import Stage
 from callboard.runtime.actor.record import Parked, Reply, ReplyError
 from callboard.runtime.actor.run import tombstone
 from callboard.runtime.bus import header
 from callboard.runtime.bus.base import Message, Subscription, Write
 from callboard.runtime.errors import BusError, CallboardError, DecodeError, InputError, TurnCancelledError
-
-if TYPE_CHECKING:
-    from callboard.runtime.actor.hosting import ActorHost
 
 Operation = Literal["pause", "resume", "kill", "restart", "cancel", "show", "requeue"]
 
@@ -37,13 +35,14 @@ class ActorOrder(Struct, frozen=True, kw_only=True):
     seq: int = 0
 
 
+_ACTIVE: dict[str, object] = {"status": "active", "reason": "", "failures": 0}
 _order = msgspec.json.Decoder(ActorOrder)
 
 
 class OrderServer:
     """Takes orders about the actors that the host owns; about others it stays silent, their owner answers."""
 
-    def __init__(self, host: ActorHost) -> None:
+    def __init__(self, host: Stage) -> None:
         """Prepare; ``open`` begins to listen."""
         self._host = host
         self._subscriptions: list[Subscription] = []
@@ -102,21 +101,21 @@ async def obey(activation: Activation, order: ActorOrder) -> dict[str, object]:
         case "show":
             return show(activation)
         case "pause":
-            await activation.commit([], status="paused", reason=order.reason or "paused by request")
+            await activation.commit([], changes={"status": "paused", "reason": order.reason or "paused by request"})
             await activation.runner.hook("on_pause")
         case "resume" | "restart":
             if order.op == "restart":
                 activation.runner.restart()
-            await activation.commit([], status="active", reason="", failures=0)
+            await activation.commit([], changes=_ACTIVE)
             await activation.runner.hook("on_resume")
         case "kill":
-            await activation.commit([], status="killed", reason=order.reason or "killed by request")
+            await activation.commit([], changes={"status": "killed", "reason": order.reason or "killed by request"})
             activation.runner.stop("cancel", order.reason or "the actor was killed by request")
         case "cancel":
             await _cancel(activation, order)
         case "requeue":
             count = await _requeue(activation)
-            await activation.commit([], status="active", reason="", failures=0)
+            await activation.commit([], changes=_ACTIVE)
             activation.wake()
             return {"requeued": count}
     activation.wake()
@@ -171,7 +170,7 @@ async def _cancel_parked(activation: Activation, parked: list[Parked], reason: s
             answers.append((mail, Reply(id=mail.id, error=error)))
     remaining = [other for other in activation.known.parked if other.seq not in gone]
     writes = [tombstone(activation, seq) for seq in sorted(gone)]
-    await activation.commit([], to=answers, writes=writes, parked=remaining)
+    await activation.commit([], to=answers, writes=writes, changes={"parked": remaining})
 
 
 async def _requeue(activation: Activation) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 from callboard.runtime import events, logs, subjects
 from callboard.runtime.actor import cursor as cursors
@@ -11,6 +12,7 @@ from callboard.runtime.actor.address import Address
 from callboard.runtime.actor.cursor import Cursor
 from callboard.runtime.actor.definition import ActorType
 from callboard.runtime.actor.mail import Mail, mail_of
+from callboard.runtime.actor.ports import Staged
 from callboard.runtime.actor.services import Services
 from callboard.runtime.bus import header
 from callboard.runtime.bus.base import Stored, Tail, Write
@@ -20,6 +22,17 @@ _log = logs.get_logger(__name__)
 
 # Actors with mail in memory before the reader pauses; the rest waits in the stream.
 MAX_WAITING = 10_000
+
+
+class Stage(Protocol):
+    """The host of the partitions, as the doors for asks and orders see it; ``ActorHost`` is one."""
+
+    types: dict[str, ActorType]
+    services: Services
+
+    def find(self, kind: str, key: str) -> Partition | None:
+        """Return the partition of an actor if we own it."""
+        ...
 
 
 class Partition:
@@ -45,7 +58,7 @@ class Partition:
         taken_at: int,
         is_from_dead: bool,
         on_lost: Callable[[Partition], None],
-        on_settled: Callable[[Partition, Activation], None],
+        on_settled: Callable[[Partition, Staged], None],
     ) -> None:
         """Take over what ``cursor`` says; ``open`` starts to read."""
         self.kind = kind
@@ -97,7 +110,7 @@ class Partition:
         self._doubts = True
         _ = self._services.spawn(self._check_quietly(), f"partition-check-{self.kind.name}-{self.number}")
 
-    def settled(self, activation: Activation) -> None:
+    def settled(self, activation: Staged) -> None:
         """Hear that an actor's loop came to rest."""
         self._on_settled(self, activation)
         if self._is_on_hold and self.waiting < MAX_WAITING // 2 and self._tail is not None:
@@ -130,6 +143,24 @@ class Partition:
         tail, self._tail = self._tail, None
         if tail is not None:
             await tail.close()
+
+    def leave(self) -> None:
+        """Begin no further turn: somebody else goes on."""
+        for activation in self.activations.values():
+            activation.is_leaving = True
+
+    async def go_on(self) -> None:
+        """Read and run on after all: the hand-over did not come about.
+
+        Raises:
+            BusError: If it cannot be read now.
+        """
+        for activation in self.activations.values():
+            activation.is_leaving = False
+            activation.wake()
+        self._tail = await self._services.bus.tail(
+            subjects.ACTORS, subjects.mailbox(self.kind.name, self.number), self._on_mail, start_seq=self._seen + 1
+        )
 
     def lose(self) -> None:
         """Drop everything at once: somebody else owns it."""
@@ -192,7 +223,9 @@ class Partition:
         """Turns under way."""
         return sum(1 for activation in self.activations.values() if activation.turn is not None)
 
-    def next_cursor(self, *, epoch: int | None = None, owner: str | None = None, held: dict[str, str] | None = None):  # noqa: ANN201
+    def next_cursor(
+        self, *, epoch: int | None = None, owner: str | None = None, held: dict[str, str] | None = None
+    ) -> Cursor:
         """Return the record as it should stand now."""
         pending: dict[str, int] = {}
         holds: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Answers to asks, on their way to whoever waits: a value, or a ``Cb-Error`` header with its reason."""
+"""Replies on their way to whoever asked: a value, or a ``Cb-Error`` header with its reason."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from msgspec import UNSET, Raw
 from callboard.runtime import codec
 from callboard.runtime.actor.record import Reply, ReplyError
 from callboard.runtime.actor.services import Services
+from callboard.runtime.blobs import claim_header
 from callboard.runtime.bus import header
 from callboard.runtime.errors import BusError
-
-PART = "Cb-Part"
 
 
 def value_reply(reply_id: str, value: object) -> Reply:
@@ -33,7 +32,9 @@ async def send(services: Services, reply_to: str, reply: Reply) -> None:
         data = error_body(reply.error)
     else:
         data = bytes(reply.value) if reply.value is not UNSET else b"null"
-        if reply.blob is not UNSET:
+        if reply.blob is not UNSET and reply.blob.size_bytes > services.rules.claim_check_bytes:
+            data, headers = b"", {header.CLAIM_CHECK: claim_header(reply.blob)}
+        elif reply.blob is not UNSET:
             with contextlib.suppress(BusError):
                 data = await services.blobs.get(reply.blob)
     with contextlib.suppress(BusError):
@@ -43,7 +44,7 @@ async def send(services: Services, reply_to: str, reply: Reply) -> None:
 async def send_part(services: Services, reply_to: str, number: int, value: object) -> None:
     """Publish one part of a streamed answer."""
     with contextlib.suppress(BusError):
-        await services.bus.publish(reply_to, codec.encode(value), headers={PART: str(number)})
+        await services.bus.publish(reply_to, codec.encode(value), headers={header.PART: str(number)})
 
 
 def error_body(error: ReplyError) -> bytes:

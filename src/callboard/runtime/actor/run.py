@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import traceback
 from collections import deque
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec import UNSET, Raw, Struct
 
 from callboard.runtime import codec, crash, events, logs, subjects
-from callboard.runtime.actor import answer
-from callboard.runtime.actor.actor import Actor
+from callboard.runtime.actor import reply as replies
+from callboard.runtime.actor.actor import Actor, turn_scope
 from callboard.runtime.actor.execute import (
     STOP_DRAIN,
     STOP_LOST,
@@ -30,6 +30,7 @@ from callboard.runtime.actor.execute import (
 from callboard.runtime.actor.handler import Handler
 from callboard.runtime.actor.journal import Journal
 from callboard.runtime.actor.mail import KIND_TIMER, KIND_WAIT_TIMEOUT, Mail, mail_of
+from callboard.runtime.actor.ports import Staged
 from callboard.runtime.actor.record import (
     Parked,
     ParkedTurn,
@@ -57,9 +58,6 @@ from callboard.runtime.errors import (
 )
 from callboard.runtime.outcome import Retry
 from callboard.runtime.record import failure_of
-
-if TYPE_CHECKING:
-    from callboard.runtime.actor.activation import Activation
 
 _log = logs.get_logger(__name__)
 _RETRY_S = 0.25
@@ -91,7 +89,7 @@ class Runner:
         nudge: Set when something happened that a waiting turn or loop should look at.
     """
 
-    def __init__(self, activation: Activation) -> None:
+    def __init__(self, activation: Staged) -> None:
         """Begin with no instance; the first turn makes one."""
         self.nudge = asyncio.Event()
         self._activation = activation
@@ -108,11 +106,11 @@ class Runner:
         activation = self._activation
         try:
             handler, data = activation.kind.select(mail.type, mail.data, mail.content_type)
-            arguments = activation.kind.arguments(handler, mail.type, data, mail.content_type)
+            argument = activation.kind.decode(handler, mail.type, data, mail.content_type)
         except CallboardError as error:
             await activation.bury_error(mail, error, attempts=0)
             return
-        await self._attempts(mail, mail.seq, handler, arguments, parked=None, waiting=None)
+        await self._attempts(mail, mail.seq, handler, argument, parked=None, waiting=None)
 
     async def resume(self, mail: Mail, parked: Parked) -> None:
         """Go on with a parked turn: ``mail`` is what it waited for, or the end of its time."""
@@ -122,7 +120,7 @@ class Runner:
         if stored is None or not stored.data:
             remaining = [other for other in activation.known.parked if other.seq != parked.seq]
             failure = failure_of(DecodeError(f"the input of the parked turn {parked.seq} is gone"))
-            await activation.bury(mail, failure, attempts=0, parked=remaining)
+            await activation.bury(mail, failure, attempts=0, changes={"parked": remaining})
             return
         turn = decode_parked(stored.data)
         waited = (
@@ -134,11 +132,11 @@ class Runner:
         first = self._first_mail(turn)
         try:
             handler, data = activation.kind.select(first.type, first.data, first.content_type)
-            arguments = activation.kind.arguments(handler, first.type, data, first.content_type)
+            argument = activation.kind.decode(handler, first.type, data, first.content_type)
         except CallboardError as error:
             await activation.bury_error(mail, error, attempts=0)
             return
-        await self._attempts(first, mail.seq, handler, arguments, parked=turn, waiting=parked)
+        await self._attempts(first, mail.seq, handler, argument, parked=turn, waiting=parked)
 
     def _first_mail(self, turn: ParkedTurn) -> Mail:
         address = self._activation.address
@@ -152,7 +150,7 @@ class Runner:
         mail: Mail,
         cause_seq: int,
         handler: Handler,
-        arguments: tuple[object, ...],
+        argument: object,
         *,
         parked: ParkedTurn | None,
         waiting: Parked | None,
@@ -164,7 +162,7 @@ class Runner:
         while True:
             attempt += 1
             turn = self._turn(mail, cause_seq, attempt, parked)
-            ending = await self._once(turn, handler, arguments)
+            ending = await self._once(turn, handler, argument)
             if isinstance(ending, Abandoned):
                 self.forget()
                 activation.is_leaving = True
@@ -225,7 +223,7 @@ class Runner:
             claim_check_bytes=services.rules.claim_check_bytes,
         )
 
-    async def _once(self, turn: Turn, handler: Handler, arguments: tuple[object, ...]) -> Ending:
+    async def _once(self, turn: Turn, handler: Handler, argument: object) -> Ending:
         activation = self._activation
         async with activation.services.slots:
             try:
@@ -237,7 +235,7 @@ class Runner:
             activation.turn = turn
             timer: asyncio.TimerHandle | None = None
             try:
-                running = asyncio.ensure_future(execute(turn, handler, actor, arguments, part=self._parts(turn)))
+                running = asyncio.ensure_future(execute(turn, handler, actor, argument, part=self._parts(turn)))
                 self._task = running
                 timer = self._limit(turn, handler)
                 if self._cancel is not None:
@@ -250,7 +248,7 @@ class Runner:
                     timer.cancel()
                 self._task = None
                 activation.turn = None
-                actor._turn = None  # noqa: SLF001 - the engine's side of the class
+                turn.is_over = True
             if crash.point:
                 crash.at("after-effect")
             return ending
@@ -268,11 +266,10 @@ class Runner:
         activation = self._activation
         actor = self._actor
         if actor is None:
-            actor = activation.new_actor()
-            actor._turn = turn  # noqa: SLF001 - the engine's side of the class
-            await call_hook(actor.on_start)
+            actor = await activation.new_actor()
+            with turn_scope(actor, turn):
+                await call_hook(actor.on_start)
             self._actor = actor
-        actor._turn = turn  # noqa: SLF001 - as above
         for name, handler in activation.kind.every.items():
             rule = handler.rule or ""
             known = activation.known.timers.get(name)
@@ -298,7 +295,7 @@ class Runner:
 
         def part(number: int, value: object) -> None:
             if turn.mail.reply_to:
-                _ = services.spawn(answer.send_part(services, turn.mail.reply_to, number, value), "actor-part")
+                _ = services.spawn(replies.send_part(services, turn.mail.reply_to, number, value), "actor-part")
 
         return part
 
@@ -328,23 +325,24 @@ class Runner:
             changes["failures"] = 0
         changes["turns"] = activation.known.turns + 1
         try:
-            await activation.commit(applied, to=((turn.mail, reply),), writes=writes, **changes)
+            await activation.commit(applied, to=((turn.mail, reply),), writes=writes, changes=changes)
         except TurnFencedError:
             self.forget()
             raise
 
     async def _reply(self, turn: Turn, value: object) -> Reply:
         services = self._activation.services
-        reply = answer.value_reply(turn.mail.id, value)
+        reply = replies.value_reply(turn.mail.id, value)
         size = len(reply.value) if reply.value is not UNSET else 0
-        if size > services.rules.reply_inline_bytes and turn.mail.has_own_id:
+        limit = services.rules.reply_inline_bytes if turn.mail.has_own_id else services.rules.claim_check_bytes
+        if size > limit:
             blob = await services.blobs.put(bytes(reply.value))  # type: ignore[arg-type]
             return Reply(id=turn.mail.id, blob=blob)
         return reply
 
     async def _state(self, turn: Turn) -> dict[str, object]:
         activation = self._activation
-        if self._actor is None or activation.kind.state is None:
+        if self._actor is None or not activation.kind.has_state:
             return {"timers": _timers(activation.known.timers, turn)}
         data = activation.kind.dump_state(self._actor.state)
         limit = activation.kind.options.state_limit_bytes
@@ -399,7 +397,7 @@ class Runner:
         # what it had changed is thrown away: it runs again from the start, with its journal
         self.forget()
         timers = _timers(activation.known.timers, turn)
-        await activation.commit(applied, writes=writes, parked=[*others, parked], timers=timers)
+        await activation.commit(applied, writes=writes, changes={"parked": [*others, parked], "timers": timers})
 
     async def _after_error(
         self, turn: Turn, handler: Handler, error: BaseException, waiting: Parked | None
@@ -410,7 +408,7 @@ class Runner:
         await self._tell_failure(turn, error)
         policy = policy_of(handler, activation.kind.options.retry)
         terminal = isinstance(error, (PayloadTooLargeError, StateTooLargeError))
-        decision = policy.decide(error, policy.attempts if terminal else turn.attempt, trace=logs.trace_of(error))
+        decision = policy.decide(error, policy.attempts if terminal else turn.attempt, trace=_trace(error))
         _log.warning(
             events.TURN_FAILED,
             actor=str(turn.address),
@@ -431,11 +429,12 @@ class Runner:
                 f"{decision.failure.code}: {decision.failure.message}"
             )
             # the mail stays the next in turn, for when a person restarts the actor
-            await activation.commit([], status="failed", reason=reason[:500])
+            await activation.commit([], changes={"status": "failed", "reason": reason[:500]})
             _log.error(events.ACTOR_FAILED, actor=str(turn.address), code=decision.failure.code, message=reason[:500])
             return None
-        letter_for = turn.mail
-        await activation.bury(letter_for, decision.failure, attempts=turn.attempt, cause_seq=turn.cause_seq, **changes)
+        await activation.bury(
+            turn.mail, decision.failure, attempts=turn.attempt, cause_seq=turn.cause_seq, changes=changes
+        )
         return None
 
     def _is_over_budget(self) -> bool:
@@ -497,9 +496,7 @@ class Runner:
         try:
             await call_hook(function)
         except Exception as error:  # noqa: BLE001 - the hook is the user's code; the actor goes on without it
-            _log.warning(
-                events.HOOK_FAILED, actor=str(self._activation.address), hook=name, type=type(error).__name__
-            )
+            _log.warning(events.HOOK_FAILED, actor=str(self._activation.address), hook=name, type=type(error).__name__)
 
     # --- mail of its own chain
 
@@ -528,7 +525,7 @@ class Runner:
                 text = f"the chain of messages has {len(mail.chain)} turns, the limit is {limit}: it was cut here"
                 raise MailLoopError(text)
             handler, data = activation.kind.select(mail.type, mail.data, mail.content_type)
-            arguments = activation.kind.arguments(handler, mail.type, data, mail.content_type)
+            argument = activation.kind.decode(handler, mail.type, data, mail.content_type)
         except CallboardError as error:
             reply = Reply(id=mail.id, error=ReplyError(code=error.code, message=str(error)))
         else:
@@ -543,7 +540,8 @@ class Runner:
                 cause_seq=mail.seq,
                 parent=outer,
             )
-            ending = await execute(inner, handler, actor, arguments, part=self._parts(inner))
+            ending = await execute(inner, handler, actor, argument, part=self._parts(inner))
+            inner.is_over = True
             reply = _reply_of(mail, ending)
         outer.reentered.append(mail.seq)
         await activation.answer(mail, reply)
@@ -603,6 +601,10 @@ class Runner:
                 waiter.cancel()
 
 
+def _trace(error: BaseException) -> str:
+    return "".join(traceback.format_exception(type(error), error, error.__traceback__, limit=-8))
+
+
 async def call_hook(function: Callable[..., object], *arguments: object) -> object:
     """Call a function of the user's, synchronous or not."""
     found = function(*arguments)
@@ -613,7 +615,7 @@ def _reply_of(mail: Mail, ending: Ending) -> Reply:
     match ending:
         case Done(value=value):
             try:
-                return answer.value_reply(mail.id, value)
+                return replies.value_reply(mail.id, value)
             except CallboardError as error:
                 return Reply(id=mail.id, error=ReplyError(code=error.code, message=str(error)))
         case Raised(error=raised):
@@ -639,7 +641,7 @@ def _timers(known: dict[str, Timer], turn: Turn) -> dict[str, Timer]:
     return timers
 
 
-def tombstone(activation: Activation, seq: int) -> Write:
+def tombstone(activation: Staged, seq: int) -> Write:
     """Return the write that ends a parked turn's record."""
     subject = subjects.parked(activation.address.type, activation.address.key, seq)
     return Write(subject, b"", header.build(rollup=True, ttl_s=_TOMBSTONE_TTL_S))

@@ -3,45 +3,43 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
+import contextlib
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from datetime import datetime, timedelta
+from typing import Any
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from callboard.runtime import codec, subjects
+from callboard.runtime.actor import answer, ref
 from callboard.runtime.actor import message as messages
-from callboard.runtime.actor import ref
 from callboard.runtime.actor.address import Address, parse
 from callboard.runtime.actor.journal import Journal
 from callboard.runtime.actor.mail import KIND_TIMER, KIND_WAIT_TIMEOUT, Link, Mail, mail_headers
 from callboard.runtime.actor.record import Parked, ParkedTurn, ReplyError, Timer, Waited
 from callboard.runtime.actor.services import Services
-from callboard.runtime.actor.span import rule_of, span_s
+from callboard.runtime.actor.span import every_rule, span_s
 from callboard.runtime.bus import header
 from callboard.runtime.bus.base import Write
 from callboard.runtime.capability import Capability
 from callboard.runtime.client import Client
 from callboard.runtime.errors import (
+    ActorError,
     AskFailedError,
-    BusTimeoutError,
-    DecodeError,
-    EncodeError,
+    BusError,
     InputError,
-    NoRespondersError,
     WaitTimeoutError,
 )
 from callboard.runtime.retry import RetryPolicy
 
-T = TypeVar("T")
-
 WAIT_TIMER = "~wait"
 MIN_DELAY_S = 1.0
 MAX_OUTGOING = 900
-_ASK_AGAIN_S = 5.0
+PROGRESS_EVERY_S = 0.25
+# plain, unstored: for whoever watches
+PROGRESS = "cb.progress"
 
 
 class ParkSignal(BaseException):
@@ -77,6 +75,7 @@ class Turn:
         timers: Timers to be set, None for one to be taken away.
         stop: Why it was stopped from outside, as code and text, set before the cancellation.
         reentered: Mails of its own chain that were handled inside it.
+        is_over: Set when its handler has ended; what a task left behind would send now is refused.
     """
 
     def __init__(
@@ -102,6 +101,7 @@ class Turn:
         self.timers: dict[str, Timer | None] = {}
         self.stop: tuple[str, str] | None = None
         self.reentered: list[int] = []
+        self.is_over = False
         self.started_at = services.clock.now()
         self._services = services
         self.journal = journal
@@ -111,6 +111,8 @@ class Turn:
         self._sent = frozenset(name for name in parked.steps if name.startswith("~out")) if parked else frozenset()
         self._outgoing: dict[str, Write] = {}
         self._ordinals: dict[str, int] = {}
+        self._told_s = float("-inf")
+        self._stage: str | None = None
 
     # --- what it is
 
@@ -146,22 +148,23 @@ class Turn:
 
     # --- steps
 
-    async def step(
+    def step(
         self,
         name: str,
-        fn: Callable[..., T | Awaitable[T]],
+        fn: Callable[..., Any],
+        /,
         *args: object,
         key: str | None = None,
         once: bool = False,
         retry: RetryPolicy | None = None,
         **kwargs: object,
-    ) -> T:
-        """See ``Actor.step``."""
-        return await self.journal.run(name, fn, args, kwargs, key=key, once=once, retry=retry)  # type: ignore[return-value]
+    ) -> Coroutine[Any, Any, Any]:
+        """See ``TurnApi``. The step's place is taken by the call."""
+        return self.journal.run(name, fn, args, kwargs, key=key, once=once, retry=retry)
 
-    async def gather(self, *work: Awaitable[Any]) -> list[Any]:
-        """See ``Actor.gather``."""
-        tasks = [asyncio.ensure_future(part) for part in work]
+    async def gather(self, *aws: Awaitable[Any]) -> list[Any]:
+        """See ``TurnApi``."""
+        tasks = [asyncio.ensure_future(part) for part in aws]
         try:
             return list(await asyncio.gather(*tasks))
         except BaseException:
@@ -177,54 +180,62 @@ class Turn:
         *,
         timeout_s: float | None = None,
         key: str | None = None,
-    ) -> Any:
-        """See ``Actor.call``."""
+    ) -> Any:  # noqa: ANN401 - whatever the capability returns
+        """See ``TurnApi``."""
         name = capability.name if isinstance(capability, Capability) else capability
         client = Client(self._services.bus, clock=self._services.clock)
-
-        async def run(task_id: str) -> object:
-            handle = await client.submit(name, value, id=task_id, deadline=self.deadline, notify=True)
-            return await client.wait(handle, timeout_s=timeout_s)
-
-        slot = await self.journal.begin(f"~call {name}", key if key is not None else _plain(value))
-        if not slot.is_recorded:
-            await slot.record(await run(slot.id))
-        return slot.value
+        with await self.journal.begin(f"~call {name}", key if key is not None else _plain(value)) as slot:
+            if not slot.is_recorded:
+                handle = await client.submit(
+                    name, value, id=_short(slot.id), deadline=self.deadline, notify=True, headers=self._headers()
+                )
+                _ = await slot.record(await client.wait(handle, timeout_s=timeout_s))
+            return slot.value
 
     async def ask(
-        self,
-        to: str | Address,
-        message: object,
-        *,
-        timeout_s: float = 30.0,
-        idempotency_key: str | None = None,
-        type: str | None = None,  # noqa: A002 - the word of the wire contract
-        returns: object = None,
-    ) -> Any:
-        """See ``Actor.ask``."""
-        address = _address(to)
-        name, data = type or messages.type_name(message), messages.encode(message)
-        identity = idempotency_key if idempotency_key is not None else [name, _plain(message)]
-        slot = await self.journal.begin(f"~ask {address}", identity)
-        if not slot.is_recorded:
-            outcome = await self._request(address, data, name, idempotency_key or slot.id, timeout_s)
-            await slot.record(msgspec.to_builtins(outcome))
-        found = msgspec.convert(slot.value, AskOutcome)
+        self, to: str | Address, message: object, *, timeout_s: float = 30.0, idempotency_key: str | None = None
+    ) -> Any:  # noqa: ANN401 - whatever the other's handler returns
+        """See ``TurnApi``. What the other answered is recorded, an error of its handler too."""
+        target = ref.ActorRef(self._services.bus, _address(to), clock=self._services.clock)
+        identity = idempotency_key if idempotency_key is not None else [messages.type_name_of(message), _plain(message)]
+        with await self.journal.begin(f"~ask {target.address}", identity) as slot:
+            if not slot.is_recorded:
+                outcome = AskOutcome()
+                try:
+                    value = await target.ask(
+                        messages.encode_message(message, self.mail.data),
+                        type=messages.type_name_of(message),
+                        timeout_s=timeout_s,
+                        deadline=self.deadline,
+                        idempotency_key=idempotency_key or _short(slot.id),
+                        headers=self._headers(),
+                    )
+                    outcome = AskOutcome(value=Raw(codec.encode(value)))
+                except AskFailedError as error:
+                    outcome = AskOutcome(
+                        error=ReplyError(code=error.cause_code, message=str(error), type=error.cause_type)
+                    )
+                _ = await slot.record(outcome)
+            found = msgspec.convert(slot.value, AskOutcome)
         if found.error is not UNSET:
-            error = found.error
-            raise ref.as_error(address, error)
-        raw = bytes(found.value) if found.value is not UNSET else b"null"
-        return msgspec.json.decode(raw) if returns is None else codec.decoder(returns)(raw)
+            raise answer.exception(found.error, target.address)
+        return msgspec.json.decode(found.value) if found.value is not UNSET else None
 
-    async def _request(
-        self, address: Address, data: bytes, name: str | None, mail_id: str, timeout_s: float
-    ) -> AskOutcome:
-        clock = self._services.clock
-        deadline = clock.now() + timedelta(seconds=timeout_s)
-        if self.deadline is not None:
-            deadline = min(deadline, self.deadline)
-        headers = mail_headers(type=name, id=mail_id, deadline=deadline, sender=str(self.address), chain=self.chain)
-        return await ref.request(self._services.bus, address, data, headers, timeout_s=timeout_s, clock=clock)
+    async def stream(self, to: str | Address, message: object, *, timeout_s: float = 30.0) -> AsyncIterator[Any]:
+        """See ``TurnApi``. Not recorded: a turn that runs again asks again."""
+        target = ref.ActorRef(self._services.bus, _address(to), clock=self._services.clock)
+        async with target.stream(
+            messages.encode_message(message, self.mail.data),
+            type=messages.type_name_of(message),
+            timeout_s=timeout_s,
+            deadline=self.deadline,
+            headers=self._headers(),
+        ) as parts:
+            async for part in parts:
+                yield part
+
+    def _headers(self) -> dict[str, str]:
+        return mail_headers(sender=str(self.address), chain=self.chain)
 
     # --- what goes out with the commit
 
@@ -234,12 +245,10 @@ class Turn:
         message: object,
         *,
         delay_s: float | None = None,
-        type: str | None = None,  # noqa: A002 - the word of the wire contract
     ) -> None:
-        """See ``Actor.tell``."""
+        """See ``TurnApi``."""
         address = _address(to)
-        data = messages.encode(message)
-        name = type or messages.type_name(message)
+        data, name = messages.encode_message(message, self.mail.data), messages.type_name_of(message)
         identity = self._identity("tell", str(address), name or "", data)
         # no id: what a commit holds is stored once
         headers = mail_headers(type=name, sender=str(self.address), chain=self.chain)
@@ -259,11 +268,9 @@ class Turn:
         *,
         delay_s: float | None = None,
         at: datetime | None = None,
-        every: str | float | None = None,
-        time_zone: str | None = None,
-        type: str | None = None,  # noqa: A002 - the word of the wire contract
+        every: str | float | timedelta | None = None,
     ) -> None:
-        """See ``Actor.remind``."""
+        """See ``TurnApi``."""
         if sum(given is not None for given in (delay_s, at, every)) != 1:
             text = f"reminder {name!r}: give one of delay_s, at and every"
             raise InputError(text)
@@ -276,11 +283,12 @@ class Turn:
         now = self._services.clock.now()
         timer: Timer
         if every is not None:
-            timer = Timer(generation=self.cause_seq, rule=rule_of(every))
+            timer = Timer(generation=self.cause_seq, rule=every_rule(every))
         else:
             due = at if at is not None else now + timedelta(seconds=delay_s or 0.0)
             timer = Timer(generation=self.cause_seq, due=max(due, now + timedelta(seconds=MIN_DELAY_S)))
-        self.set_timer(name, timer, messages.encode(message), type or messages.type_name(message), time_zone=time_zone)
+        data, kind = messages.encode_message(message, self.mail.data), messages.type_name_of(message)
+        self.set_timer(name, timer, data, kind)
 
     def set_timer(
         self, name: str, timer: Timer, data: bytes, message_type: str | None, *, time_zone: str | None = None
@@ -291,27 +299,30 @@ class Turn:
         self.timers[name] = timer
 
     def cancel_timer(self, name: str) -> None:
-        """See ``Actor.cancel_timer``."""
+        """See ``TurnApi``."""
         # a firing that is under way finds no timer of its generation and is dropped
         self.timers[name] = None
         subject = subjects.timer(self.address.type, self.address.key, name)
-        self._send(self._identity("untimer", name, "", b""), header_cancel(subject))
+        self._send(self._identity("untimer", name, "", b""), Write(subject, b"", header.build(rollup=True, ttl_s=1.0)))
 
     def emit(self, name: str, data: object = None) -> None:
-        """See ``Actor.emit``."""
-        body = messages.encode(data)
+        """See ``TurnApi``."""
+        body = codec.encode(data)
         headers = header.build(ttl_s=self._services.rules.event_ttl_s, extra={header.TYPE: name})
         subject = subjects.event(self.address.type, self.address.key)
         self._send(self._identity("emit", name, "", body), Write(subject, body, headers))
 
     def _identity(self, what: str, to: str, name: str, data: bytes) -> str:
-        digest = hashlib.blake2b("\0".join((what, to, name)).encode() + b"\0" + data, digest_size=8).hexdigest()
+        digest = hashlib.blake2b(f"{what}\0{to}\0{name}\0".encode() + data, digest_size=8).hexdigest()
         stem = f"~out-{what}.{digest}"
         ordinal = self._ordinals.get(stem, 0)
         self._ordinals[stem] = ordinal + 1
         return f"{stem}.{ordinal}"
 
     def _send(self, identity: str, write: Write) -> None:
+        if self.is_over:
+            text = f"the turn {self.address}@{self.mail.seq} is over: await what you start in a handler"
+            raise ActorError(text)
         if self._parent is not None:
             self._parent._send(f"{self.mail.seq}{identity}", write)  # noqa: SLF001 - a turn inside a turn
             return
@@ -328,11 +339,11 @@ class Turn:
         self,
         kind: type[Any] | str,
         *,
-        timeout: str | float | None = None,
+        timeout: str | float | None = None,  # noqa: ASYNC109 - stored, not awaited
         where: Mapping[str, object] | None = None,
         hold: bool = False,
-    ) -> Any:
-        """See ``Actor.wait_for``."""
+    ) -> Any:  # noqa: ANN401 - the message
+        """See ``TurnApi``."""
         if self._parent is not None:
             text = "a turn that answers its own chain cannot wait: the turn around it is not finished"
             raise InputError(text)
@@ -343,25 +354,37 @@ class Turn:
         name = kind if isinstance(kind, str) else getattr(kind, "__callboard_name__", kind.__name__)
         if where is not None:
             _ = _plain(dict(where))
-        self.wait = Wait(
-            awaiting=name, where=where, timeout_s=None if timeout is None else span_s(timeout), hold=hold
-        )
+        self.wait = Wait(awaiting=name, where=where, timeout_s=None if timeout is None else span_s(timeout), hold=hold)
         raise ParkSignal
 
-    async def stream(
-        self, to: str | Address, message: object, *, timeout_s: float = 30.0, type: str | None = None  # noqa: A002
-    ) -> AsyncIterator[Any]:
-        """See ``Actor.stream``."""
-        target = ref.ActorRef(self._services.bus, _address(to), clock=self._services.clock)
-        async for part in target.stream(message, timeout_s=timeout_s, type=type):
-            yield part
+    def idempotency_key(self, step_name: str) -> str:
+        """See ``TurnApi``."""
+        return f"{self.address}/{self.mail.seq}/{step_name}"
 
-    def idempotency_key(self, name: str) -> str:
-        """See ``Actor.idempotency_key``."""
-        return f"{self.address}/{self.mail.seq}/{name}"
-
-
-current: contextvars.ContextVar[Turn | None] = contextvars.ContextVar("callboard_turn", default=None)
+    def progress(self, percent: float | None = None, *, stage: str | None = None, text: str | None = None) -> bool:
+        """See ``TurnApi``."""
+        services = self._services
+        now_s = services.clock.monotonic()
+        is_turn = (stage is not None and stage != self._stage) or percent == 100  # noqa: PLR2004
+        if not is_turn and now_s - self._told_s < PROGRESS_EVERY_S:
+            return False
+        self._told_s, self._stage = now_s, stage or self._stage
+        body = codec.encode(
+            {
+                "actor": str(self.address),
+                "seq": self.mail.seq,
+                "worker": services.worker,
+                "percent": percent,
+                "stage": stage,
+                "text": text,
+                "at": services.clock.now(),
+            }
+        )
+        _ = services.spawn(
+            _quietly(services.bus.publish(f"{PROGRESS}.{self.address.type}.{self.address.token}", body)),
+            "actor-progress",
+        )
+        return True
 
 
 def timer_write(
@@ -378,9 +401,7 @@ def timer_write(
         header.TIMER: name,
         header.TIMER_GENERATION: str(timer.generation),
     }
-    return Write(
-        subjects.timer(address.type, address.key, name), data, mail_headers(type=message_type, extra=extra)
-    )
+    return Write(subjects.timer(address.type, address.key, name), data, mail_headers(type=message_type, extra=extra))
 
 
 def wait_timer_write(address: Address, parked: Parked, generation: int) -> Write:
@@ -397,13 +418,25 @@ def wait_timer_write(address: Address, parked: Parked, generation: int) -> Write
     return Write(place, b"null", extra)
 
 
-def _waited(waited: Waited, kind: type[Any] | str) -> Any:
+def _waited(waited: Waited, kind: type[Any] | str) -> Any:  # noqa: ANN401 - the message
     if waited.timed_out or waited.data is UNSET:
         name = kind if isinstance(kind, str) else kind.__name__
         text = f"no {name} came in time"
         raise WaitTimeoutError(text)
     wanted: object = Any if isinstance(kind, str) else kind
     return codec.decoder(wanted)(waited.data, waited.content_type or None)
+
+
+async def _quietly(call: Awaitable[None]) -> None:
+    with contextlib.suppress(BusError):
+        await call
+
+
+def _short(step_id: str) -> str:
+    """Return a step's id as one that a client may choose: long ones by their hash."""
+    if len(step_id.encode()) <= subjects.MAX_KEY_BYTES:
+        return step_id
+    return f"step/{hashlib.blake2b(step_id.encode(), digest_size=16).hexdigest()}"
 
 
 def _address(to: str | Address) -> Address:

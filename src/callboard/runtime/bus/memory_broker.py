@@ -93,7 +93,7 @@ class BrokerCore:
         stream = self._stream_of(message.subject)
         if stream is None:
             if message.reply and not is_heard:
-                self._route(Message(message.reply, b"", {header.STATUS: header.NO_RESPONDERS}))
+                self.route(Message(message.reply, b"", {header.STATUS: header.NO_RESPONDERS}))
             return is_heard
         answer: dict[str, object]
         try:

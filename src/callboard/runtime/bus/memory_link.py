@@ -72,6 +72,13 @@ class MemoryLink:
         """Call ``callback`` on the loop after each ``mend``."""
         self._callbacks.append(callback)
 
+    async def reconnect(self) -> None:
+        """Lose what is on its way and come back at once: there is one broker only."""
+        self._check_open()
+        if self._is_linked:
+            self.cut()
+            self.mend()
+
     async def close(self) -> None:
         """Disconnect and answer every waiter. Closing twice is harmless."""
         if self._is_open:

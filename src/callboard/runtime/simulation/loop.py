@@ -129,9 +129,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         """Run ``callback`` in ``delay`` virtual seconds."""
         return self.call_at(self._now_s + delay, callback, *args, context=context)
 
-    def run_in_executor(
-        self, executor: Executor | None, func: Callable[..., T], *args: Any
-    ) -> asyncio.Future[T]:  # type: ignore[override]
+    def run_in_executor(self, executor: Executor | None, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:  # type: ignore[override]
         """Run ``func`` on this very thread, in a later turn: what blocks, blocks everybody."""
         del executor
         future: asyncio.Future[T] = self.create_future()
