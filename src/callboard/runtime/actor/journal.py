@@ -18,7 +18,7 @@ from callboard.runtime import codec
 from callboard.runtime.actor import function, step
 from callboard.runtime.actor.address import Address
 from callboard.runtime.actor.step import Step, StepRecord
-from callboard.runtime.actor.steplog import Entry, StepLog, Store
+from callboard.runtime.actor.steplog import Place, StepLog, Store
 from callboard.runtime.blobs import CLAIM_CHECK_BYTES, BlobStore
 from callboard.runtime.bus.base import Bus
 from callboard.runtime.clock import Clock
@@ -45,7 +45,7 @@ class Slot:
 
     __slots__ = ("_decode", "_journal", "at", "id", "is_recorded", "value")
 
-    def __init__(self, journal: Journal, at: Entry, decode: Decoder) -> None:
+    def __init__(self, journal: Journal, at: Place, decode: Decoder) -> None:
         """Journals make these."""
         self._journal = journal
         self._decode = decode
@@ -330,7 +330,7 @@ class Journal:
         else:
             ordinal = self._counts.get(place, 0)
             self._counts[place] = ordinal + 1
-        return Slot(self, Entry(name, digest, f"{place}.{ordinal}"), decode)
+        return Slot(self, Place(name, digest, f"{place}.{ordinal}"), decode)
 
     def _place(self, token: str, digest: str) -> str:
         """Return what a step is known by, but for the ordinal among identical ones."""
