@@ -12,15 +12,18 @@ from msgspec import Raw, Struct
 
 from callboard.runtime import subjects
 from callboard.runtime.actor import record, step
+from callboard.runtime.actor.commit import TurnCommitter
 from callboard.runtime.actor.journal import Journal
 from callboard.runtime.actor.record import ParkedTurn
 from callboard.runtime.actor.step import current_step
 from callboard.runtime.bus import header
 from callboard.runtime.bus.base import PubAck, Write
+from callboard.runtime.clock import SYSTEM_CLOCK
 from callboard.runtime.errors import (
     ActorError,
     ApiError,
     BackpressureError,
+    BusClosedError,
     BusTimeoutError,
     ConflictError,
     DecodeError,
@@ -409,6 +412,24 @@ async def test_records_have_the_lifetime_asked_for_and_go_the_way_asked_for(stag
     later = stage.journal()
     await later.run("f", lambda: 1)
     assert later.untimed == [once.subject]
+
+
+async def test_records_may_go_with_a_group_commit(stage: Stage) -> None:
+    """Its results are no exceptions: another's record is adopted, a refusal is an error."""
+    committer = TurnCommitter(stage.bus, clock=SYSTEM_CLOCK)
+    running = asyncio.create_task(committer.run())
+    model = Model()
+    first = stage.journal(is_fresh=True, store=committer.commit)
+    assert await first.run("ask", model.ask, ("q",)) == Answer("re: q", 1)
+    second = stage.journal(is_fresh=True, store=committer.commit)
+    assert await second.run("ask", model.ask, ("q",)) == Answer("re: q", 1)
+    assert (first.executed, second.executed, second.adopted) == (1, 0, 1)
+    assert await second.run("charge", model.ask, ("c",), once=True) == Answer("re: c", 3)
+    assert await stage.journal().run("charge", model.ask, ("c",), once=True) == Answer("re: c", 3)
+    running.cancel()
+    await asyncio.wait([running])
+    with pytest.raises(BusClosedError):
+        await second.run("ask", model.ask, ("more",))
 
 
 async def test_a_damaged_record_is_an_error_and_not_an_absent_one(stage: Stage) -> None:

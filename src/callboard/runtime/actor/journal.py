@@ -130,7 +130,7 @@ class Journal:
             blobs: Where large values go.
             is_fresh: The turn certainly never ran before, so nothing is read. When that turns out wrong, the first
                 refused write shows it and everything is read then.
-            store: Stores a record in place of ``bus.store``, for example in a group with others.
+            store: Stores a record in place of ``bus.store``: ``TurnCommitter.commit``, in a group with others.
             ttl_s: Lifetime of the records of ordinary steps; None keeps them. It must be longer than any turn can
                 take, retries included. Those of ``once=True`` never expire by themselves.
             steps: What a parked turn kept of its journal, by entry; ``entries`` of the run that parked.

@@ -12,6 +12,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from callboard.runtime import subjects
 from callboard.runtime.actor import step
 from callboard.runtime.actor.address import Address
+from callboard.runtime.actor.entry import Committed, Fenced, Refused, Result
 from callboard.runtime.actor.step import StepRecord
 from callboard.runtime.blobs import CLAIM_CHECK_BYTES, BlobRef, BlobStore
 from callboard.runtime.bus import header
@@ -25,8 +26,8 @@ RETRY_FIRST_S = 0.05
 RETRY_MAX_S = 2.0
 _UNAVAILABLE = 503
 
-Store = Callable[[Write], Awaitable[object]]
-"""Stores a write and returns when it stands; raises what ``Bus.store`` raises."""
+Store = Callable[[Write], Awaitable[PubAck | Result]]
+"""Stores a write: ``Bus.store``, or ``TurnCommitter.commit``, which returns what the other raises."""
 
 
 class Place(Struct, frozen=True):
@@ -123,8 +124,8 @@ class StepLog:
             self._is_read = True
 
     async def _standing(self, subject: str) -> list[Stored]:
-        """Return the last record of each subject that matches."""
-        return await self._bus.get_many(subjects.ACTORS, [subject])
+        """Return the last record of each subject that matches; a follower may not have them yet."""
+        return await self._bus.get_many(subjects.ACTORS, [subject], from_leader=True)
 
     def _learn(self, entry: str, stored: Stored) -> StepRecord:
         record = step.decode(stored.data)
@@ -223,7 +224,15 @@ class StepLog:
         except ConflictError:
             found = await self._standing(write.subject)
             return found[0] if found else None
-        seq = answer.seq if isinstance(answer, PubAck) else 0
+        match answer:
+            case Refused(error):
+                raise error
+            case Fenced(current):
+                return current
+            case Committed(seqs):
+                seq = seqs[0]
+            case PubAck(seq=seq):
+                pass
         return Stored(write.subject, write.data, seq, self._clock.now(), write.headers)
 
     async def _persist(self, act: Callable[[], Awaitable[T]]) -> T:
