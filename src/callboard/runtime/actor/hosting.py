@@ -60,7 +60,7 @@ _freed = msgspec.json.Decoder(Freed)
 
 
 class Host(Struct, frozen=True):
-    """Another worker that hosts actor types, by its latest beat: where it runs, and each type with its state version."""
+    """Another worker that hosts actors, by its latest beat: where it runs, and each type with its state version."""
 
     name: str
     pid: int
@@ -361,6 +361,10 @@ class ActorHost:
         info = await self._bus.stream_info(subjects.ACTORS)
         if info is None:
             return
+        if found.upto > info.last_seq:
+            text = f"the cursor stands at {found.upto}, the stream ends at {info.last_seq}: was it restored?"
+            _log.error(events.PARTITION_UNPLACED, code=TopologyError.code, message=f"{subject}: {text}")
+            found = replace(found, upto=info.last_seq)
         held = {key: worker for key, worker in found.held.items() if self._still_holds(worker, now_s)}
         pending = {key: found.pending.get(key, found.upto) for key in {*found.pending, *held}}
         partition = Partition(

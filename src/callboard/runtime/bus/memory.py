@@ -147,7 +147,9 @@ class MemoryBus(MemoryLink):
 
     async def get_next(self, stream: str, seq: int, subject: str) -> Stored | None:
         """Return the first message on ``subject`` with a sequence of at least ``seq``, or None."""
-        return await self._ask(lambda: _shown(self.broker.stream(stream).next_record(seq, (subject,))), what=f"get {subject}")
+        return await self._ask(
+            lambda: _shown(self.broker.stream(stream).next_record(seq, (subject,))), what=f"get {subject}"
+        )
 
     async def get_many(self, stream: str, subjects: Sequence[str], *, from_leader: bool = False) -> list[Stored]:  # noqa: ARG002 - as above
         """Return the last message of every subject that matches one of ``subjects``, by sequence."""
