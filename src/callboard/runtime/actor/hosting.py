@@ -175,16 +175,14 @@ class ActorHost:
         await self._orders.close()
 
     def swap(self, types: Sequence[ActorType]) -> None:
-        """Use new classes from the next message on: state and mail stay, instances are made anew."""
+        """Use new classes of the same names from the next turn on: state and mail stay, instances are made anew."""
         for kind in types:
             self.types[kind.name] = kind
         for partition in self.partitions.values():
             kind = self.types[partition.kind.name]
             partition.kind = kind
             for activation in partition.activations.values():
-                activation.kind = kind
-                activation.runner.forget()
-                activation.wake()
+                activation.use(kind)
         self._look.set()
 
     # --- what it hears
