@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from callboard.runtime.errors import ModuleLoadError
-from callboard.runtime.loader import load_capabilities
+from callboard.runtime.errors import ActorDefinitionError, ModuleLoadError
+from callboard.runtime.loader import load_capabilities, load_module_parts
 
 GOOD = "from callboard import capability\n@capability\ndef {name}(x: int) -> int:\n    return x\n"
 
@@ -77,3 +77,44 @@ def test_a_module_that_raises_what_is_no_exception_is_named(folder: Path) -> Non
     (folder / "panics.py").write_text("class Panic(BaseException): ...\nraise Panic('boo')\n")
     with pytest.raises(ModuleLoadError, match="cannot be imported: Panic: boo"):
         load_capabilities(["panics.py"])
+
+
+ACTOR = (
+    "from typing import Any\nfrom callboard import Actor, on\n"
+    "class {name}(Actor):\n    @on\n    def take(self, m: {kind}) -> None: ...\n"
+)
+
+
+def test_actors_are_loaded_beside_capabilities(folder: Path) -> None:
+    (folder / "loader_mixed.py").write_text(GOOD.format(name="one") + ACTOR.format(name="Clerk", kind="str"))
+    (folder / "loader_actors.py").write_text(
+        "from loader_mixed import Clerk\n" + ACTOR.format(name="Boss", kind="Any") + "class Head(Clerk): ...\n"
+    )
+    parts = load_module_parts(["loader_mixed", "loader_actors.py", "loader_mixed"])
+    assert [c.name for c in parts.capabilities] == ["one"]
+    assert [cls.__name__ for cls in parts.actors] == ["Clerk", "Boss", "Head"]
+
+
+def test_two_actors_of_one_name_are_told_apart_by_their_files(folder: Path) -> None:
+    for name in ("loader_a", "loader_b"):
+        (folder / f"{name}.py").write_text(ACTOR.format(name="Clerk", kind="str"))
+    with pytest.raises(ModuleLoadError, match="loader_b and loader_a both have an actor 'clerk': rename one"):
+        load_module_parts(["loader_a", "loader_b"])
+
+
+def test_a_bad_actor_is_reported_with_its_file(folder: Path) -> None:
+    (folder / "loader_bad.py").write_text(ACTOR.format(name="Clerk", kind="'Nowhere'"))
+    with pytest.raises(ActorDefinitionError, match=r"loader_bad: Clerk\.take: its message type .* cannot be resolved"):
+        load_module_parts(["loader_bad"])
+    (folder / "loader_worse.py").write_text("from callboard import Actor\nclass Clerk(Actor): ...\n")
+    with pytest.raises(ModuleLoadError, match=r"(?s)loader_worse.*Clerk handles nothing.*loader_worse\.py"):
+        load_module_parts(["loader_worse"])
+
+
+def test_a_module_with_nothing_to_serve_is_told_what_to_put_there(folder: Path) -> None:
+    (folder / "loader_empty.py").write_text("x = 1\n")
+    with pytest.raises(ModuleLoadError, match=r"loader_empty has no capability and no actor: .*extends Actor"):
+        load_module_parts(["loader_empty"])
+    (folder / "loader_actors.py").write_text(ACTOR.format(name="Clerk", kind="str"))
+    with pytest.raises(ModuleLoadError, match="loader_actors has no capability"):
+        load_capabilities(["loader_actors"])

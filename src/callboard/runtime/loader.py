@@ -1,4 +1,4 @@
-"""From what the user typed to capabilities: a dotted module or a path to a file, and a plain word when it fails."""
+"""From what the user typed to capabilities and actors, by module name or file path; in plain words if it fails."""
 
 from __future__ import annotations
 
@@ -10,16 +10,29 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Generic, TypeVar
 
+from msgspec import Struct
+
+from callboard.runtime.actor.actor import Actor
+from callboard.runtime.actor.definition import ActorType, find_actors
 from callboard.runtime.capability import Capability, find_capabilities
-from callboard.runtime.errors import ModuleLoadError
+from callboard.runtime.errors import ActorDefinitionError, ModuleLoadError
+
+T = TypeVar("T")
 
 TRACE_FRAMES = 4
 
 
-def load_capabilities(targets: Sequence[str]) -> list[Capability[..., Any]]:
-    """Import every target and return the capabilities they hold, in the order of the targets.
+class Parts(Struct, frozen=True, kw_only=True):
+    """What modules hold for a worker to serve, in the order of the modules."""
+
+    capabilities: list[Capability[..., Any]] = []
+    actors: list[type[Actor]] = []
+
+
+def load_module_parts(targets: Sequence[str]) -> Parts:
+    """Import every target and return the capabilities and actors they hold, in the order of the targets.
 
     The working directory, and the folder of a file, are put on ``sys.path``, as ``python -m`` and ``python FILE`` do.
 
@@ -27,28 +40,43 @@ def load_capabilities(targets: Sequence[str]) -> list[Capability[..., Any]]:
         targets: Dotted module names, or paths to ``.py`` files.
 
     Raises:
-        ModuleLoadError: If one cannot be imported (the message ends with the last lines of its traceback), holds no
-            capability, or two hold one of the same name.
-        ConfigError: If one module has two capabilities of the same name.
+        ModuleLoadError: If one cannot be imported (the message ends with the last lines of its traceback), holds
+            neither a capability nor an actor, or two hold one of the same name.
+        ConfigError: If one module has two capabilities, or two actors, of the same name.
+        ActorDefinitionError: If an actor's class cannot be used.
     """
     _add_path(Path.cwd())
-    found: dict[str, Capability[..., Any]] = {}
-    owner: dict[str, str] = {}
+    capabilities: _Named[Capability[..., Any]] = _Named("a capability")
+    actors: _Named[type[Actor]] = _Named("an actor")
     for target in dict.fromkeys(targets):
-        capabilities = find_capabilities(load_module(target))
-        if not capabilities:
-            message = f"{target} has no capability: put @capability above a function at its top level"
+        module = load_module(target)
+        own_capabilities, own_actors = find_capabilities(module), find_actors(module)
+        if not own_capabilities and not own_actors:
+            message = (
+                f"{target} has no capability and no actor: put @capability above a function at its top level, "
+                f"or define a class that extends Actor"
+            )
             raise ModuleLoadError(message)
-        for capability in capabilities:
-            known = found.get(capability.name)
-            if known is not None and known is not capability:
-                message = (
-                    f"{target} and {owner[capability.name]} both have a capability {capability.name!r}: rename one"
-                )
-                raise ModuleLoadError(message)
-            found[capability.name] = capability
-            owner[capability.name] = target
-    return list(found.values())
+        for capability in own_capabilities:
+            capabilities.add(capability.name, capability, target)
+        for actor in own_actors:
+            actors.add(_prepared(actor, target).name, actor, target)
+    return Parts(capabilities=list(capabilities.found.values()), actors=list(actors.found.values()))
+
+
+def load_capabilities(targets: Sequence[str]) -> list[Capability[..., Any]]:
+    """Import every target and return the capabilities they hold; as ``load_module_parts``, which has the actors too.
+
+    Raises:
+        ModuleLoadError: As there; also if there are only actors.
+        ConfigError: As there.
+        ActorDefinitionError: As there.
+    """
+    parts = load_module_parts(targets)
+    if not parts.capabilities:
+        message = f"{', '.join(targets)} has no capability: put @capability above a function at its top level"
+        raise ModuleLoadError(message)
+    return parts.capabilities
 
 
 def load_module(target: str) -> ModuleType:
@@ -71,6 +99,31 @@ def load_module(target: str) -> ModuleType:
     except BaseException as error:
         # whatever a user's module does at import has one answer: what failed, and where
         raise ModuleLoadError(_failed(target, error)) from error
+
+
+class _Named(Generic[T]):
+    """Things by name, and the target that each came from."""
+
+    def __init__(self, what: str) -> None:
+        self.found: dict[str, T] = {}
+        self._what = what
+        self._owner: dict[str, str] = {}
+
+    def add(self, name: str, thing: T, target: str) -> None:
+        known = self.found.get(name)
+        if known is not None and known is not thing:
+            message = f"{target} and {self._owner[name]} both have {self._what} {name!r}: rename one"
+            raise ModuleLoadError(message)
+        self.found[name] = thing
+        self._owner[name] = target
+
+
+def _prepared(actor: type[Actor], target: str) -> ActorType:
+    try:
+        return ActorType.of(actor)
+    except ActorDefinitionError as error:
+        message = f"{target}: {error}"
+        raise ActorDefinitionError(message) from error
 
 
 def _load_file(path: Path) -> ModuleType:

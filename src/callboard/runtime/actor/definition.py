@@ -164,6 +164,11 @@ class ActorType:
 
     # --- state
 
+    @property
+    def has_state(self) -> bool:
+        """Whether its actors have a state."""
+        return self.cls.State is not None
+
     def new_state(self) -> object:
         """Return the state of an actor that has none yet; None without a ``State`` class."""
         return None if self._state is None else self.cls.State()
