@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from callboard.runtime.actor.address import Address
     from callboard.runtime.actor.handler import every, on
     from callboard.runtime.actor.migration import migrate
+    from callboard.runtime.actor.parts import Gap
+    from callboard.runtime.actor.ref import ActorRef
     from callboard.runtime.actor.turn_api import current_turn
     from callboard.runtime.capability import Capability, capability
     from callboard.runtime.client import Cancellation, Client, TaskHandle
@@ -32,12 +34,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Actor",
+    "ActorRef",
     "Address",
     "BackpressureError",
     "CallboardError",
     "Cancellation",
     "Capability",
     "Client",
+    "Gap",
     "RetryPolicy",
     "RetryableError",
     "TaskContext",
@@ -60,12 +64,14 @@ __all__ = [
 
 _HOMES = {
     "Actor": "actor.actor",
+    "ActorRef": "actor.ref",
     "Address": "actor.address",
     "BackpressureError": "errors",
     "CallboardError": "errors",
     "Cancellation": "client",
     "Capability": "capability",
     "Client": "client",
+    "Gap": "actor.parts",
     "RetryPolicy": "retry",
     "RetryableError": "errors",
     "TaskContext": "context",

@@ -33,6 +33,9 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "init": ("init", "Make a configuration file and a first capability in this folder."),
     "up": ("up", "Run a NATS server here, with everything Callboard needs on it."),
     "worker": ("worker", "Start workers; list, drain and resize those that run."),
+    "ask": ("ask", "Ask an actor and print its answer."),
+    "tell": ("tell", "Put a message into an actor's mailbox."),
+    "agents": ("agents", "List actors, look into them, pause, resume and kill them."),
     "submit": ("submit", "Submit a task and, if you like, wait for its result."),
     "tasks": ("tasks", "List, show, watch and cancel tasks."),
     "dead": ("dead", "List, show, requeue and discard dead letters."),
@@ -65,6 +68,11 @@ _STATUS: Final[dict[str, int]] = {
     "not_found": NOT_FOUND,
     "task_not_found": NOT_FOUND,
     "task_timeout": UNFINISHED,
+    "unknown_message": USAGE,
+    "actor_stopped": REFUSED,
+    "mailbox_full": REFUSED,
+    "no_host": NOT_FOUND,
+    "ask_timeout": UNFINISHED,
 }
 
 _HINTS: Final[dict[str, str]] = {

@@ -154,7 +154,7 @@ def _supervise(session: Session, /, settings: Settings, modules: Sequence[str], 
     import asyncio
 
     from callboard.runtime import host
-    from callboard.runtime.processes import ProcessGroup
+    from callboard.runtime.processes import DeathNotice, ProcessGroup
 
     host.configure_logs(settings)
     parts = [sys.executable, "-m", "callboard", "worker", "child", *modules]
@@ -173,12 +173,17 @@ def _supervise(session: Session, /, settings: Settings, modules: Sequence[str], 
     parts += ["--parent-pid", str(os.getpid())]
 
     async def work() -> int:
+        notice = DeathNotice(host.connector(settings))
         group = ProcessGroup(
             lambda slot, fd: [*parts, "--slot", str(slot), "--parent-fd", str(fd)],
             count=settings.worker.processes,
             stop_grace_s=settings.worker.drain_grace_s,
+            on_death=notice.tell,
         )
-        return await group.run()
+        try:
+            return await group.run()
+        finally:
+            await notice.close()
 
     sys.exit(asyncio.run(work()))
 

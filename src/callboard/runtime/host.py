@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from callboard.runtime import events, logs, metrics, subjects
+from callboard.runtime.actor.actor import Actor
+from callboard.runtime.actor.services import ActorRules
 from callboard.runtime.bus import provision, topology
 from callboard.runtime.bus.base import Bus
 from callboard.runtime.capability import DEFAULT_POOL, Capability
@@ -152,6 +154,7 @@ def worker_options(settings: Settings) -> WorkerOptions:
         drain_grace_s=worker.drain_grace_s,
         holds_wait_s=work.holds_wait_s,
         pool_rules=PoolRules(crash_limit=work.crash_limit, quarantine_s=work.quarantine_s),
+        actor_rules=ActorRules(partitions=settings.topology.partitions, claim_check_bytes=int(work.claim_check_bytes)),
         settle_rules=SettleRules(
             schedule_over_s=work.retry_schedule_above_s, claim_check_bytes=int(work.claim_check_bytes)
         ),
@@ -196,6 +199,7 @@ async def run_worker(
     settings: Settings,
     capabilities: Sequence[Capability[..., Any]],
     *,
+    actors: Sequence[type[Actor]] = (),
     on_ready: Callable[[Worker], None] | None = None,
     parent_fd: int | None = None,
     health_port: int | None = None,
@@ -206,6 +210,7 @@ async def run_worker(
     Args:
         settings: All settings.
         capabilities: What to serve.
+        actors: Classes of the actors to host.
         on_ready: Called once, when it pulls.
         parent_fd: A pipe whose end means that the parent died: then it stops at once.
         health_port: Port of the health endpoint in place of the setting's.
@@ -218,7 +223,8 @@ async def run_worker(
         PortInUseError: If the health port is taken.
     """
     use_retry(capabilities, settings)
-    worker = Worker(capabilities, _verified(connect or connector(settings)), options=worker_options(settings))
+    open_bus = _verified(connect or connector(settings))
+    worker = Worker(capabilities, open_bus, actors=actors, options=worker_options(settings))
     port = settings.worker.health_port if health_port is None else health_port
 
     def ready() -> None:

@@ -14,7 +14,29 @@ from typing import Literal, Protocol
 from msgspec import Struct
 
 from callboard.runtime.bus.header import Headers
+from callboard.runtime.bus.standing import Pull, Subscription, Tail
 from callboard.runtime.errors import BusError
+
+__all__ = [
+    "DEFAULT_TIMEOUT_S",
+    "MAX_BATCH",
+    "Bus",
+    "ConsumerConfig",
+    "ConsumerInfo",
+    "Delivery",
+    "KvEntry",
+    "Message",
+    "PubAck",
+    "Pull",
+    "ServerInfo",
+    "Source",
+    "Stored",
+    "StreamConfig",
+    "StreamInfo",
+    "Subscription",
+    "Tail",
+    "Write",
+]
 
 DEFAULT_TIMEOUT_S = 5.0
 MAX_BATCH = 1000
@@ -181,46 +203,6 @@ class KvEntry(Struct, frozen=True):
     time: datetime
 
 
-class Subscription(Protocol):
-    """Interest in a plain subject."""
-
-    async def close(self) -> None:
-        """End it; nothing reaches the sink afterwards. Closing twice is harmless."""
-        ...
-
-
-class Pull(Protocol):
-    """A standing pull on one durable consumer.
-
-    Credit is the number of messages the broker may still hand out. It survives: after a reconnect, a lost or expired
-    request (statuses 404, 408, 409) or two missed idle heartbeats the pull asks again for what is outstanding, on a
-    new inbox, so that an old request can never deliver beyond the credit.
-    """
-
-    @property
-    def credit(self) -> int:
-        """Messages granted and not yet delivered."""
-        ...
-
-    @property
-    def last_heard(self) -> float:
-        """Monotonic seconds when the broker last answered this pull: a delivery, a status or an idle heartbeat."""
-        ...
-
-    @property
-    def problem(self) -> str | None:
-        """Why the pull cannot work now (consumer missing, no permission, not connected), or None."""
-        ...
-
-    def grant(self, count: int) -> None:
-        """Allow ``count`` more messages; returns at once, the request goes out in this loop turn."""
-        ...
-
-    async def close(self) -> None:
-        """Withdraw the outstanding credit. A message already on its way may still reach the sink: hand it back."""
-        ...
-
-
 class Bus(Protocol):
     """One connection to the broker. Not shared between threads; a second thread opens its own."""
 
@@ -245,6 +227,14 @@ class Bus(Protocol):
         """Call ``callback`` on the loop after each reconnect."""
         ...
 
+    async def reconnect(self) -> None:
+        """Drop the link and connect anew, to another server where there is one; for a server that passes nothing on.
+
+        Returns at once, and does nothing while the link is down already. All that a lost link brings happens: pending
+        calls end with an unknown outcome, subscriptions miss what is sent meanwhile, ``on_reconnect`` is called.
+        """
+        ...
+
     async def close(self) -> None:
         """Flush what can be flushed within a second, then disconnect. Closing twice is harmless."""
         ...
@@ -259,6 +249,9 @@ class Bus(Protocol):
         self, subject: str, data: bytes = b"", *, headers: Headers | None = None, reply: str = ""
     ) -> None:
         """Send without confirmation. During a reconnect it is buffered, up to the client's limit.
+
+        With a ``reply`` subject, and nobody to hear the message, an empty one with the header ``Status: 503`` comes
+        there at once.
 
         Raises:
             PayloadTooLargeError: If it is over the server's limit.
@@ -323,22 +316,29 @@ class Bus(Protocol):
         """
         ...
 
-    async def get_last(self, stream: str, subject: str) -> Stored | None:
-        """Return the last message on ``subject`` or None. One direct get; may be answered by a follower."""
+    async def get_last(self, stream: str, subject: str, *, from_leader: bool = False) -> Stored | None:
+        """Return the last message on ``subject`` or None. One round trip.
+
+        Args:
+            stream: Where to look.
+            subject: Wildcards allowed.
+            from_leader: Ask the stream's leader, which knows every acknowledged write; a direct get may be answered by
+                a follower that is behind. Costs one more request the first time, to learn of followers.
+        """
         ...
 
-    async def get_seq(self, stream: str, seq: int) -> Stored | None:
-        """Return the message with this sequence or None."""
+    async def get_seq(self, stream: str, seq: int, *, from_leader: bool = False) -> Stored | None:
+        """Return the message with this sequence or None; ``from_leader`` as in ``get_last``."""
         ...
 
     async def get_next(self, stream: str, seq: int, subject: str) -> Stored | None:
         """Return the first message on ``subject`` (wildcards allowed) with a sequence of at least ``seq``, or None."""
         ...
 
-    async def get_many(self, stream: str, subjects: Sequence[str]) -> list[Stored]:
+    async def get_many(self, stream: str, subjects: Sequence[str], *, from_leader: bool = False) -> list[Stored]:
         """Return the last message of every subject that matches one of ``subjects`` (wildcards allowed), by sequence.
 
-        One request per 500 subjects.
+        One request per 500 subjects; ``from_leader``, where there are followers, one a subject, pipelined.
         """
         ...
 
@@ -352,6 +352,34 @@ class Bus(Protocol):
         follow: bool = False,
     ) -> AsyncIterator[Stored]:
         """Read a stream in order, without gaps across reconnects, to the end it had when called or on (``follow``).
+
+        Raises:
+            NotFoundError: If the stream does not exist.
+        """
+        ...
+
+    async def tail(
+        self,
+        stream: str,
+        subject: str,
+        sink: Callable[[Stored], None],
+        *,
+        start_seq: int,
+        on_gap: Callable[[str], None] | None = None,
+    ) -> Tail:
+        """Hear every stored message on ``subject`` (wildcards allowed) from ``start_seq`` on, in order and for ever.
+
+        None is left out and none comes twice, whatever breaks on the way; what was deleted before it was delivered does
+        not come. It costs the broker a consumer without acks in memory, which it drops 30 s after we are gone. Two
+        round trips to begin. Not for a work queue, which suffers no second consumer.
+
+        Args:
+            stream: Where to listen.
+            subject: The stored subject, after the stream's transform.
+            sink: Gets each message, on the loop, as it comes from the wire.
+            start_seq: The first sequence that is wanted. One beyond the stream's end and the next is a ``problem``.
+            on_gap: Told the reason whenever the tail broke and is opened again, and when a ``start_seq`` is found to
+                be beyond the end; on the loop, for logs and counts.
 
         Raises:
             NotFoundError: If the stream does not exist.

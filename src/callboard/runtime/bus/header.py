@@ -17,6 +17,7 @@ SCHEDULE_TARGET = "Nats-Schedule-Target"
 SCHEDULE_TZ = "Nats-Schedule-Time-Zone"
 SCHEDULER = "Nats-Scheduler"
 SCHEDULE_NEXT = "Nats-Schedule-Next"
+STREAM_SOURCE = "Nats-Stream-Source"
 
 CONTENT_TYPE = "Content-Type"
 TRACEPARENT = "traceparent"
@@ -42,6 +43,12 @@ CHAIN = "Cb-Chain"
 TIMER = "Cb-Timer"
 TIMER_GENERATION = "Cb-Timer-Generation"
 ERROR = "Cb-Error"
+STREAM = "Cb-Stream"
+PART = "Cb-Part"
+
+# What the server makes up itself bears a status: nobody listens on the subject of a message with a reply subject.
+STATUS = "Status"
+NO_RESPONDERS = "503"
 
 Headers = Mapping[str, str]
 
@@ -86,6 +93,20 @@ def at(due: datetime, target: str) -> dict[str, str]:
     """Return the headers that make a stored write fire once, at ``due``, onto ``target`` in the same stream."""
     stamp = due.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     return {SCHEDULE: f"@at {stamp}", SCHEDULE_TARGET: target}
+
+
+def cancel_schedule() -> dict[str, str]:
+    """Return the headers of an empty write on a schedule's own subject that ends the schedule; also inside a batch.
+
+    It replaces the schedule and is itself gone a second later (``Nats-TTL``), so readers of schedules skip what has no
+    ``Nats-Schedule``. Ending one that has fired or never was does no harm. A batch may hold only one write with these
+    or with a schedule's headers on a subject (10111), so a schedule that is set anew is written, not cancelled before.
+
+    Seen with nats-server 2.15.1: a purge of the subject through the API works too, but not in a batch; headers
+    ``Nats-Schedule-Next: purge`` and ``Nats-Scheduler: <subject>`` on a message of any *other* subject (10212 on its
+    own) do in a batch and leave no trace, but need such a message for each schedule.
+    """
+    return {ROLLUP: "sub", TTL: "1s"}
 
 
 def recurring(rule: str, target: str, *, time_zone: str | None = None) -> dict[str, str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from msgspec import json
 
 from callboard.runtime.bus.base import ConsumerConfig, ConsumerInfo, StreamConfig, StreamInfo
 from callboard.runtime.bus.check import changed_settings, check_filter, check_name
 from callboard.runtime.bus.jetstream_call import Calls
-from callboard.runtime.bus.jetstream_link import Raw
+from callboard.runtime.bus.jetstream_link import Link, Raw
 from callboard.runtime.bus.jetstream_wire import (
     DELETE_FAILED,
     Json,
@@ -30,6 +32,7 @@ _NAME_TAKEN = 10058
 class Administration:
     """The part of the bus that makes, changes and describes streams and consumers."""
 
+    _link: Link
     _api_calls: Calls[Raw]
 
     async def _api(self, path: str, body: Json | None = None, *, timeout_s: float = API_TIMEOUT_S) -> Json:
@@ -42,18 +45,34 @@ class Administration:
         try:
             raw, _ = await self._api_calls.one(subject, json.encode(body) if body else b"", timeout_s)
         except NoRespondersError as error:
-            message = f"{subject}: JetStream does not answer; it is switched off, starting or without a leader"
-            raise NoRespondersError(message) from error
+            raise _silent(subject) from error
+        return _answer(raw, path)
+
+    async def _api_many(self, path: str, bodies: Sequence[Json]) -> list[Json | NotFoundError]:
+        """Ask the API the same for each of ``bodies``, pipelined, and return the answers in their order.
+
+        Raises:
+            BusError: If one was refused for another reason than that it does not exist, or not answered.
+        """
+        subject = API_PREFIX + path
+        call = self._api_calls.open([subject] * len(bodies), API_TIMEOUT_S)
         try:
-            answer: Json = json.decode(raw.data)
-        except ValueError as error:
-            message = f"{subject}: the answer is no JSON"
-            raise BusError(message) from error
-        failure = answer.get("error")
-        if failure:
-            text = failure.get("description", "")
-            raise to_error(failure.get("code", 0), failure.get("err_code", 0), text, what=path)
-        return answer
+            for body, reply in zip(bodies, self._api_calls.reply_subjects(call), strict=True):
+                await self._link.send(subject, json.encode(body), reply, None)
+        except BaseException:
+            self._api_calls.forget(call)
+            raise
+        answers: list[Json | NotFoundError] = []
+        for found in await self._api_calls.wait(call):
+            if isinstance(found, NoRespondersError):
+                raise _silent(subject) from found
+            if isinstance(found, BusError):
+                raise found
+            try:
+                answers.append(_answer(found, path) if found is not None else {})
+            except NotFoundError as error:
+                answers.append(error)
+        return answers
 
     # --- streams
 
@@ -220,6 +239,23 @@ class Administration:
         except NotFoundError:
             return False
         return True
+
+
+def _answer(raw: Raw, path: str) -> Json:
+    try:
+        answer: Json = json.decode(raw.data)
+    except ValueError as error:
+        message = f"{API_PREFIX}{path}: the answer is no JSON"
+        raise BusError(message) from error
+    failure = answer.get("error")
+    if failure:
+        text = failure.get("description", "")
+        raise to_error(failure.get("code", 0), failure.get("err_code", 0), text, what=path)
+    return answer
+
+
+def _silent(subject: str) -> NoRespondersError:
+    return NoRespondersError(f"{subject}: JetStream does not answer; it is switched off, starting or without a leader")
 
 
 def _compared(wanted: StreamConfig, answer: Json) -> StreamInfo:

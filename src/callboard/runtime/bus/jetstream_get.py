@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64decode
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from datetime import datetime
 
@@ -13,12 +13,13 @@ from callboard.runtime.bus.base import Stored
 from callboard.runtime.bus.check import check_filter, check_name
 from callboard.runtime.bus.jetstream_admin import API_PREFIX, API_TIMEOUT_S
 from callboard.runtime.bus.jetstream_call import Calls
-from callboard.runtime.bus.jetstream_link import DESCRIPTION, Raw
+from callboard.runtime.bus.jetstream_link import DESCRIPTION, Link, Raw
 from callboard.runtime.bus.jetstream_read import OrderedReader
+from callboard.runtime.bus.jetstream_tail import StandingTail
 from callboard.runtime.bus.jetstream_wire import Json, delivered_as_stored, to_stored, to_time
 from callboard.runtime.bus.jetstream_work import Work
 from callboard.runtime.bus.pattern import is_literal, matches
-from callboard.runtime.errors import ApiError, BusError, NoRespondersError, NotFoundError
+from callboard.runtime.errors import ApiError, BusError, NoRespondersError, NotFoundError, PermissionDeniedError
 
 _SUBJECTS_A_REQUEST = 500
 _REOPEN_S = 0.5
@@ -27,17 +28,20 @@ _NOT_FOUND = "404"
 _TOO_MANY = "413"
 _END = "204"
 _UNAVAILABLE = 503
+_REPLICAS_S = 10.0
 
 
 class Reader(Work):
     """The reading part of the bus."""
 
+    _link: Link
     _gets: Calls[Raw]
+    _replicas: dict[str, tuple[int, float]]
 
     # --- single messages
 
-    async def get_last(self, stream: str, subject: str) -> Stored | None:
-        """Return the last message on ``subject`` or None. One direct get.
+    async def get_last(self, stream: str, subject: str, *, from_leader: bool = False) -> Stored | None:
+        """Return the last message on ``subject`` or None. One direct get, or one request to the leader.
 
         Raises:
             NotFoundError: If the stream does not exist.
@@ -45,14 +49,20 @@ class Reader(Work):
         check_name(stream, what="stream")
         check_filter(subject)
         ask: Json = {"last_by_subj": subject}
+        if from_leader and await self._has_followers(stream):
+            return await self._get_from_leader(stream, ask)
         if is_literal(subject):
             # The subject in the subject lets permissions tell one reader's subjects from another's.
             return await self._get(stream, ask, f"{API_PREFIX}DIRECT.GET.{stream}.{subject}", b"")
         return await self._get(stream, ask)
 
-    async def get_seq(self, stream: str, seq: int) -> Stored | None:
-        """Return the message with this sequence or None. One direct get."""
-        return await self._get(stream, {"seq": seq}) if seq > 0 else None
+    async def get_seq(self, stream: str, seq: int, *, from_leader: bool = False) -> Stored | None:
+        """Return the message with this sequence or None. One direct get, or one request to the leader."""
+        if seq <= 0:
+            return None
+        if from_leader and await self._has_followers(stream):
+            return await self._get_from_leader(stream, {"seq": seq})
+        return await self._get(stream, {"seq": seq})
 
     async def get_next(self, stream: str, seq: int, subject: str) -> Stored | None:
         """Return the first message on ``subject`` with a sequence of at least ``seq``, or None. One direct get."""
@@ -77,24 +87,39 @@ class Reader(Work):
         try:
             answer = await self._api(f"STREAM.MSG.GET.{stream}", ask)
         except NotFoundError:
-            if await self._stream(stream) is None:
-                message = f"stream {stream} does not exist"
-                raise NotFoundError(message) from None
+            await self._check_exists(stream)
             return None
-        body = answer["message"]
-        headers = _to_headers(b64decode(body.get("hdrs") or ""))
-        time = to_time(body["time"])
-        if time is None:
-            message = f"stream {stream}: message {body['seq']} has no time"
-            raise BusError(message)
-        return Stored(body["subject"], b64decode(body.get("data") or ""), body["seq"], time, headers)
+        return _to_stored(stream, answer)
+
+    async def _check_exists(self, stream: str) -> None:
+        if await self._stream(stream) is None:
+            message = f"stream {stream} does not exist"
+            raise NotFoundError(message) from None
+
+    async def _has_followers(self, stream: str) -> bool:
+        """Return whether a direct get may be answered by another server than the stream's leader.
+
+        One request the first time; a single server may get followers, so that answer is asked for again in time.
+        """
+        now = self._link.clock.monotonic()
+        replicas, looked_at = self._replicas.get(stream, (0, 0.0))
+        if replicas == 0 or (replicas == 1 and now - looked_at > _REPLICAS_S):
+            try:
+                info = await self.stream_info(stream)
+            except PermissionDeniedError:
+                # Who may not look asks the leader, which is always right.
+                return True
+            replicas = info.config.replicas if info is not None else 0
+            self._replicas[stream] = (replicas, now)
+        return replicas > 1
 
     # --- the last of many subjects
 
-    async def get_many(self, stream: str, subjects: Sequence[str]) -> list[Stored]:
+    async def get_many(self, stream: str, subjects: Sequence[str], *, from_leader: bool = False) -> list[Stored]:
         """Return the last message of every subject that matches one of ``subjects``, by sequence.
 
-        One request per 500 subjects; one more for each wildcard that stands for more than 1,024.
+        One request per 500 subjects; one more for each wildcard that stands for more than 1,024. From the leader one
+        request a subject, pipelined, and one before for each wildcard.
 
         Raises:
             NotFoundError: If the stream does not exist.
@@ -102,9 +127,12 @@ class Reader(Work):
         check_name(stream, what="stream")
         for subject in subjects:
             check_filter(subject)
+        get = self._get_part
+        if from_leader and await self._has_followers(stream):
+            get = self._get_part_from_leader
         found: dict[str, Stored] = {}
         for part in _parts(subjects):
-            for stored in await self._get_part(stream, part):
+            for stored in await get(stream, part):
                 found[stored.subject] = stored
         return sorted(found.values(), key=lambda stored: stored.seq)
 
@@ -118,6 +146,15 @@ class Reader(Work):
         except NoRespondersError:
             singles = [await self.get_last(stream, subject) for subject in await self._spelled(stream, subjects)]
             return [stored for stored in singles if stored is not None]
+
+    async def _get_part_from_leader(self, stream: str, subjects: list[str]) -> list[Stored]:
+        path = f"STREAM.MSG.GET.{stream}"
+        asks: list[Json] = [{"last_by_subj": subject} for subject in await self._spelled(stream, subjects)]
+        answers = await self._api_many(path, asks)
+        found = [answer for answer in answers if not isinstance(answer, NotFoundError)]
+        if not found and answers:
+            await self._check_exists(stream)
+        return [_to_stored(stream, answer) for answer in found]
 
     async def _get_pages(self, stream: str, subjects: list[str]) -> list[Stored]:
         """Ask until the server has sent all: it stops at a size of its own."""
@@ -210,6 +247,8 @@ class Reader(Work):
                     return
             finally:
                 await reader.close()
+            if not reader.was_heard:
+                await self._link.clock.sleep(_REOPEN_S)
 
     async def _opened(
         self, reader: OrderedReader, start_seq: int | None, start_time: datetime | None, *, is_first: bool
@@ -240,6 +279,28 @@ class Reader(Work):
             if is_wanted and (start_time is None or stored.time >= start_time):
                 yield stored
 
+    async def tail(
+        self,
+        stream: str,
+        subject: str,
+        sink: Callable[[Stored], None],
+        *,
+        start_seq: int,
+        on_gap: Callable[[str], None] | None = None,
+    ) -> StandingTail:
+        """Hear every stored message on ``subject`` from ``start_seq`` on. One round trip, two when nothing waits.
+
+        Raises:
+            NotFoundError: If the stream does not exist.
+        """
+        check_name(stream, what="stream")
+        check_filter(subject)
+        tail = StandingTail(
+            self, self._link, stream=stream, subject=subject, sink=sink, on_gap=on_gap, start_seq=start_seq
+        )
+        await tail.start()
+        return tail
+
 
 class _TooManyError(Exception):
     """More subjects match than the server answers for."""
@@ -258,6 +319,16 @@ def _parts(subjects: Sequence[str]) -> Iterable[list[str]]:
 def _refused(stream: str, raw: Raw) -> BusError:
     text = (raw.headers or {}).get(DESCRIPTION, "")
     return BusError(f"stream {stream}: direct get refused: {raw.status} {text}".strip())
+
+
+def _to_stored(stream: str, answer: Json) -> Stored:
+    body = answer["message"]
+    time = to_time(body["time"])
+    if time is None:
+        message = f"stream {stream}: message {body['seq']} has no time"
+        raise BusError(message)
+    headers = _to_headers(b64decode(body.get("hdrs") or ""))
+    return Stored(body["subject"], b64decode(body.get("data") or ""), body["seq"], time, headers)
 
 
 def _to_headers(block: bytes) -> dict[str, str] | None:

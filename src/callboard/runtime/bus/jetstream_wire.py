@@ -36,7 +36,8 @@ DELETE_FAILED = 10057
 STREAM_MISSING = 10059
 CONSUMER_MISSING = 10014
 
-_CONFLICTS = {10070, 10071, 10177, 10201}
+# 10164: another write of the subject, which may yet fail, is on its way through the replicas
+_CONFLICTS = {10070, 10071, 10164, 10177, 10201}
 _FULL = {10023, 10047, 10077, 10122, 10175, 10210, 10211}
 _TOO_LARGE = {10054, 10097, 10199}
 _MISSING = {CONSUMER_MISSING, STREAM_MISSING, 10037, 10043}
@@ -136,23 +137,18 @@ def to_delivery(raw: Raw) -> Delivery:
         ValueError: If that is no delivery's reply subject.
     """
     tokens = raw.reply.split(".")
+    return _delivery(raw, tokens, _SHORT_OFFSET if len(tokens) == _SHORT_TOKENS else _LONG_OFFSET)
+
+
+def to_ordered(raw: Raw) -> tuple[Delivery, int]:
+    """Return what a consumer has handed out and its place in the consumer's numbering, 1 for the first.
+
+    Raises:
+        ValueError: If that is no delivery's reply subject.
+    """
+    tokens = raw.reply.split(".")
     at = _SHORT_OFFSET if len(tokens) == _SHORT_TOKENS else _LONG_OFFSET
-    return Delivery(
-        raw.subject,
-        raw.data,
-        raw.headers,
-        raw.reply,
-        int(tokens[at + 1]),
-        int(tokens[at]),
-        int(tokens[at + 4]),
-        int(tokens[at + 3]),
-    )
-
-
-def consumer_seq(token: str) -> int:
-    """Return a delivery's place in its consumer's numbering, 1 for the first."""
-    tokens = token.split(".")
-    return int(tokens[(_SHORT_OFFSET if len(tokens) == _SHORT_TOKENS else _LONG_OFFSET) + 2])
+    return _delivery(raw, tokens, at), int(tokens[at + 2])
 
 
 def to_stored(raw: Raw) -> Stored:
@@ -172,6 +168,19 @@ def delivered_as_stored(delivery: Delivery) -> Stored:
     """Return a delivery of a reader as the message it is."""
     time = _EPOCH + timedelta(microseconds=delivery.time_ns // 1000)
     return Stored(delivery.subject, delivery.data, delivery.seq, time, delivery.headers)
+
+
+def _delivery(raw: Raw, tokens: list[str], at: int) -> Delivery:
+    return Delivery(
+        raw.subject,
+        raw.data,
+        raw.headers,
+        raw.reply,
+        int(tokens[at + 1]),
+        int(tokens[at]),
+        int(tokens[at + 4]),
+        int(tokens[at + 3]),
+    )
 
 
 def to_time(text: str) -> datetime | None:

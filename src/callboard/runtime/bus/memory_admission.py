@@ -9,7 +9,7 @@ from callboard.runtime.bus import header, memory_record
 from callboard.runtime.bus.base import StreamConfig
 from callboard.runtime.bus.header import Headers
 from callboard.runtime.bus.pattern import matches
-from callboard.runtime.errors import BackpressureError, BusError, ConflictError, PayloadTooLargeError
+from callboard.runtime.errors import ApiError, BackpressureError, BusError, ConflictError, PayloadTooLargeError
 
 # The store keeps the size of a header block in 16 bits; plain messages carry more.
 _MAX_HEADERS_BYTES = 65_535
@@ -83,6 +83,7 @@ def check(stream: View, subject: str, data: bytes, headers: Headers, staged: Sta
     """
     _check_size(stream.config, data, headers)
     _check_features(stream.config, subject, headers)
+    _check_rollup(stream.config, subject, headers, staged)
     _check_expected(stream, subject, headers, staged)
 
 
@@ -126,14 +127,26 @@ def _check_features(config: StreamConfig, subject: str, headers: Headers) -> Non
             message = f"per-message TTL is disabled (10166) in {config.name}"
             raise BusError(message)
         memory_record.ttl_s(headers)
-    if header.ROLLUP in headers and not config.allow_rollup:
-        message = f"rollup not permitted (10111) in {config.name}"
-        raise BusError(message)
-    if headers.get(header.ROLLUP, "sub") not in ("sub", "all"):
-        message = f"rollup value invalid: {headers[header.ROLLUP]!r} (10111)"
-        raise BusError(message)
     if header.SCHEDULE in headers:
         _check_schedule(config, subject, headers)
+    if config.allow_schedules and headers.get(header.SCHEDULER) == subject:
+        message = f"message schedules invalid scheduler (10212): {subject} cannot end itself"
+        raise BusError(message)
+
+
+def _check_rollup(config: StreamConfig, subject: str, headers: Headers, staged: Staged) -> None:
+    kind = memory_record.rollup(config, headers)
+    if kind is None:
+        return
+    if not config.allow_rollup:
+        message = f"rollup not permitted (10111) in {config.name}"
+        raise BusError(message)
+    if kind not in ("sub", "all"):
+        message = f"rollup value invalid: {kind!r} (10111)"
+        raise BusError(message)
+    if (staged.subjects[subject] if kind == "sub" else staged.messages) > 0:
+        message = f"batch rollup {kind} invalid (10111): {subject} is written earlier in the same batch"
+        raise ApiError(message, code=400, err_code=10111)
 
 
 def _check_schedule(config: StreamConfig, subject: str, headers: Headers) -> None:
@@ -156,7 +169,7 @@ def _check_expected(stream: View, subject: str, headers: Headers, staged: Staged
         is_rewritten = any(matches(guarded, staged_subject) for staged_subject in staged.subjects)
         if is_rewritten:
             message = f"wrong last sequence (10164): {guarded} is written earlier in the same batch"
-            raise ConflictError(message)
+            raise ApiError(message, code=400, err_code=10164)
         if last_seq != _number(expected):
             raise _conflict(last_seq)
     expected = headers.get(memory_record.EXPECTED_LAST_SEQ)

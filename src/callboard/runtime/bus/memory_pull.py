@@ -10,6 +10,22 @@ from callboard.runtime.bus.memory_broker import BrokerCore, Interest
 from callboard.runtime.bus.memory_record import freeze
 
 
+class Part(Protocol):
+    """What a connection keeps open."""
+
+    def end(self) -> None:
+        """End it now."""
+        ...
+
+    def unlink(self) -> None:
+        """Lose the broker's side of it, as a broken link does."""
+        ...
+
+    def relink(self) -> None:
+        """Go on now that the link stands again."""
+        ...
+
+
 class Line(Protocol):
     """The connection as its parts see it."""
 
@@ -27,7 +43,7 @@ class Line(Protocol):
         """Run ``act`` on a later loop turn, unless the link breaks before."""
         ...
 
-    def drop(self, part: MemorySubscription | MemoryPull) -> None:
+    def drop(self, part: Part) -> None:
         """Forget a part that ended."""
         ...
 
@@ -52,6 +68,12 @@ class MemorySubscription:
         self._is_open = False
         self._link.broker.unsubscribe(self._interest)
         self._link.drop(self)
+
+    def unlink(self) -> None:
+        """Miss what is sent from now on."""
+
+    def relink(self) -> None:
+        """Hear again; what was sent meanwhile is missed."""
 
     def _post(self, message: Message) -> None:
         frozen = Message(message.subject, bytes(message.data), freeze(message.headers) or None, message.reply)

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from msgspec import Struct
 
 from callboard.runtime.bus import header
-from callboard.runtime.bus.base import Stored
+from callboard.runtime.bus.base import Stored, StreamConfig
 from callboard.runtime.bus.header import Headers
 from callboard.runtime.bus.memory_schedule import Rule, parse_duration
 from callboard.runtime.errors import BusError
@@ -19,7 +19,6 @@ EXPECTED_LAST_MSG_ID = "Nats-Expected-Last-Msg-Id"
 EXPECTED_STREAM = "Nats-Expected-Stream"
 EXPECTED_SUBJECT = "Nats-Expected-Last-Subject-Sequence-Subject"
 SCHEDULE_TTL = "Nats-Schedule-TTL"
-STREAM_SOURCE = "Nats-Stream-Source"
 SCHEDULE_PURGE = "purge"
 
 _SCHEDULE_ONLY = frozenset(
@@ -101,10 +100,22 @@ def rule(headers: Headers) -> Rule | None:
     return None if text is None else Rule(text, time_zone=headers.get(header.SCHEDULE_TZ))
 
 
+def rollup(config: StreamConfig, headers: Headers) -> str | None:
+    """Return what a message replaces: "sub" all of its subject, "all" all of the stream, None nothing."""
+    kind = headers.get(header.ROLLUP)
+    return "sub" if kind is None and config.allow_schedules and header.SCHEDULE in headers else kind
+
+
 def firing_headers(record: Record, next_firing: str) -> dict[str, str]:
-    """Return the headers of a schedule's firing: the writer's own, without those that made it a schedule."""
-    kept = {name: value for name, value in record.headers.items() if name not in _SCHEDULE_ONLY}
-    kept = without_conditions(kept)
+    """Return the headers of a schedule's firing: the writer's own, without those that made it a schedule.
+
+    Those of the batch that stored the schedule stay, as the real broker leaves them.
+    """
+    kept = {
+        name: value
+        for name, value in record.headers.items()
+        if name not in _SCHEDULE_ONLY and not name.startswith("Nats-Expected-")
+    }
     if SCHEDULE_TTL in record.headers:
         kept[header.TTL] = record.headers[SCHEDULE_TTL]
     kept[header.SCHEDULER] = record.subject

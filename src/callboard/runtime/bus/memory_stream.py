@@ -192,9 +192,7 @@ class MemoryStream:
             headers = memory_record.without_conditions(record.headers)
             filters = "\f".join(source.filters) or ">"
             stars = "\f".join(">" for _ in source.filters) or ">"
-            headers[memory_record.STREAM_SOURCE] = (
-                f"{origin.name} {record.seq} {filters} {stars} {record.subject} memory"
-            )
+            headers[header.STREAM_SOURCE] = f"{origin.name} {record.seq} {filters} {stars} {record.subject} memory"
             frozen = memory_record.freeze(headers)
             subject = self._stored_name(record.subject)
             try:
@@ -279,11 +277,9 @@ class MemoryStream:
         return record
 
     def _clear_way(self, subject: str, headers: Headers) -> None:
-        kind = headers.get(header.ROLLUP)
-        if kind == "all":
-            self.purge(subject=None, below_seq=None)
-        elif kind == "sub" or (self.config.allow_schedules and header.SCHEDULE in headers):
-            self.purge(subject=subject, below_seq=None)
+        kind = memory_record.rollup(self.config, headers) if self.config.allow_rollup else None
+        if kind is not None:
+            self.purge(subject=subject if kind == "sub" else None, below_seq=None)
         if self.config.allow_schedules and headers.get(header.SCHEDULE_NEXT) == memory_record.SCHEDULE_PURGE:
             self.purge(subject=headers.get(header.SCHEDULER, ""), below_seq=None)
 
