@@ -1,4 +1,4 @@
-"""From what the user typed to capabilities and actors, by module name or file path; in plain words if it fails."""
+"""From what the user typed to capabilities and actors: a module or a file, and a plain word when it fails."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from msgspec import Struct
 
@@ -25,14 +25,19 @@ TRACE_FRAMES = 4
 
 
 class Parts(Struct, frozen=True, kw_only=True):
-    """What modules hold for a worker to serve, in the order of the modules."""
+    """What a worker serves: the capabilities and the actor classes of some modules, in the order of the targets."""
 
-    capabilities: list[Capability[..., Any]] = []
-    actors: list[type[Actor]] = []
+    capabilities: tuple[Capability[..., Any], ...] = ()
+    actors: tuple[type[Actor], ...] = ()
+
+    @property
+    def names(self) -> tuple[frozenset[str], frozenset[str]]:
+        """Names of the capabilities, and of the actor types."""
+        return frozenset(c.name for c in self.capabilities), frozenset(a.actor_name for a in self.actors)
 
 
-def load_module_parts(targets: Sequence[str]) -> Parts:
-    """Import every target and return the capabilities and actors they hold, in the order of the targets.
+def load_parts(targets: Sequence[str]) -> Parts:
+    """Import every target and return the capabilities and actors they hold.
 
     The working directory, and the folder of a file, are put on ``sys.path``, as ``python -m`` and ``python FILE`` do.
 
@@ -46,37 +51,43 @@ def load_module_parts(targets: Sequence[str]) -> Parts:
         ActorDefinitionError: If an actor's class cannot be used.
     """
     _add_path(Path.cwd())
-    capabilities: _Named[Capability[..., Any]] = _Named("a capability")
-    actors: _Named[type[Actor]] = _Named("an actor")
+    capabilities: dict[str, Capability[..., Any]] = {}
+    actors: dict[str, type[Actor]] = {}
+    owner: dict[tuple[str, str], str] = {}
     for target in dict.fromkeys(targets):
         module = load_module(target)
-        own_capabilities, own_actors = find_capabilities(module), find_actors(module)
-        if not own_capabilities and not own_actors:
+        mine, classes = find_capabilities(module), find_actors(module)
+        if not mine and not classes:
             message = (
-                f"{target} has no capability and no actor: put @capability above a function at its top level, "
-                f"or define a class that extends Actor"
+                f"{target} has no capability and no actor: put @capability above a function, or define an Actor "
+                "class, at its top level"
             )
             raise ModuleLoadError(message)
-        for capability in own_capabilities:
-            capabilities.add(capability.name, capability, target)
-        for actor in own_actors:
-            actors.add(_prepared(actor, target).name, actor, target)
-    return Parts(capabilities=list(capabilities.found.values()), actors=list(actors.found.values()))
+        for capability in mine:
+            _take(capabilities, capability.name, capability, what="a capability", target=target, owner=owner)
+        for cls in classes:
+            _prepare(cls, target)
+            _take(actors, cls.actor_name, cls, what="an actor", target=target, owner=owner)
+    return Parts(capabilities=tuple(capabilities.values()), actors=tuple(actors.values()))
 
 
-def load_capabilities(targets: Sequence[str]) -> list[Capability[..., Any]]:
-    """Import every target and return the capabilities they hold; as ``load_module_parts``, which has the actors too.
+def _prepare(cls: type[Actor], target: str) -> None:
+    """Find what is wrong with a class here, where its module is known."""
+    try:
+        ActorType.of(cls)
+    except ActorDefinitionError as error:
+        message = f"{target}: {error}"
+        raise ActorDefinitionError(message) from error
 
-    Raises:
-        ModuleLoadError: As there; also if there are only actors.
-        ConfigError: As there.
-        ActorDefinitionError: As there.
-    """
-    parts = load_module_parts(targets)
-    if not parts.capabilities:
-        message = f"{', '.join(targets)} has no capability: put @capability above a function at its top level"
+
+def _take(
+    found: dict[str, T], name: str, part: T, *, what: str, target: str, owner: dict[tuple[str, str], str]
+) -> None:
+    if name in found and found[name] is not part:
+        message = f"{target} and {owner[what, name]} both have {what} {name!r}: rename one"
         raise ModuleLoadError(message)
-    return parts.capabilities
+    found[name] = part
+    owner[what, name] = target
 
 
 def load_module(target: str) -> ModuleType:
@@ -99,31 +110,6 @@ def load_module(target: str) -> ModuleType:
     except BaseException as error:
         # whatever a user's module does at import has one answer: what failed, and where
         raise ModuleLoadError(_failed(target, error)) from error
-
-
-class _Named(Generic[T]):
-    """Things by name, and the target that each came from."""
-
-    def __init__(self, what: str) -> None:
-        self.found: dict[str, T] = {}
-        self._what = what
-        self._owner: dict[str, str] = {}
-
-    def add(self, name: str, thing: T, target: str) -> None:
-        known = self.found.get(name)
-        if known is not None and known is not thing:
-            message = f"{target} and {self._owner[name]} both have {self._what} {name!r}: rename one"
-            raise ModuleLoadError(message)
-        self.found[name] = thing
-        self._owner[name] = target
-
-
-def _prepared(actor: type[Actor], target: str) -> ActorType:
-    try:
-        return ActorType.of(actor)
-    except ActorDefinitionError as error:
-        message = f"{target}: {error}"
-        raise ActorDefinitionError(message) from error
 
 
 def _load_file(path: Path) -> ModuleType:
