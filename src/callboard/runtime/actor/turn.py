@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import UNSET, Struct, UnsetType
 
 from callboard.runtime import codec, subjects
 from callboard.runtime.actor import answer, ref
@@ -49,7 +49,7 @@ class ParkSignal(BaseException):
 class AskOutcome(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a journaled ask came to."""
 
-    value: Raw | UnsetType = UNSET
+    value: Any = None
     error: ReplyError | UnsetType = UNSET
 
 
@@ -223,7 +223,7 @@ class Turn:
                         idempotency_key=idempotency_key or _short(slot.id),
                         headers=self._headers(),
                     )
-                    outcome = AskOutcome(value=Raw(codec.encode(value)))
+                    outcome = AskOutcome(value=value)
                 except AskFailedError as error:
                     outcome = AskOutcome(
                         error=ReplyError(code=error.cause_code, message=str(error), type=error.cause_type)
@@ -232,7 +232,7 @@ class Turn:
             found = msgspec.convert(slot.value, AskOutcome)
         if found.error is not UNSET:
             raise answer.exception(found.error, target.address)
-        return msgspec.json.decode(found.value) if found.value is not UNSET else None
+        return found.value
 
     async def stream(self, to: str | Address, message: object, *, timeout_s: float = 30.0) -> AsyncIterator[Any]:
         """See ``TurnApi``. Not recorded: a turn that runs again asks again."""
