@@ -10,6 +10,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from callboard.runtime import errors, testing
+    from callboard.runtime.actor.actor import Actor
+    from callboard.runtime.actor.address import Address
+    from callboard.runtime.actor.handler import every, on
+    from callboard.runtime.actor.migration import migrate
+    from callboard.runtime.actor.parts import Gap
+    from callboard.runtime.actor.ref import ActorRef
+    from callboard.runtime.actor.turn_api import current_turn
     from callboard.runtime.capability import Capability, capability
     from callboard.runtime.client import Cancellation, Client, TaskHandle
     from callboard.runtime.context import TaskContext, current_task
@@ -26,11 +33,15 @@ if TYPE_CHECKING:
     from callboard.runtime.worker import Worker, WorkerOptions
 
 __all__ = [
+    "Actor",
+    "ActorRef",
+    "Address",
     "BackpressureError",
     "CallboardError",
     "Cancellation",
     "Capability",
     "Client",
+    "Gap",
     "RetryPolicy",
     "RetryableError",
     "TaskContext",
@@ -43,16 +54,24 @@ __all__ = [
     "capability",
     "connect",
     "current_task",
+    "current_turn",
     "errors",
+    "every",
+    "migrate",
+    "on",
     "testing",
 ]
 
 _HOMES = {
+    "Actor": "actor.actor",
+    "ActorRef": "actor.ref",
+    "Address": "actor.address",
     "BackpressureError": "errors",
     "CallboardError": "errors",
     "Cancellation": "client",
     "Capability": "capability",
     "Client": "client",
+    "Gap": "actor.parts",
     "RetryPolicy": "retry",
     "RetryableError": "errors",
     "TaskContext": "context",
@@ -65,6 +84,10 @@ _HOMES = {
     "capability": "capability",
     "connect": "host",
     "current_task": "context",
+    "current_turn": "actor.turn_api",
+    "every": "actor.handler",
+    "migrate": "actor.migration",
+    "on": "actor.handler",
 }
 
 

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from callboard.runtime.bus import header
 from callboard.runtime.bus.base import Bus, Message, Write
 from callboard.runtime.errors import (
     BusClosedError,
@@ -127,6 +128,36 @@ async def test_a_request_that_nobody_answers_times_out(bus: Bus) -> None:
         await bus.request("deaf", b"", timeout_s=0.05)
 
 
+async def test_nobody_answers_for_a_connection_that_is_gone(broker: Broker) -> None:
+    asker, other = await broker.connect(), await broker.connect()
+
+    def answer(message: Message) -> None:
+        answers.append(asyncio.ensure_future(other.publish(message.reply)))
+
+    answers: list[asyncio.Future[None]] = []
+    await other.subscribe("cb.ping.w", answer)
+    assert (await asker.request("cb.ping.w", timeout_s=5)).data == b""
+    await other.close()
+    with pytest.raises(NoRespondersError):
+        await asker.request("cb.ping.w", timeout_s=5)
+
+
+async def test_a_reconnect_that_was_asked_for_keeps_what_was_subscribed(broker: Broker) -> None:
+    bus, other = await broker.connect(), await broker.connect()
+    reconnects: list[float] = []
+    heard: list[bytes] = []
+    first_s = bus.connected_at
+    bus.on_reconnect(lambda: reconnects.append(bus.connected_at))
+    await bus.subscribe("a", lambda message: heard.append(message.data))
+    await bus.reconnect()
+    await eventually(lambda: reconnects and bus.is_connected)
+    assert bus.connected_at > first_s
+    await bus.flush()
+    await other.publish("a", b"1")
+    await eventually(lambda: heard == [b"1"])
+    assert len(reconnects) == 1
+
+
 async def test_inboxes_are_unique_and_can_be_heard(bus: Bus) -> None:
     assert len({bus.inbox() for _ in range(100)}) == 100
     heard: list[Message] = []
@@ -193,6 +224,7 @@ async def test_after_closing_everything_says_so(broker: Broker) -> None:
         bus.publish("a"),
         bus.flush(),
         bus.request("a"),
+        bus.reconnect(),
         bus.store(Write("l.a", b"")),
         bus.store_batch([Write("l.a", b"")]),
         bus.stream_info("L"),
@@ -213,3 +245,12 @@ async def test_closing_answers_who_still_waits(broker: Broker) -> None:
     await bus.close()
     with pytest.raises(BusClosedError):
         await waiting
+
+
+async def test_a_question_that_nobody_hears_is_answered_with_a_status(bus: Bus) -> None:
+    heard: list[Message] = []
+    inbox = bus.inbox()
+    await bus.subscribe(inbox, heard.append)
+    await bus.publish("nobody.there", b"?", reply=inbox)
+    await eventually(lambda: heard)
+    assert (heard[0].data, (heard[0].headers or {}).get(header.STATUS)) == (b"", header.NO_RESPONDERS)

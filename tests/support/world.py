@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from callboard.runtime import record, subjects
+from callboard.runtime.actor.actor import Actor
 from callboard.runtime.bus.base import Bus, Stored
 from callboard.runtime.bus.memory import MemoryBroker, MemoryBus
 from callboard.runtime.bus.provision import apply, plan
@@ -76,7 +77,7 @@ class World:
 
     async def start(
         self,
-        *capabilities: Capability[..., Any],
+        *parts: Capability[..., Any] | type[Actor],
         options: WorkerOptions = QUICK,
         worker_id: str | None = None,
         wrap: Callable[[Bus], Bus] | None = None,
@@ -90,8 +91,9 @@ class World:
             return bus if wrap is None else wrap(bus)
 
         worker = Worker(
-            capabilities,
+            [part for part in parts if isinstance(part, Capability)],
             connect,
+            actors=[part for part in parts if isinstance(part, type)],
             options=options,
             clock=self.clock,
             worker_id=worker_id,

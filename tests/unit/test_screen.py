@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from msgspec import UNSET
+from msgspec import UNSET, structs
 
 from callboard.runtime.record import AttemptKind, AttemptRecord
 from callboard.runtime.screen import Bury, Drop, Reschedule, Run, Skip, Verdict, Wait, needs_questions, screen
@@ -83,6 +83,13 @@ def test_a_failed_run_counts_as_attempt_and_not_as_crash() -> None:
 
 def test_a_retry_that_is_not_due_waits_for_the_rest_of_its_gap() -> None:
     assert ask(note(1, "failed", due_s=3)) == Wait(3.0)
+
+
+def test_a_retry_noted_by_a_clock_that_is_an_hour_ahead_does_not_wait_for_that_hour() -> None:
+    ahead = structs.replace(
+        note(1, "failed"), at=NOW + timedelta(hours=1), retry_at=NOW + timedelta(hours=1, seconds=2)
+    )
+    assert ask(ahead) == Run(attempt=2, crashes=0, next_n=2, is_restart=True, is_suspect=False)
 
 
 def test_a_run_handed_back_by_a_drain_is_neither_attempt_nor_crash() -> None:

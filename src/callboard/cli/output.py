@@ -23,9 +23,9 @@ def emit(value: object, *, file: TextIO | None = None) -> None:
     click.echo(msgspec.json.encode(value), file=file)
 
 
-def tell(text: str) -> None:
-    """Write a line that holds what somebody else wrote: an id, an error, a result."""
-    click.echo(visible(text) if sys.stdout.isatty() else text)
+def tell(text: str, *, end: str = "\n") -> None:
+    """Write a line, or with another ``end`` a piece of one, of what somebody else wrote: an id, an error, a result."""
+    click.echo((visible(text) if sys.stdout.isatty() else text) + end, nl=False)
 
 
 def visible(text: str) -> str:

@@ -118,12 +118,13 @@ class Admission:
         known = [(c, a) for c, a, is_closed in zip(again, answers, closed, strict=True) if is_closed]
         self._judge([c for c, _ in known], [a for _, a in known])
         unknown = [claim for claim, is_closed in zip(again, closed, strict=True) if not is_closed]
+        before = [answer for answer in answers if not answer.is_closed]
         if unknown:
             # for a few seconds after our own reconnect the holder may not be back yet: keep the claim, run nothing
             wait_s = self._bus.connected_at + self._quarantine_s - self._clock.monotonic()
             if wait_s > 0:
                 await self._clock.sleep(wait_s)
-            self._judge(unknown, await self._persist(lambda: self._questions.ask(unknown)))
+            self._judge(unknown, await self._persist(lambda: self._questions.ask(unknown, before)))
 
     async def _persist(self, ask: Callable[[], Coroutine[Any, Any, list[Answers]]]) -> list[Answers]:
         """Ask until there is an answer, with the leases held: without one nothing may be run."""

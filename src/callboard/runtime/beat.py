@@ -31,10 +31,30 @@ class CapabilityLoad(Struct, frozen=True, kw_only=True):
     is_paused: bool = False
 
 
+class ActorLoad(Struct, frozen=True, kw_only=True):
+    """One actor type that a worker hosts.
+
+    Attributes:
+        partitions: Those it owns now.
+        active: Actors in its memory.
+        running: Those of them in mid-turn.
+        version: Version of the type's state.
+        fingerprint: Of the type's handlers and state, so that hosts with other code can be told apart.
+    """
+
+    kind: str
+    partitions: list[int]
+    active: int
+    running: int
+    version: int
+    fingerprint: str
+
+
 class Beat(Struct, frozen=True, kw_only=True):
     """What a worker says of itself.
 
     Attributes:
+        server: Name of the server that its keeper, who answers pings, is connected to; "" when it is not known.
         fetched_at: When the broker last answered its pulls; a worker that is connected and deaf stops moving it.
     """
 
@@ -49,6 +69,8 @@ class Beat(Struct, frozen=True, kw_only=True):
     fetched_at: datetime | None
     labels: dict[str, str]
     capabilities: list[CapabilityLoad]
+    server: str = ""
+    actors: list[ActorLoad] = []
 
 
 _decoder = msgspec.json.Decoder(Beat)

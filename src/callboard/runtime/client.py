@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
 from msgspec import UNSET, Raw, Struct
 
 from callboard.runtime import codec, ids, record, subjects
+from callboard.runtime import deadline as deadlines
+from callboard.runtime.actor.address import Address
+from callboard.runtime.actor.ref import ActorRef
 from callboard.runtime.blobs import CLAIM_CHECK_BYTES, BlobRef, BlobStore, claim_header
 from callboard.runtime.bus import header
 from callboard.runtime.bus.base import DEFAULT_TIMEOUT_S, Bus, Message, PubAck, Subscription, Write
@@ -22,7 +25,6 @@ from callboard.runtime.errors import (
     BusError,
     BusTimeoutError,
     ConflictError,
-    DeadlineError,
     InputError,
     NoRespondersError,
     TaskFailedError,
@@ -60,7 +62,7 @@ class Cancellation(Struct, frozen=True, kw_only=True):
 
 
 class Client:
-    """Submits tasks over one bus connection. Close the bus when done; the client holds nothing else."""
+    """Submits tasks and talks to actors over one bus connection. Close the bus when done; it holds nothing else."""
 
     def __init__(self, bus: Bus, *, clock: Clock = SYSTEM_CLOCK, claim_check_bytes: int = CLAIM_CHECK_BYTES) -> None:
         """Use an open bus.
@@ -205,6 +207,16 @@ class Client:
         """Submit and wait for the result. See ``submit`` and ``wait`` for options and errors."""
         handle = await self.submit(capability, value, notify=True, **options)
         return await self.wait(handle, timeout_s=timeout_s)
+
+    # --- actors
+
+    def actor(self, address: Address | str) -> ActorRef:
+        """Return a reference to an actor, ``type/key``, to tell and to ask.
+
+        Raises:
+            InvalidNameError: If the text is no address.
+        """
+        return ActorRef(self._bus, address, clock=self._clock)
 
     # --- results
 
@@ -405,15 +417,7 @@ class Client:
         if header.MSG_ID in extra:
             ids.check(extra[header.MSG_ID])
         if deadline is not None:
-            now = self._clock.now()
-            moment = now + deadline if isinstance(deadline, timedelta) else deadline
-            if moment.tzinfo is None:
-                message = "a deadline needs a time zone: datetime.now(UTC) + timedelta(...)"
-                raise DeadlineError(message)
-            if moment <= now:
-                message = f"the deadline {moment.isoformat()} has passed; nothing was submitted"
-                raise DeadlineError(message)
-            extra[header.DEADLINE] = moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+            extra[header.DEADLINE] = deadlines.stamp(deadlines.moment(deadline, now=self._clock.now()))
         if reply_to is not None:
             extra[header.REPLY_TO] = reply_to
         return extra

@@ -78,6 +78,24 @@ def encode(value: object) -> bytes:
     return data
 
 
+def canonical(value: object) -> bytes:
+    """Return JSON that is the same for equal values in every process, whatever order their dicts and sets have.
+
+    For digests, not for reading back: a pydantic model that holds sets is written by its Python values.
+
+    Raises:
+        EncodeError: As ``encode`` does, and for a set whose members cannot be sorted.
+    """
+    plain = encode(value)
+    for hook in (_to_python, _to_builtins):
+        try:
+            return msgspec.json.encode(value, enc_hook=hook, order="deterministic")
+        except (TypeError, ValueError, RecursionError, msgspec.EncodeError) as error:
+            reason = error
+    message = f"{len(plain)} bytes of JSON have no fixed order: {reason}"
+    raise EncodeError(message) from reason
+
+
 def _from_builtins(kind: Any, value: Any) -> Any:  # noqa: ANN401 - the hook's contract is untyped
     validate = getattr(kind, "model_validate", None)
     if validate is None:
@@ -93,6 +111,16 @@ def _to_builtins(value: Any) -> Any:  # noqa: ANN401 - as above
         message = f"{type(value).__name__} has no JSON form: return a Struct, a dataclass, a model or plain values"
         raise TypeError(message)
     return dump(mode="json")
+
+
+def _to_python(value: Any) -> Any:  # noqa: ANN401 - as above
+    dump = getattr(value, "model_dump", None)
+    if dump is not None:
+        # in the JSON mode a model turns its sets into lists, in an order that differs from process to process
+        return dump(mode="python")
+    from pydantic_core import to_jsonable_python  # noqa: PLC0415 - only what a model holds comes here
+
+    return to_jsonable_python(value)
 
 
 def has_non_finite(value: object) -> bool:

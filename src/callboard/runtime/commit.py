@@ -55,6 +55,11 @@ class Entry(Struct, gc=False):
     retries: int = 0
 
 
+def backoff_s(retries: int) -> float:
+    """Return how long to wait before the ``retries``-th attempt again (from 1), in seconds."""
+    return min(RETRY_MAX_S, RETRY_FIRST_S * 2.0 ** min(retries - 1, 10))
+
+
 class Chooser:
     """Decides between single writes and a batch from trials of both; pure but for its memory.
 
@@ -74,6 +79,11 @@ class Chooser:
         self.batch_s: float | None = None
         self._is_batch_better = False
         self._tried_at = float("-inf")
+
+    @property
+    def is_batch_better(self) -> bool:
+        """Whether the last trial found batches clearly better; then a record rides free in one that goes anyway."""
+        return self._is_batch_better
 
     def wants_trial(self, count: int, now_s: float) -> bool:
         """Return whether a group of ``count`` should try both ways: the first large enough one, then one in a while."""
@@ -280,8 +290,7 @@ class Committer:
         self.last_problem = f"{error.code}: {error}"
         entry.retries += 1
         self._later += 1
-        delay_s = min(RETRY_MAX_S, RETRY_FIRST_S * 2 ** min(entry.retries - 1, 10))
-        group.create_task(self._again(entry, delay_s), name="commit-again")
+        group.create_task(self._again(entry, backoff_s(entry.retries)), name="commit-again")
 
     async def _again(self, entry: Entry, delay_s: float) -> None:
         await self._clock.sleep(delay_s)

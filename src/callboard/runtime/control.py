@@ -5,6 +5,8 @@ from __future__ import annotations
 import msgspec
 from msgspec import Struct
 
+from callboard.runtime.errors import DecodeError
+
 CONFIG_BUCKET = "CB_CONFIG"
 PAUSE_PREFIX = "pause."
 
@@ -24,5 +26,39 @@ class CancelRequest(Struct, frozen=True, kw_only=True):
     reason: str = "cancelled by request"
 
 
+class Accusation(Struct, frozen=True, kw_only=True):
+    """Body of ``cb.ctl.dead`` from a worker that got no answer from another one: look for yourself."""
+
+    worker: str
+    by: str = ""
+
+
+class ProcessEnd(Struct, frozen=True, kw_only=True):
+    """Body of ``cb.ctl.dead`` from a parent that saw its child end."""
+
+    host: str
+    pid: int
+    by: str = ""
+
+
 decode_order = msgspec.json.Decoder(Order).decode
 decode_cancel = msgspec.json.Decoder(CancelRequest).decode
+_accusation = msgspec.json.Decoder(Accusation)
+_process_end = msgspec.json.Decoder(ProcessEnd)
+
+
+def decode_death(data: bytes) -> Accusation | ProcessEnd:
+    """Return what a message on ``cb.ctl.dead`` says.
+
+    Raises:
+        DecodeError: If it is neither.
+    """
+    try:
+        return _process_end.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        pass  # then it must be the other form
+    try:
+        return _accusation.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        message = f"this is no report of a death: {error}"
+        raise DecodeError(message) from error

@@ -6,7 +6,8 @@
 The points, as a task meets them: ``claimed`` (taken, nothing begun), ``before-effect`` (before the handler),
 ``after-effect`` (the handler returned, no record yet), ``mid-batch`` (of the records written together, one was told
 that it stands), ``after-result-puback`` (the record stands), ``before-ack``; and ``in-drain`` (stopping with work under
-way).
+way). A turn of an actor meets ``before-commit`` (handled, nothing stored), ``after-commit`` (stored, nobody told),
+``mid-batch`` and ``before-reply``.
 """
 
 from __future__ import annotations
@@ -15,7 +16,16 @@ import os
 from typing import Literal
 
 Point = Literal[
-    "claimed", "before-effect", "after-effect", "mid-batch", "after-result-puback", "before-ack", "in-drain"
+    "claimed",
+    "before-effect",
+    "after-effect",
+    "mid-batch",
+    "after-result-puback",
+    "before-ack",
+    "in-drain",
+    "before-commit",
+    "after-commit",
+    "before-reply",
 ]
 
 VARIABLE = "CALLBOARD_CRASH_AT"

@@ -476,3 +476,32 @@ class PortInUseError(CallboardError):
     def __init__(self, message: str, *, port: int = 0) -> None:
         super().__init__(message)
         self.port = port
+
+
+# --- simulation --------------------------------------------------------------------------------------------------
+
+
+class SimulationError(CallboardError):
+    """Raised when a simulated run failed: a simulated program let an error out, or a run cannot go on.
+
+    Attributes:
+        seed: Repeats the run.
+    """
+
+    code = "simulation"
+
+    def __init__(self, message: str, *, seed: int = 0) -> None:
+        super().__init__(message)
+        self.seed = seed
+
+
+class SimulationDeadlockError(SimulationError):
+    """Raised when nothing can ever happen again and the simulation's main has not ended; names who waits where."""
+
+    code = "simulation_deadlock"
+
+
+class SimulationStuckError(SimulationError):
+    """Raised when a simulation has used up its steps or its time; names who waits where."""
+
+    code = "simulation_stuck"

@@ -22,6 +22,9 @@ PROCESS_STARTED: Final = "callboard.v1.process.started"  # info: slot, pid
 PROCESS_RESTARTED: Final = "callboard.v1.process.restarted"  # warning: slot, restarts, delay_s, status
 PROCESS_ABANDONED: Final = "callboard.v1.process.abandoned"  # error: slot, restarts, window_s
 PROCESS_KILLED: Final = "callboard.v1.process.killed"  # warning: slot, pid
+PROCESS_UNREPORTED: Final = (
+    "callboard.v1.process.unreported"  # warning: pid, message; a death others see a second later
+)
 
 # --- task --------------------------------------------------------------------------------------------------------
 
@@ -40,6 +43,20 @@ TASK_UNCOMMITTED: Final = "callboard.v1.task.uncommitted"  # error: task, capabi
 LEASE_EXTENDED_LATE: Final = "callboard.v1.lease.extended_late"  # warning: tasks, silent_s
 LEASE_LAPSED: Final = "callboard.v1.lease.lapsed"  # warning: task, capability; another worker may run it now
 LEASE_RELEASED: Final = "callboard.v1.lease.released"  # error: tasks, blocked_s; loop dead for max_block_s
+
+# --- actor -------------------------------------------------------------------------------------------------------
+
+ACTOR_FAILED: Final = "callboard.v1.actor.failed"  # error: actor, code, message; its mail waits for a person
+TURN_FAILED: Final = "callboard.v1.turn.failed"  # warning: actor, seq, attempt, code, type
+TURN_FENCED: Final = "callboard.v1.turn.fenced"  # warning: actor, epoch; another host wrote since, thrown away
+TURN_CANCELLED: Final = "callboard.v1.turn.cancelled"  # info: actor, seq, reason
+MAIL_DEAD_LETTERED: Final = "callboard.v1.mail.dead_lettered"  # error: actor, seq, attempts, code
+MAIL_REFUSED: Final = "callboard.v1.mail.refused"  # warning: actor, mails, policy, problem; the mailbox is full
+HOOK_FAILED: Final = "callboard.v1.hook.failed"  # warning: actor, hook, type
+PARTITION_TAKEN: Final = "callboard.v1.partition.taken"  # info: type, partition, epoch, from_worker, is_from_dead
+PARTITION_HANDED_OVER: Final = "callboard.v1.partition.handed_over"  # info: type, partition, epoch, to, held
+PARTITION_LOST: Final = "callboard.v1.partition.lost"  # warning: type, partition, epoch
+PARTITION_UNPLACED: Final = "callboard.v1.partition.unplaced"  # debug: code, message; tried again
 
 # --- bus ---------------------------------------------------------------------------------------------------------
 

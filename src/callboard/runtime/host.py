@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from callboard.runtime import events, logs, metrics, subjects
+from callboard.runtime.actor.actor import Actor
+from callboard.runtime.actor.services import ActorRules
 from callboard.runtime.bus import provision, topology
 from callboard.runtime.bus.base import Bus
 from callboard.runtime.capability import DEFAULT_POOL, Capability
@@ -88,7 +90,8 @@ async def provision_embedded(settings: Settings) -> None:
     bus = await connector(settings)("provision")
     try:
         store_bytes = DataFolder(settings.server.data_dir).max_file_bytes(settings.server)
-        wanted = topology.declared(topology.fit(settings.topology, store_bytes=store_bytes))
+        fitting = topology.fit(settings.topology, store_bytes=store_bytes)
+        wanted = topology.declared(fitting, audit=settings.actors.audit)
         await provision.apply(bus, await provision.plan(bus, wanted))
     finally:
         await bus.close()
@@ -152,6 +155,7 @@ def worker_options(settings: Settings) -> WorkerOptions:
         drain_grace_s=worker.drain_grace_s,
         holds_wait_s=work.holds_wait_s,
         pool_rules=PoolRules(crash_limit=work.crash_limit, quarantine_s=work.quarantine_s),
+        actor_rules=ActorRules(partitions=settings.topology.partitions, claim_check_bytes=int(work.claim_check_bytes)),
         settle_rules=SettleRules(
             schedule_over_s=work.retry_schedule_above_s, claim_check_bytes=int(work.claim_check_bytes)
         ),
@@ -196,20 +200,24 @@ async def run_worker(
     settings: Settings,
     capabilities: Sequence[Capability[..., Any]],
     *,
+    actors: Sequence[type[Actor]] = (),
     on_ready: Callable[[Worker], None] | None = None,
     parent_fd: int | None = None,
     health_port: int | None = None,
     connect: Connect | None = None,
+    on_signal: Callable[[], None] | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; the first drains, the second stops at once. Returns after a clean end.
 
     Args:
         settings: All settings.
         capabilities: What to serve.
+        actors: Classes of the actors to host.
         on_ready: Called once, when it pulls.
         parent_fd: A pipe whose end means that the parent died: then it stops at once.
         health_port: Port of the health endpoint in place of the setting's.
         connect: How to connect in place of the settings'; for tests.
+        on_signal: Called at each signal, before the worker stops.
 
     Raises:
         ModuleLoadError: If there is nothing to serve in the pool.
@@ -218,7 +226,8 @@ async def run_worker(
         PortInUseError: If the health port is taken.
     """
     use_retry(capabilities, settings)
-    worker = Worker(capabilities, _verified(connect or connector(settings)), options=worker_options(settings))
+    open_bus = _verified(connect or connector(settings))
+    worker = Worker(capabilities, open_bus, actors=actors, options=worker_options(settings))
     port = settings.worker.health_port if health_port is None else health_port
 
     def ready() -> None:
@@ -226,7 +235,7 @@ async def run_worker(
         if on_ready is not None:
             on_ready(worker)
 
-    with _signals(worker), _lifeline(worker, parent_fd):
+    with _signals(worker, on_signal), _lifeline(worker, parent_fd):
         async with _health(worker, host=settings.worker.health_host, port=port):
             watcher = asyncio.create_task(_leave_stuck(worker), name="host-stuck")
             try:
@@ -283,13 +292,15 @@ def _verified(connect: Connect) -> Connect:
 
 
 @contextmanager
-def _signals(worker: Worker) -> Iterator[None]:
+def _signals(worker: Worker, on_signal: Callable[[], None] | None) -> Iterator[None]:
     loop = asyncio.get_running_loop()
     count = 0
 
     def stop() -> None:
         nonlocal count
         count += 1
+        if on_signal is not None:
+            on_signal()
         _log.info(events.WORKER_DRAIN_BEGUN, worker=worker.id, now=count > 1)
         worker.stop(now=count > 1)
 

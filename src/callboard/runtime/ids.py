@@ -6,6 +6,8 @@ import os
 import re
 import secrets
 import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from callboard.runtime import subjects
 from callboard.runtime.errors import InvalidNameError
@@ -16,9 +18,23 @@ _MAX_SEQ = 2**63 - 1
 _NOT_NAME = re.compile(r"[^a-z0-9_-]+")
 
 
+_draw: Callable[[int], bytes] = secrets.token_bytes
+
+
 def new_token(size_bytes: int = 8) -> str:
     """Return ``size_bytes`` random bytes as lower-case hex."""
-    return secrets.token_hex(size_bytes)
+    return _draw(size_bytes).hex()
+
+
+@contextmanager
+def drawn_from(draw: Callable[[int], bytes]) -> Iterator[None]:
+    """Take every token from ``draw`` meanwhile, which returns so many bytes: a simulation must repeat."""
+    global _draw  # noqa: PLW0603 - tokens are made deep inside, where nobody could hand a source in
+    before, _draw = _draw, draw
+    try:
+        yield
+    finally:
+        _draw = before
 
 
 def new_worker_id() -> str:

@@ -2,6 +2,9 @@
 
 The keeper runs on an event loop of its own in a thread of its own, over a connection of its own, so that a handler that
 blocks the worker's loop keeps its lease. It stops extending when that loop has been dead for ``max_block_s``.
+
+It is also what others see of the worker's life: it beats, answers pings, and leaves a server that does not pass its
+beats on.
 """
 
 from __future__ import annotations
@@ -15,22 +18,35 @@ import msgspec
 from msgspec import Struct
 
 from callboard.runtime import crash, events, logs, subjects
-from callboard.runtime.bus.base import Bus, Message
+from callboard.runtime.bus.base import Bus, Message, Subscription
 from callboard.runtime.claim import Claim, Stage
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
-from callboard.runtime.errors import BusError, CallboardError
+from callboard.runtime.errors import BusError, CallboardError, PermissionDeniedError
 
 _log = logs.get_logger(__name__)
 
 BEAT_EVERY_S = 1.0
 TICK_S = 0.1
+# Our own beats stay away this long: the server hangs, or is cut off. Others would take us for dead at 3 s.
+ECHO_TIMEOUT_S = 1.6
+FORCE_EVERY_S = 4.0
+# After a tick later than this we may have been stopped ourselves, with the echo waiting unread.
+_LATE_TICK_S = 0.5
 
 
 class HoldsQuestion(Struct, frozen=True):
-    """Body of ``cb.ctl.holds``; ``seqs`` tell, beside each task, which message of it asks (0: any)."""
+    """Body of ``cb.ctl.holds``: who runs these tasks?
+
+    Attributes:
+        seqs: Beside each task, which message of it asks (0: any).
+        turns: Beside each task, the broker's delivery count of that message (0: any).
+        worker: Who asks.
+    """
 
     tasks: list[str]
     seqs: list[int] = []
+    turns: list[int] = []
+    worker: str = ""
 
 
 class HoldsAnswer(Struct, frozen=True):
@@ -48,7 +64,9 @@ class LeaseKeeper:
 
     Attributes:
         loop_ticked_at: Monotonic seconds of the worker loop's last sign of life; the worker sets it.
+        stalled_at: Monotonic seconds when that loop last went on after a long silence; the worker sets it.
         late_extensions: How often a lease came within a second of lapsing.
+        server: Name of the server that it is connected to, "" while that is not known.
     """
 
     def __init__(
@@ -65,7 +83,9 @@ class LeaseKeeper:
         self.worker = worker
         self.claims: dict[str, Claim] = {}
         self.loop_ticked_at = clock.monotonic()
+        self.stalled_at = float("-inf")
         self.late_extensions = 0
+        self.server = ""
         self._is_released = False
         self._ack_wait_s = ack_wait_s
         self._extend_every_s = extend_every_s
@@ -92,9 +112,19 @@ class LeaseKeeper:
         """
         return claim.is_stale or self._clock.monotonic() - claim.extended_at > self._ack_wait_s
 
-    def holds(self, task: str, *, seq: int = 0, asker: Claim | None = None) -> bool:
-        """Return whether this process is running ``task``, or is about to by a message that came before ``seq``."""
+    def holds(
+        self, task: str, *, seq: int = 0, turn: int = 0, worker: str | None = None, asker: Claim | None = None
+    ) -> bool:
+        """Return whether this process is running ``task``, or is about to and goes before the one that asks.
+
+        Of two deliveries that are both being asked about, the message that came first goes before the other; of one
+        message the earlier delivery; of two that both look like the first (their server forgot one), the worker whose
+        name is smaller.
+        """
+        goes_first = asker is not None or bool(worker and self.worker < worker)
         for claim in list(self.claims.values()):
+            if claim is asker:
+                goes_first = False
             if claim.task_id != task or claim is asker:
                 continue
             if claim.is_stale and claim.stage in (Stage.SCREENING, Stage.READY):
@@ -102,7 +132,8 @@ class LeaseKeeper:
                 continue
             if claim.stage in (Stage.RUNNING, Stage.SETTLING, Stage.READY):
                 return True
-            if seq and claim.delivery.seq < seq:
+            mine, other = (claim.delivery.seq, claim.delivery.delivered if turn else 0), (seq, turn)
+            if seq and (mine < other or (mine == other and turn and goes_first)):
                 return True
         return False
 
@@ -121,22 +152,53 @@ class LeaseKeeper:
     async def serve(self, bus: Bus, *, stop: Callable[[], bool]) -> None:
         """Extend, answer and beat until ``stop()``; broker errors are outlived."""
         self._answers_due = asyncio.Event()
-        subscription = await bus.subscribe(subjects.CTL_HOLDS, self._on_question)
+        echo = _Echo(self._clock.monotonic())
+        subscriptions = await self._listen(bus, echo)
         answering = asyncio.create_task(self._answer(bus), name="keeper-answers")
-        beat_at_s = 0.0
         try:
             while not stop():
                 now_s = self._clock.monotonic()
                 with contextlib.suppress(BusError):
                     await self._extend(bus, now_s)
-                    if self._beat is not None and now_s >= beat_at_s:
-                        beat_at_s = now_s + BEAT_EVERY_S
-                        await bus.publish(subjects.beat(self.worker), self._beat())
+                    await self._show_life(bus, echo, now_s)
                 await self._clock.sleep(TICK_S)
         finally:
             answering.cancel()
             await asyncio.wait([answering])
-            await subscription.close()
+            for subscription in subscriptions:
+                await subscription.close()
+
+    async def _listen(self, bus: Bus, echo: _Echo) -> list[Subscription]:
+        subscriptions = [await bus.subscribe(subjects.CTL_HOLDS, self._on_question)]
+        if self._beat is None:
+            return subscriptions
+        # A user without leave for these is watched by its beats alone; the bus has told of the refusal.
+        with contextlib.suppress(PermissionDeniedError):
+            subscriptions.append(await bus.subscribe(subjects.ping(self.worker), self._on_ping))
+        with contextlib.suppress(PermissionDeniedError):
+            subscriptions.append(await bus.subscribe(subjects.beat(self.worker), lambda _: self._on_echo(echo)))
+            echo.is_expected = True
+        return subscriptions
+
+    async def _show_life(self, bus: Bus, echo: _Echo, now_s: float) -> None:
+        """Beat when it is time, and at once after a reconnect; leave the server when the beats do not come back."""
+        if self._beat is None:
+            return
+        if now_s >= echo.beat_due_s or bus.connected_at > echo.beaten_s:
+            echo.beaten_s = now_s
+            echo.beat_due_s = now_s + BEAT_EVERY_S
+            self.server = bus.server.name
+            await bus.publish(subjects.beat(self.worker), self._beat())
+        if bus.is_connected and echo.is_missing(now_s, connected_s=bus.connected_at):
+            await bus.reconnect()
+
+    def _on_ping(self, message: Message) -> None:
+        if message.reply:
+            self._answers.append((message.reply, b""))
+            self._answers_due.set()
+
+    def _on_echo(self, echo: _Echo) -> None:
+        echo.heard_s = self._clock.monotonic()
 
     async def _answer(self, bus: Bus) -> None:
         while True:
@@ -171,10 +233,35 @@ class LeaseKeeper:
         except msgspec.DecodeError:
             return
         seqs = question.seqs or [0] * len(question.tasks)
-        held = [task for task, seq in zip(question.tasks, seqs, strict=False) if self.holds(task, seq=seq)]
+        turns = question.turns or [0] * len(question.tasks)
+        asked = zip(question.tasks, seqs, turns, strict=False)
+        held = [task for task, seq, turn in asked if self.holds(task, seq=seq, turn=turn, worker=question.worker)]
         answer = HoldsAnswer(self.worker, held)
         self._answers.append((message.reply, msgspec.json.encode(answer)))
         self._answers_due.set()
+
+
+class _Echo:
+    """Our own beats, sent and come back."""
+
+    def __init__(self, now_s: float) -> None:
+        self.is_expected = False
+        self.heard_s = now_s
+        self.beaten_s = float("-inf")
+        self.beat_due_s = float("-inf")
+        self._ticked_s = now_s
+        self._forced_s = float("-inf")
+
+    def is_missing(self, now_s: float, *, connected_s: float) -> bool:
+        """Return whether to force a reconnect; True at most once every ``FORCE_EVERY_S``."""
+        if now_s - self._ticked_s > _LATE_TICK_S:
+            self.heard_s = now_s
+        self._ticked_s = now_s
+        silent_s = now_s - max(self.heard_s, connected_s)
+        if not self.is_expected or silent_s < ECHO_TIMEOUT_S or now_s - self._forced_s < FORCE_EVERY_S:
+            return False
+        self._forced_s = now_s
+        return True
 
 
 class KeeperThread:

@@ -13,16 +13,20 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
+import msgspec
 from msgspec import Struct
 
-from callboard.runtime import events
+from callboard.runtime import events, subjects
+from callboard.runtime.bus.base import Bus
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
+from callboard.runtime.control import ProcessEnd
 from callboard.runtime.logs import get_logger
 
 READY = b"R"
 KILL_MARGIN_S = 10.0
+TELL_WITHIN_S = 3.0
 _PR_SET_PDEATHSIG = 1
 
 _log = get_logger(__name__)
@@ -84,6 +88,7 @@ class ProcessGroup:
         stop_grace_s: float,
         policy: RestartPolicy | None = None,
         takes_signals: bool = True,
+        on_death: Callable[[int], Awaitable[None]] | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         """Prepare.
@@ -95,6 +100,8 @@ class ProcessGroup:
             stop_grace_s: How long a drain may take; ten seconds later children are killed.
             policy: When to restart.
             takes_signals: Whether ``run`` answers SIGTERM and SIGINT with ``stop``; else the caller does.
+            on_death: Called with the process id right after a child ended in any other way than with status 0; its
+                errors are logged, and it has ``TELL_WITHIN_S``. ``run`` returns after it.
             clock: Time.
         """
         self._command = command
@@ -102,11 +109,13 @@ class ProcessGroup:
         self._stop_grace_s = stop_grace_s
         self._policy = policy or RestartPolicy()
         self._signals = (signal.SIGTERM, signal.SIGINT) if takes_signals else ()
+        self._on_death = on_death
         self._clock = clock
         self._stopping = asyncio.Event()
         self._first_ready = asyncio.Event()
         self._stops = 0
         self._status = 0
+        self._reports: set[asyncio.Task[None]] = set()
 
     async def run(self) -> int:
         """Keep the children running until they are stopped; return the exit status of the group.
@@ -125,6 +134,8 @@ class ProcessGroup:
                 ]
                 await asyncio.wait(keepers)
                 killer.cancel()
+                if self._reports:
+                    await asyncio.wait(self._reports)
         finally:
             for child in self._children:
                 child.send(signal.SIGKILL)
@@ -161,6 +172,8 @@ class ProcessGroup:
             await self._first_ready.wait()
         while not self._stopping.is_set():
             status = await self._live(child)
+            if status != 0 and child.was_ready and child.process is not None:
+                self._tell_death(child.process.pid)
             if self._stopping.is_set() or status == 0:
                 if status not in (0, -signal.SIGTERM):
                     self._status = self._status or 1
@@ -188,6 +201,21 @@ class ProcessGroup:
                 await asyncio.wait_for(self._stopping.wait(), delay_s)
         if child.slot == 0:
             self._first_ready.set()
+
+    def _tell_death(self, pid: int) -> None:
+        """Have the death reported beside: the next start does not wait for it."""
+        if self._on_death is None:
+            return
+        task = asyncio.create_task(self._report(self._on_death, pid), name=f"process-report-{pid}")
+        self._reports.add(task)
+        task.add_done_callback(self._reports.discard)
+
+    async def _report(self, on_death: Callable[[int], Awaitable[None]], pid: int) -> None:
+        try:
+            async with asyncio.timeout(TELL_WITHIN_S):
+                await on_death(pid)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the children come first
+            _log.warning(events.PROCESS_UNREPORTED, pid=pid, message=str(error) or type(error).__name__)
 
     def _give_up(self, status: int) -> None:
         self._status = status
@@ -226,6 +254,38 @@ class ProcessGroup:
             if await asyncio.get_running_loop().sock_recv(ours, 1) == READY:
                 child.was_ready = True
                 self._first_ready.set()
+
+
+class DeathNotice:
+    """Tells all workers on ``cb.ctl.dead`` that a child is gone, over a connection opened at the first death."""
+
+    def __init__(self, connect: Callable[[str], Awaitable[Bus]]) -> None:
+        """Prepare.
+
+        Args:
+            connect: Opens a connection under the given name.
+        """
+        self._connect = connect
+        self._bus: Bus | None = None
+        self._lock = asyncio.Lock()
+
+    async def tell(self, pid: int) -> None:
+        """Report the end of the process; for ``ProcessGroup``. One round trip.
+
+        Raises:
+            BusError: If there is no broker; then its silence tells, a second later.
+        """
+        async with self._lock:
+            if self._bus is None:
+                self._bus = await self._connect("worker-parent")
+        report = ProcessEnd(host=socket.gethostname(), pid=pid, by="parent")
+        await self._bus.publish(subjects.CTL_DEAD, msgspec.json.encode(report))
+        await self._bus.flush(timeout_s=TELL_WITHIN_S)
+
+    async def close(self) -> None:
+        """Disconnect, if there was ever a need to connect."""
+        if self._bus is not None:
+            await self._bus.close()
 
 
 def die_with_parent(parent_pid: int) -> None:

@@ -32,6 +32,10 @@ class Answers(Struct, frozen=True):
         return self.is_recorded or (bool(self.history) and self.history[-1].kind != "started")
 
 
+def _began_since(answer: Answers, known: int) -> bool:
+    return not (answer.is_closed or answer.is_held) and len(answer.history) > known
+
+
 class Questions:
     """Asks the ledger and the other workers about claims that may have run before."""
 
@@ -60,23 +64,36 @@ class Questions:
         self._holds_wait_s = holds_wait_s
         self._peers = peers
 
-    async def ask(self, claims: Sequence[Claim]) -> list[Answers]:
+    async def ask(self, claims: Sequence[Claim], known: Sequence[Answers] = ()) -> list[Answers]:
         """Return the answers for each claim, in order. One broadcast and one direct get for all of them.
+
+        Args:
+            claims: What to ask about.
+            known: What ``read_ledger`` said of them before; spares a second round where a run's start is written down.
 
         Raises:
             BusError: If the ledger cannot be read; nothing may be run then.
         """
-        # first who runs it, then what is recorded: a run that ends between the two questions is seen by the second
-        held = await self._held(claims)
-        answers = await self.read_ledger(claims)
-        return [
-            Answers(
-                is_recorded=answer.is_recorded,
-                is_held=claim.task_id in held or self._keeper.holds(claim.task_id, seq=claim.delivery.seq, asker=claim),
-                history=answer.history,
-            )
-            for claim, answer in zip(claims, answers, strict=True)
-        ]
+        before = [len(answer.history) for answer in known] or [0] * len(claims)
+        while True:
+            # first who runs it, then what is recorded: a run that ends between the two questions is seen by the second
+            held = await self._held(claims)
+            answers = [
+                Answers(
+                    is_recorded=answer.is_recorded,
+                    is_held=claim.task_id in held or self._holds_other(claim),
+                    history=answer.history,
+                )
+                for claim, answer in zip(claims, await self.read_ledger(claims), strict=True)
+            ]
+            # and one that began between them had not begun when we asked: ask again
+            if not any(map(_began_since, answers, before)):
+                return answers
+            before = [len(answer.history) for answer in answers]
+
+    def _holds_other(self, claim: Claim) -> bool:
+        delivery = claim.delivery
+        return self._keeper.holds(claim.task_id, seq=delivery.seq, turn=delivery.delivered, asker=claim)
 
     async def read_ledger(self, claims: Sequence[Claim]) -> list[Answers]:
         """Return what the ledger alone knows; ``is_held`` is False throughout. One direct get.
@@ -126,7 +143,12 @@ class Questions:
         inbox = self._bus.inbox()
         subscription = await self._bus.subscribe(inbox, on_answer)
         try:
-            question = HoldsQuestion([c.task_id for c in claims], [c.delivery.seq for c in claims])
+            question = HoldsQuestion(
+                [c.task_id for c in claims],
+                [c.delivery.seq for c in claims],
+                [c.delivery.delivered for c in claims],
+                self._keeper.worker,
+            )
             await self._bus.publish(subjects.CTL_HOLDS, msgspec.json.encode(question), reply=inbox)
             timer = asyncio.ensure_future(self._clock.sleep(self._holds_wait_s))
             waiter = asyncio.ensure_future(done.wait())

@@ -101,7 +101,7 @@ def screen(
         last = history[-1]
         if last.scheduled is True:
             return Reschedule(last)
-        delay_s = (last.retry_at - now).total_seconds() if last.retry_at is not UNSET else 0.0
+        delay_s = _left_s(last, now)
         # a nak that is due now must not wait a second time for the difference between two clocks
         if delay_s > _CLOCK_SLACK_S:
             return Wait(delay_s)
@@ -113,6 +113,15 @@ def screen(
     # with a low limit the last run that is allowed must be the one that can be blamed
     is_suspect = crashes >= max(1, min(2, crash_limit - 1))
     return Run(attempt=attempt, crashes=crashes, next_n=next_n, is_restart=is_restart, is_suspect=is_suspect)
+
+
+def _left_s(failed: AttemptRecord, now: datetime) -> float:
+    if failed.retry_at is UNSET:
+        return 0.0
+    gap_s = (failed.retry_at - failed.at).total_seconds()
+    left_s = (failed.retry_at - now).total_seconds()
+    # more than the whole gap cannot be left, unless the clocks of two workers disagree: then do not believe them
+    return left_s if left_s <= gap_s + _CLOCK_SLACK_S else 0.0
 
 
 def count_crashes(history: Sequence[AttemptRecord], *, is_redelivered: bool) -> int:

@@ -13,6 +13,10 @@ import msgspec
 from msgspec import Struct
 
 from callboard.runtime import crash, ids, subjects
+from callboard.runtime.actor.actor import Actor
+from callboard.runtime.actor.definition import ActorType
+from callboard.runtime.actor.hosting import ActorHost
+from callboard.runtime.actor.services import ActorRules
 from callboard.runtime.beat import Beat, WorkerStatus, decode_beat, encode_beat
 from callboard.runtime.blobs import BlobStore
 from callboard.runtime.bus.base import Bus, KvEntry, Message, Subscription
@@ -25,7 +29,7 @@ from callboard.runtime.commit import Committer
 from callboard.runtime.control import CONFIG_BUCKET, PAUSE_PREFIX, decode_cancel, decode_order
 from callboard.runtime.errors import BusError, CallboardError, DecodeError, ModuleLoadError, TopologyError
 from callboard.runtime.lease import KeeperThread, LeaseKeeper
-from callboard.runtime.pool import Pool, PoolRules
+from callboard.runtime.pool import MAX_STALL_S, Pool, PoolRules
 from callboard.runtime.questions import Questions
 from callboard.runtime.settle import Settler, SettleRules
 from callboard.runtime.version import VERSION
@@ -61,6 +65,7 @@ class WorkerOptions(Struct, frozen=True, kw_only=True):
     holds_wait_s: float = 0.75
     pool_rules: PoolRules = PoolRules()
     settle_rules: SettleRules = SettleRules()
+    actor_rules: ActorRules = ActorRules()
 
 
 class Worker:
@@ -79,6 +84,7 @@ class Worker:
         capabilities: Sequence[Capability[..., Any]],
         connect: Callable[[str], Awaitable[Bus]],
         *,
+        actors: Sequence[type[Actor]] = (),
         options: WorkerOptions | None = None,
         clock: Clock = SYSTEM_CLOCK,
         worker_id: str | None = None,
@@ -89,6 +95,7 @@ class Worker:
         Args:
             capabilities: What to serve.
             connect: Opens a connection under the given name; called twice, once in the keeper's thread.
+            actors: Classes of the actors to host.
             options: Numbers.
             clock: Time.
             worker_id: Its name; made from host, process and chance when None.
@@ -97,15 +104,19 @@ class Worker:
         Raises:
             ModuleLoadError: If there is nothing to serve.
             ConfigError: If an annotation of a capability cannot be decoded into.
+            ActorDefinitionError: If an actor's class cannot be used.
         """
         self.options = options or WorkerOptions()
         wanted = [c for c in capabilities if self.options.pool is None or c.pool in (self.options.pool, DEFAULT_POOL)]
-        if not wanted:
+        self._types = [ActorType.of(cls) for cls in actors]
+        for kind in self._types:
+            kind.prepare()
+        if not wanted and not self._types:
             pools = sorted({c.pool for c in capabilities})
             message = (
                 f"pool {self.options.pool!r} has no capability here; there are the pools {', '.join(pools)}"
                 if capabilities
-                else "there is no capability to serve: decorate a function with @capability"
+                else "there is nothing to serve: decorate a function with @capability, or define an Actor"
             )
             raise ModuleLoadError(message)
         for capability in wanted:
@@ -122,6 +133,7 @@ class Worker:
         self._stop = asyncio.Event()
         self._stop_now = False
         self._stuck: CallboardError | None = None
+        self.host: ActorHost | None = None
         self.reconnects = 0
         self.loop_lag_s = 0.0
         self._started_at = clock.now()
@@ -181,6 +193,8 @@ class Worker:
                     await self._listen(bus)
                     for pool in self.pools.values():
                         await pool.open()
+                    if self._types:
+                        background.append(await self._host_actors(bus, group))
                     self.status = "ready"
                     if on_ready is not None:
                         on_ready()
@@ -233,6 +247,23 @@ class Worker:
             )
         return committer
 
+    async def _host_actors(self, bus: Bus, group: asyncio.TaskGroup) -> asyncio.Task[None]:
+        """Start the actors' side and wait until it takes mail."""
+        self.host = ActorHost(
+            self._types,
+            worker=self.id,
+            bus=bus,
+            clock=self._clock,
+            rules=self.options.actor_rules,
+            spawn=self._spawn,
+        )
+        opened = asyncio.Event()
+        task = group.create_task(self.host.run(opened.set), name="actors")
+        waiter = asyncio.create_task(opened.wait(), name="actors-opening")
+        await asyncio.wait((task, waiter), return_when=asyncio.FIRST_COMPLETED)
+        waiter.cancel()
+        return task
+
     async def _ensure_consumers(self, bus: Bus) -> None:
         for stream in (subjects.WORK, subjects.LATER, subjects.LEDGER, subjects.DEAD):
             if await bus.stream_info(stream) is None:
@@ -253,12 +284,17 @@ class Worker:
             crash.at("in-drain")
         grace_s = 0.0 if self._stop_now else self.options.drain_grace_s
         give_up_s = self._clock.monotonic() + grace_s
+        actors = None
+        if self.host is not None:
+            actors = self._spawn(self.host.drain(grace_s=lambda: self._left_s(give_up_s)), "actors-drain")
         while not all(pool.is_idle for pool in self.pools.values()):
             if self._stop_now or self._clock.monotonic() >= give_up_s:
                 for pool in self.pools.values():
                     pool.stop_running("drain")
                 break
             await self._clock.sleep(TICK_S)
+        if actors is not None:
+            await asyncio.wait([actors])
         # what was cancelled ends within a moment; a handler that will not end keeps its lease until the process is gone
         last_s = self._clock.monotonic() + END_WAIT_S
         while self.keeper.claims and self._clock.monotonic() < last_s:
@@ -268,6 +304,10 @@ class Worker:
         self.status = "stopped"
         await bus.publish(subjects.beat(self.id), self.beat())
         await bus.flush(timeout_s=2.0)
+
+    def _left_s(self, give_up_s: float) -> float:
+        """Return how much of the grace time is left; none once a stop at once was asked for."""
+        return 0.0 if self._stop_now else max(0.0, give_up_s - self._clock.monotonic())
 
     # --- what it hears
 
@@ -293,6 +333,8 @@ class Worker:
             beat = decode_beat(message.data)
         except DecodeError:
             return
+        if self.host is not None:
+            self.host.heard(beat)
         if beat.worker == self.id:
             return
         if beat.status == "stopped":
@@ -365,6 +407,8 @@ class Worker:
                 fetched_at=None if fetched_s is None else now - timedelta(seconds=max(0.0, now_s - fetched_s)),
                 labels=self.options.labels,
                 capabilities=[pool.load() for pool in list(self.pools.values())],
+                actors=self.host.load() if self.host is not None else [],
+                server=self.keeper.server,
             )
         )
 
@@ -380,6 +424,9 @@ class Worker:
             now_s = self._clock.monotonic()
             self.loop_lag_s = max(0.0, now_s - due_s)
             due_s = now_s + TICK_S
+            if self.loop_lag_s > MAX_STALL_S:
+                # stopped or blocked: what comes in now may have lain in the socket, and nobody was heard meanwhile
+                self.keeper.stalled_at = self._listening_s = now_s
             self.keeper.loop_ticked_at = now_s
             now = self._clock.now()
             for pool in self.pools.values():

@@ -227,6 +227,14 @@ class Bus(Protocol):
         """Call ``callback`` on the loop after each reconnect."""
         ...
 
+    async def reconnect(self) -> None:
+        """Drop the link and connect anew, to another server where there is one; for a server that passes nothing on.
+
+        Returns at once, and does nothing while the link is down already. All that a lost link brings happens: pending
+        calls end with an unknown outcome, subscriptions miss what is sent meanwhile, ``on_reconnect`` is called.
+        """
+        ...
+
     async def close(self) -> None:
         """Flush what can be flushed within a second, then disconnect. Closing twice is harmless."""
         ...
@@ -241,6 +249,9 @@ class Bus(Protocol):
         self, subject: str, data: bytes = b"", *, headers: Headers | None = None, reply: str = ""
     ) -> None:
         """Send without confirmation. During a reconnect it is buffered, up to the client's limit.
+
+        With a ``reply`` subject, and nobody to hear the message, an empty one with the header ``Status: 503`` comes
+        there at once.
 
         Raises:
             PayloadTooLargeError: If it is over the server's limit.

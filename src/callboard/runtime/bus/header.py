@@ -43,6 +43,12 @@ CHAIN = "Cb-Chain"
 TIMER = "Cb-Timer"
 TIMER_GENERATION = "Cb-Timer-Generation"
 ERROR = "Cb-Error"
+STREAM = "Cb-Stream"
+PART = "Cb-Part"
+
+# What the server makes up itself bears a status: nobody listens on the subject of a message with a reply subject.
+STATUS = "Status"
+NO_RESPONDERS = "503"
 
 Headers = Mapping[str, str]
 

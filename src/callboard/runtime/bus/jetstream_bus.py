@@ -39,6 +39,10 @@ class Connection(Link, Protocol):
         """Return what is known of the server without asking it."""
         ...
 
+    async def renew(self) -> None:
+        """Leave the server, for another if there is one. Returns at once; harmless when the link is down."""
+        ...
+
     async def finish(self) -> None:
         """Send what is waiting, for a second at most."""
         ...
@@ -102,6 +106,10 @@ class JetStreamBus(Core, Writer, Reader):
     def on_reconnect(self, callback: Callable[[], None]) -> None:
         """Call ``callback`` on the loop after each reconnect."""
         self._callbacks.append(callback)
+
+    async def reconnect(self) -> None:
+        """Drop the link and connect anew, to another server where there is one. Returns at once."""
+        await self._link.renew()
 
     async def close(self) -> None:
         """Flush what can be flushed within a second, then disconnect. Closing twice is harmless."""

@@ -10,6 +10,7 @@ from typing import Any
 from callboard.runtime import events
 from callboard.runtime.bus.jetstream_link import WHO, Part
 from callboard.runtime.clock import Clock
+from callboard.runtime.errors import BusClosedError
 
 _TICK_S = 0.5
 _STALLED_S = 8.0
@@ -105,6 +106,15 @@ class LinkState(ABC):
         self._unanswered = 0
         self.report(events.BUS_RECONNECT_FORCED, {"server": self._servers, "silent_s": round(silent_s, 1)})
         self.spawn(self._leave(), "bus-force-reconnect")
+
+    async def renew(self) -> None:
+        """Leave the server, for another if there is one. Returns at once; harmless when the link is down."""
+        if self._is_closed:
+            message = "this bus was closed"
+            raise BusClosedError(message)
+        if self.is_up:
+            self.report(events.BUS_RECONNECT_FORCED, {"server": self._servers, "reason": "it passes nothing on"})
+            await self._leave()
 
     # --- ups and downs
 

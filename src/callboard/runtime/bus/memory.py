@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime
+from functools import partial
 
 from callboard.runtime.bus.base import (
     DEFAULT_TIMEOUT_S,
@@ -25,7 +26,7 @@ from callboard.runtime.bus.base import (
 from callboard.runtime.bus.check import check_filter
 from callboard.runtime.bus.header import Headers
 from callboard.runtime.bus.memory_broker import BrokerCore
-from callboard.runtime.bus.memory_consumer import MemoryConsumer
+from callboard.runtime.bus.memory_consumer import MemoryConsumer, parse_token
 from callboard.runtime.bus.memory_link import MemoryLink
 from callboard.runtime.bus.memory_pull import MemoryPull, MemorySubscription
 from callboard.runtime.bus.memory_record import Record, freeze
@@ -44,7 +45,7 @@ class MemoryBroker(BrokerCore):
     def connect(self, *, name: str = "") -> MemoryBus:
         """Return a new connection; call it on the event loop that will use it."""
         self._connected += 1
-        return MemoryBus(self, name=name or f"memory-{self._connected}")
+        return MemoryBus(self, name=name or f"memory-{self._connected}", number=self._connected)
 
 
 class MemoryBus(MemoryLink):
@@ -58,7 +59,7 @@ class MemoryBus(MemoryLink):
     def inbox(self) -> str:
         """Return a new unique subject below this connection's inbox prefix."""
         self._inboxes += 1
-        return f"_INBOX.{self.name.replace('.', '-')}.{id(self):x}.{self._inboxes}"
+        return f"_INBOX.{self.name.replace('.', '-')}.{self.number}.{self._inboxes}"
 
     async def publish(
         self, subject: str, data: bytes = b"", *, headers: Headers | None = None, reply: str = ""
@@ -138,15 +139,16 @@ class MemoryBus(MemoryLink):
 
     async def get_last(self, stream: str, subject: str, *, from_leader: bool = False) -> Stored | None:  # noqa: ARG002 - there are no followers
         """Return the last message on ``subject`` or None."""
-        return await self._ask(lambda: _shown(self.broker.stream(stream).last_record(subject)), what="get")
+        return await self._ask(lambda: _shown(self.broker.stream(stream).last_record(subject)), what=f"get {subject}")
 
     async def get_seq(self, stream: str, seq: int, *, from_leader: bool = False) -> Stored | None:  # noqa: ARG002 - as above
         """Return the message with this sequence or None."""
-        return await self._ask(lambda: _shown(self.broker.stream(stream).record(seq)), what="get")
+        return await self._ask(lambda: _shown(self.broker.stream(stream).record(seq)), what=f"get {stream} {seq}")
 
     async def get_next(self, stream: str, seq: int, subject: str) -> Stored | None:
         """Return the first message on ``subject`` with a sequence of at least ``seq``, or None."""
-        return await self._ask(lambda: _shown(self.broker.stream(stream).next_record(seq, (subject,))), what="get")
+        found = partial(self._next, stream, seq, subject)
+        return await self._ask(found, what=f"get {subject}")
 
     async def get_many(self, stream: str, subjects: Sequence[str], *, from_leader: bool = False) -> list[Stored]:  # noqa: ARG002 - as above
         """Return the last message of every subject that matches one of ``subjects``, by sequence."""
@@ -157,7 +159,7 @@ class MemoryBus(MemoryLink):
             records = [record for name in names if (record := found.last_record(name))]
             return [record.stored() for record in sorted(records, key=lambda record: record.seq)]
 
-        return await self._ask(collect, what="get")
+        return await self._ask(collect, what=f"get {' '.join(subjects)}")
 
     def read(
         self,
@@ -214,13 +216,15 @@ class MemoryBus(MemoryLink):
                     raise BusTimeoutError(message)
 
         if confirm:
-            await self._ask(settle, timeout_s=timeout_s, what="ack")
+            await self._ask(settle, timeout_s=timeout_s, what=f"ack {' '.join(map(_named, tokens))}")
         else:
-            self._tell(settle)
+            self._tell(settle, what=f"ack {' '.join(map(_named, tokens))}")
 
     async def nak(self, token: str, *, delay_s: float) -> None:
         """Give a delivery back, to be handed out again after ``delay_s``."""
-        self._tell(lambda: self._for_holder(token, lambda consumer, seq: consumer.give_back(seq, max(0.001, delay_s))))
+        delay_s = max(0.001, delay_s)
+        give_back = partial(self._for_holder, token, lambda consumer, seq: consumer.give_back(seq, delay_s))
+        self._tell(give_back, what=f"nak {_named(token)} {delay_s:.3f} s")
 
     async def extend(self, tokens: Sequence[str]) -> None:
         """Keep deliveries ours for another ``ack_wait`` each."""
@@ -229,11 +233,13 @@ class MemoryBus(MemoryLink):
             for token in tokens:
                 self._for_holder(token, lambda consumer, seq: consumer.extend(seq))
 
-        self._tell(extend_all)
+        self._tell(extend_all, what=f"extend {' '.join(map(_named, tokens))}")
 
     async def term(self, token: str, reason: str) -> None:  # noqa: ARG002 - there is no advisory to carry it
         """Remove a delivery for good."""
-        self._tell(lambda: self._for_holder(token, lambda consumer, seq: consumer.settle(seq)))
+        self._tell(
+            partial(self._for_holder, token, lambda consumer, seq: consumer.settle(seq)), what=f"term {_named(token)}"
+        )
 
     # --- administration
 
@@ -319,7 +325,7 @@ class MemoryBus(MemoryLink):
             seq = max(seq, log.first_at(start_time))
         wake = asyncio.Event()
         log.on_append.append(wake.set)
-        self._wakes.add(wake.set)
+        self._wakes[wake.set] = None
         try:
             while end is None or seq <= end:
                 record = log.next_record(seq, subjects) if self._is_linked else None
@@ -341,7 +347,10 @@ class MemoryBus(MemoryLink):
                 await self.broker.clock.sleep(0)
         finally:
             log.on_append.remove(wake.set)
-            self._wakes.discard(wake.set)
+            self._wakes.pop(wake.set, None)
+
+    def _next(self, stream: str, seq: int, subject: str) -> Stored | None:
+        return _shown(self.broker.stream(stream).next_record(seq, (subject,)))
 
     def _existing(self, stream: str, consumer: str) -> None:
         self.broker.stream(stream)
@@ -357,3 +366,9 @@ class MemoryBus(MemoryLink):
 
 def _shown(record: Record | None) -> Stored | None:
     return record.stored() if record else None
+
+
+def _named(token: str) -> str:
+    """Return sequence and delivery count of a token, for people."""
+    found = token.split(".")
+    return f"{found[5]}#{found[4]}" if parse_token(token) else token

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import msgspec
 from msgspec.structs import replace
 
+from callboard.runtime.bus import header
 from callboard.runtime.bus.base import ConsumerConfig, ConsumerInfo, Message, PubAck, StreamConfig, StreamInfo, Write
 from callboard.runtime.bus.check import changed_settings, check_name
 from callboard.runtime.bus.memory_consumer import MemoryConsumer, Taker, parse_token
@@ -88,9 +89,11 @@ class BrokerCore:
 
     def publish(self, message: Message) -> bool:
         """Route a message to subscribers and to the stream that takes its subject; return whether anybody did."""
-        is_heard = self._route(message)
+        is_heard = self.route(message)
         stream = self._stream_of(message.subject)
         if stream is None:
+            if message.reply and not is_heard:
+                self.route(Message(message.reply, b"", {header.STATUS: header.NO_RESPONDERS}))
             return is_heard
         answer: dict[str, object]
         try:
@@ -102,7 +105,7 @@ class BrokerCore:
             if ack.is_duplicate:
                 answer["duplicate"] = True
         if message.reply:
-            self._route(Message(message.reply, msgspec.json.encode(answer)))
+            self.route(Message(message.reply, msgspec.json.encode(answer)))
         return True
 
     # --- stored subjects
@@ -110,14 +113,14 @@ class BrokerCore:
     def store(self, write: Write) -> PubAck:
         """Store one message; subscribers of its subject hear it too, stored or refused."""
         stream = self._taking(write.subject)
-        self._route(Message(write.subject, bytes(write.data), write.headers))
+        self.route(Message(write.subject, bytes(write.data), write.headers))
         return stream.store(write)
 
     def store_batch(self, writes: Sequence[Write]) -> PubAck:
         """Store all messages, of one stream, or none."""
         streams = {self._taking(write.subject).name for write in writes}
         for write in writes:
-            self._route(Message(write.subject, bytes(write.data), write.headers))
+            self.route(Message(write.subject, bytes(write.data), write.headers))
         if len(streams) != 1:
             message = f"a batch goes to one stream (10176), this one to {', '.join(sorted(streams))}"
             raise BusError(message)
@@ -277,7 +280,8 @@ class BrokerCore:
 
     # --- inside
 
-    def _route(self, message: Message) -> bool:
+    def route(self, message: Message) -> bool:
+        """Hand a message to subscribers alone; return whether anybody heard it."""
         groups: dict[tuple[str, str], list[Interest]] = {}
         is_heard = False
         for interest in list(self._interests):

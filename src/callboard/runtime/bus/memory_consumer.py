@@ -64,11 +64,12 @@ class Log(Protocol):
 class Pending:
     """A message that was handed out and not settled."""
 
-    __slots__ = ("deadline", "delivered", "is_queued")
+    __slots__ = ("deadline", "delivered", "handed_at", "is_queued")
 
     def __init__(self) -> None:
         """Start with no delivery."""
         self.deadline = 0.0
+        self.handed_at = 0.0
         self.delivered = 0
         self.is_queued = False
 
@@ -88,6 +89,7 @@ class MemoryConsumer:
         self._timers = timers
         self._cursor = 1
         self._deliveries = 0
+        self._is_cold = False
         self._pending: dict[int, Pending] = {}
         self._again: deque[int] = deque()
         self._takers: deque[Taker] = deque()
@@ -100,6 +102,7 @@ class MemoryConsumer:
             pending=self._stream.count_from(self._cursor, self.config.filter_subject),
             ack_pending=len(self._pending),
             redelivered=sum(1 for pending in self._pending.values() if pending.delivered > 1),
+            is_cold=self._is_cold,
         )
 
     def attach(self, taker: Taker) -> None:
@@ -155,6 +158,21 @@ class MemoryConsumer:
         if self._pending.pop(seq, None) is not None:
             self.pump()
 
+    def recover(self, *, lost_s: float) -> None:
+        """Come back as after the death of its server.
+
+        What was first handed out within the last ``lost_s`` is handed out again as if for the first time. Of the rest
+        the extensions are forgotten: it comes again ``ack_wait_s`` after it was handed out, which may be now.
+        """
+        now_s = self._clock.monotonic()
+        self._is_cold = self._deliveries > 0
+        for seq, pending in list(self._pending.items()):
+            if pending.delivered == 1 and now_s - pending.handed_at < lost_s:
+                del self._pending[seq]
+                self._cursor = min(self._cursor, seq)
+            elif not pending.is_queued:
+                self._hold(seq, pending, pending.handed_at + self.config.ack_wait_s - now_s)
+
     def _take(self) -> Delivery | None:
         while self._again:
             seq = self._again.popleft()
@@ -164,12 +182,15 @@ class MemoryConsumer:
                 return self._hand_out(record, pending)
         if 0 < self.config.max_ack_pending <= len(self._pending):
             return None
-        record = self._stream.next_record(self._cursor, (self.config.filter_subject,))
-        if record is None:
-            # Nothing up to here matches; spare the next call the walk.
-            self._cursor = self._stream.last_seq + 1
-            return None
-        self._cursor = record.seq + 1
+        while True:
+            record = self._stream.next_record(self._cursor, (self.config.filter_subject,))
+            if record is None:
+                # Nothing up to here matches; spare the next call the walk.
+                self._cursor = self._stream.last_seq + 1
+                return None
+            self._cursor = record.seq + 1
+            if record.seq not in self._pending:
+                break
         pending = self._pending[record.seq] = Pending()
         return self._hand_out(record, pending)
 
@@ -177,6 +198,8 @@ class MemoryConsumer:
         self._deliveries += 1
         pending.delivered += 1
         pending.is_queued = False
+        pending.handed_at = self._clock.monotonic()
+        self._is_cold = False
         self._hold(record.seq, pending, self.config.ack_wait_s)
         waiting = self._stream.count_from(self._cursor, self.config.filter_subject)
         time_ns = (record.time - _EPOCH) // timedelta(microseconds=1) * 1000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -28,11 +29,14 @@ _IMITATES = "2.15.1"
 class MemoryLink:
     """The connection part of ``MemoryBus``."""
 
-    def __init__(self, broker: BrokerCore, *, name: str) -> None:
+    def __init__(self, broker: BrokerCore, *, name: str, number: int = 0) -> None:
         """Connect; use ``MemoryBroker.connect``."""
         self.broker = broker
         self.name = name
+        self.number = number
         self._loop = asyncio.get_running_loop()
+        # sinks run in it, not in that of whoever published
+        self._context = contextvars.copy_context()
         self._is_open = True
         self._is_linked = True
         self._link = 0
@@ -40,8 +44,9 @@ class MemoryLink:
         self._inboxes = 0
         self._callbacks: list[Callable[[], None]] = []
         self._parts: list[Part] = []
-        self._waiting: set[asyncio.Future[Any]] = set()
-        self._wakes: set[Callable[[], None]] = set()
+        # in order of arrival, which a set would not keep: a simulation must repeat
+        self._waiting: dict[asyncio.Future[Any], None] = {}
+        self._wakes: dict[Callable[[], None], None] = {}
         self._buffer: deque[Message] = deque()
         self._buffered_bytes = 0
         broker.join()
@@ -67,10 +72,21 @@ class MemoryLink:
         """Call ``callback`` on the loop after each ``mend``."""
         self._callbacks.append(callback)
 
+    async def reconnect(self) -> None:
+        """Lose what is on its way and come back at once: there is one broker only."""
+        self._check_open()
+        if self._is_linked:
+            self.cut()
+            self.mend()
+
     async def close(self) -> None:
         """Disconnect and answer every waiter. Closing twice is harmless."""
-        if not self._is_open:
-            return
+        if self._is_open:
+            self.sever()
+            await self.broker.leave()
+
+    def sever(self) -> None:
+        """Close it at once, as the death of its process does: nothing comes in and nothing goes out any more."""
         self._is_open = False
         for part in list(self._parts):
             part.end()
@@ -79,10 +95,11 @@ class MemoryLink:
                 waiter.set_exception(_closed())
         for wake in list(self._wakes):
             wake()
-        await self.broker.leave()
 
     def cut(self) -> None:
         """Break the link, for tests: publishes are buffered, calls time out, subscriptions miss what is sent."""
+        if not self._is_linked:
+            return
         self._is_linked = False
         # What is already on its way is lost with the link.
         self._link += 1
@@ -104,7 +121,7 @@ class MemoryLink:
         for wake in list(self._wakes):
             wake()
         for callback in self._callbacks:
-            self._loop.call_soon(callback)
+            self._loop.call_soon(callback, context=self._context)
 
     # --- for its parts and operations
 
@@ -116,7 +133,7 @@ class MemoryLink:
             if self._is_open and link == self._link:
                 act()
 
-        self._loop.call_soon(run)
+        self._loop.call_soon(run, context=self._context)
 
     def drop(self, part: Part) -> None:
         """Forget a part that ended."""
@@ -134,7 +151,7 @@ class MemoryLink:
             # The answer takes a turn, so that a loop of calls lets others run, as it does over a socket.
             await self.broker.clock.sleep(0)
 
-    def _tell(self, operation: Callable[[], None]) -> None:
+    def _tell(self, operation: Callable[[], None], *, what: str) -> None:  # noqa: ARG002 - a simulation writes it down
         self._check_open()
         if self._is_linked:
             self.broker.run_due()
@@ -154,13 +171,13 @@ class MemoryLink:
 
     async def _within(self, answer: asyncio.Future[T], timeout_s: float, *, what: str) -> T:
         timer = self._loop.create_task(self.broker.clock.sleep(timeout_s), name="memory-bus-timeout")
-        self._waiting.add(answer)
+        self._waiting[answer] = None
         try:
             waiters: list[asyncio.Future[Any]] = [answer, timer]
             await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
         finally:
             timer.cancel()
-            self._waiting.discard(answer)
+            del self._waiting[answer]
         if answer.done():
             return answer.result()
         answer.cancel()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from callboard.runtime.bus.base import Stored
 from callboard.runtime.bus.memory_pull import Line
@@ -123,5 +124,6 @@ class MemoryTail:
 
     def _tell(self, reason: str) -> None:
         if self._on_gap is not None and not self._is_told:
-            self._on_gap(reason)
+            # on this link's side, not in the code of whoever broke it
+            self._link.post(partial(self._on_gap, reason))
         self._is_told = True

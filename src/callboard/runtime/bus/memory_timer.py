@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Callable
 from heapq import heappop, heappush
 from itertools import count
@@ -24,6 +25,8 @@ class Timers:
         self._task: asyncio.Task[None] | None = None
         self._wake_at = 0.0
         self._is_running = False
+        # the broker's own: what arms the timer may be any party's code
+        self._context = contextvars.copy_context()
 
     def call_at(self, due: float, act: Callable[[], object]) -> None:
         """Run ``act`` at monotonic ``due`` or, when that has passed, with the next due events; never in this call."""
@@ -56,7 +59,8 @@ class Timers:
                 return
             self._task.cancel()
         self._wake_at = self._heap[0][0]
-        self._task = asyncio.get_running_loop().create_task(self._run(), name="memory-broker-timer")
+        loop = asyncio.get_running_loop()
+        self._task = loop.create_task(self._run(), name="memory-broker-timer", context=self._context)
 
     async def _run(self) -> None:
         while self._heap:

@@ -1,0 +1,252 @@
+"""``callboard agents``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from callboard.cli.output import emit, shorten, size, stamp, table, tell
+from callboard.cli.session import Session, example, global_options, json_option, pass_session
+
+if TYPE_CHECKING:
+    from callboard.runtime.actor.address import Address
+    from callboard.runtime.actor.inspection import Line, Op, View, Waiting
+    from callboard.runtime.actor.record import Parked, Timer
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@click.group("agents")
+def command() -> None:
+    """List actors, look into them, and pause, resume, restart, cancel or kill them."""
+
+
+@command.command("ls", epilog=example("callboard agents ls", "callboard agents ls greeter --json"))
+@click.argument("kind", metavar="[TYPE]", required=False)
+@click.option("--limit", type=click.IntRange(1, 100_000), default=1000, show_default=True)
+@json_option
+@global_options
+@pass_session
+def ls(session: Session, /, kind: str | None, *, limit: int) -> None:
+    """List the actors that have run or have mail, by address; only of TYPE when it is given."""
+    from callboard.runtime.actor import inspection
+
+    async def work() -> list[Line]:
+        async with session.bus("agents-ls") as bus:
+            return await inspection.actors(bus, kind=kind, limit=limit)
+
+    found = session.run(work())
+    if session.json:
+        emit(found)
+        return
+    table(
+        [(a.address, a.status, str(a.turns), str(a.parked), stamp(a.at), shorten(a.reason, 50)) for a in found],
+        head=("ADDRESS", "STATUS", "TURNS", "PARKED", "LAST TURN", ""),
+        empty="no actor has run or has mail",
+    )
+
+
+def _about_one(function: F) -> F:
+    for option in reversed((click.argument("address"), json_option, global_options)):
+        function = option(function)
+    return function
+
+
+def _parse(address: str) -> Address:
+    from callboard.runtime.actor import address as addresses
+
+    return addresses.parse(address)
+
+
+@command.command("show", epilog=example("callboard agents show greeter/ann"))
+@_about_one
+@pass_session
+def show(session: Session, /, address: str) -> None:
+    """Show one actor: status, owner, mailbox, what runs, what is parked and for what, timers."""
+    from callboard.runtime.actor import inspection
+
+    actor = _parse(address)
+
+    async def work() -> View:
+        async with session.bus("agents-show") as bus:
+            return await inspection.show(bus, actor)
+
+    found = session.run(work())
+    if session.json:
+        emit(found)
+    else:
+        _show(found)
+
+
+def _show(found: View) -> None:
+    status = f"{found.status}: {found.reason}" if found.reason else found.status
+    lines = [("actor", found.address), ("status", status), ("turns", f"{found.turns}, the last at {stamp(found.at)}")]
+    lines += [("owner", _owner(found)), ("handled to", _applied(found)), ("mailbox", _depth(found))]
+    if found.failures:
+        lines.append(("failures", f"{found.failures} in a row"))
+    if found.state_bytes:
+        lines.append(("state", f"{size(found.state_bytes)}; see `callboard agents state {found.address}`"))
+    lines += [("parked", _parked_line(parked)) for parked in found.parked]
+    lines += [("timer", _timer_line(name, timer)) for name, timer in found.timers.items()]
+    if found.running is not None:
+        lines.append(("its owner says", bytes(found.running).decode(errors="replace")))
+    for name, text in lines:
+        tell(f"{name + ':':<16}{text}")
+
+
+def _owner(found: View) -> str:
+    if not found.owner:
+        return f"none yet (partition {found.partition})"
+    answering = "" if found.is_answering else ", which does not answer"
+    return f"{found.owner}{answering} (partition {found.partition}, epoch {found.epoch})"
+
+
+def _applied(found: View) -> str:
+    ahead = f", and {', '.join(map(str, found.ahead[:10]))} ahead of that" if found.ahead else ""
+    return f"mail {found.applied}{ahead}"
+
+
+def _depth(found: View) -> str:
+    depth = found.mailbox
+    if depth.oldest is None:
+        return "empty"
+    more = "over " if depth.is_more else ""
+    return f"{more}{depth.count} waiting, the oldest ({depth.oldest.type or 'no type'}) since {stamp(depth.oldest.at)}"
+
+
+def _parked_line(parked: Parked) -> str:
+    from msgspec import UNSET
+
+    parts = [f"mail {parked.seq} waits for {parked.awaiting}"]
+    if parked.where is not UNSET:
+        parts.append(f"with {bytes(parked.where).decode(errors='replace')}")
+    parts.append(f"since {stamp(parked.since)}")
+    if parked.until is not UNSET:
+        parts.append(f"until {stamp(parked.until)}")
+    if parked.hold:
+        parts.append("and holds later mail back")
+    return " ".join(parts)
+
+
+def _timer_line(name: str, timer: Timer) -> str:
+    from msgspec import UNSET
+
+    return f"{name} {timer.rule or 'once'}" + (f" at {stamp(timer.due)}" if timer.due is not UNSET else "")
+
+
+@command.command("state", epilog=example("callboard agents state greeter/ann | jq .turns"))
+@_about_one
+@pass_session
+def state(session: Session, /, address: str) -> None:
+    """Print an actor's state as JSON, as it was after its last turn; null when no turn has changed it."""
+    import json
+
+    from callboard.runtime.actor import inspection
+
+    actor = _parse(address)
+
+    async def work() -> Any:  # noqa: ANN401 - a Raw or None
+        async with session.bus("agents-state") as bus:
+            return await inspection.state_json(bus, actor)
+
+    found = session.run(work())
+    if session.json:
+        emit(found)
+    else:
+        tell("null" if found is None else json.dumps(json.loads(bytes(found)), indent=2, ensure_ascii=False))
+
+
+@command.command("mailbox", epilog=example("callboard agents mailbox greeter/ann --limit 10"))
+@_about_one
+@click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True)
+@pass_session
+def mailbox(session: Session, /, address: str, *, limit: int) -> None:
+    """List the mail that waits for an actor, oldest first."""
+    from callboard.runtime.actor import inspection
+    from callboard.runtime.clock import SYSTEM_CLOCK
+
+    actor = _parse(address)
+
+    async def work() -> list[Waiting]:
+        async with session.bus("agents-mailbox") as bus:
+            return await inspection.mailbox(bus, actor, limit=limit)
+
+    found = session.run(work())
+    if session.json:
+        emit(found)
+        return
+    now = SYSTEM_CLOCK.now()
+    table(
+        [
+            (str(w.seq), w.type or w.kind or "-", _age(w.at, now), "ask" if w.is_ask else "tell", w.sender or "-", w.id)
+            for w in found
+        ],
+        head=("MAIL", "TYPE", "AGE", "", "FROM", "ID"),
+        empty=f"no mail waits for {actor}",
+    )
+
+
+def _age(at: datetime, now: datetime) -> str:
+    age_s = max(0.0, (now - at).total_seconds())
+    for unit, length_s in (("d", 86_400.0), ("h", 3600.0), ("m", 60.0)):
+        if age_s >= length_s:
+            return f"{age_s / length_s:.1f}{unit}"
+    return f"{age_s:.0f}s"
+
+
+# --- orders
+
+_WAITS = "its mail waits until `callboard agents resume`"
+# order: what is said when it is done, help
+_ORDERS: dict[Op, tuple[str, str]] = {
+    "pause": (f"is paused; {_WAITS}", "Let an actor finish its turn and begin no other; its mail waits."),
+    "resume": ("goes on", "Let a paused, failed or killed actor go on with the mail that waited."),
+    "kill": (f"is killed; {_WAITS}", "Stop an actor at once, in mid-turn if need be; its mail waits."),
+    "restart": ("begins afresh from its stored state", "Stop an actor's turn, forget what it has in memory, go on."),
+    "cancel": ("was told to end its turn", "Cancel the turn that runs now; the asker gets an error."),
+}
+
+
+def _order(op: Op, done: str, text: str) -> None:
+    """Add the command that gives one order."""
+
+    @command.command(op, help=text, epilog=example(f"callboard agents {op} greeter/ann --reason 'wrong prompt'"))
+    @_about_one
+    @click.option("--reason", default="", help="For those who ask later.")
+    @pass_session
+    def give(session: Session, /, address: str, *, reason: str) -> None:
+        _give(session, address, op, done, reason=reason)
+
+
+for _op, (_done, _text) in _ORDERS.items():
+    _order(_op, _done, _text)
+
+
+def _give(session: Session, address: str, op: Op, done: str, *, reason: str = "", seq: int | None = None) -> None:
+    from callboard.runtime.actor import inspection
+
+    actor = _parse(address)
+
+    async def work() -> dict[str, object]:
+        async with session.bus(f"agents-{op}") as bus:
+            return await inspection.order(bus, actor, op, reason=reason, seq=seq)
+
+    said = session.run(work())
+    if session.json:
+        emit({"address": str(actor), "op": op, **said})
+    else:
+        tell(f"{actor} {done}")
+
+
+@command.command(
+    "requeue", epilog=example("callboard agents requeue greeter/ann", "callboard agents requeue greeter/ann 4711")
+)
+@_about_one
+@click.argument("seq", type=click.IntRange(1), metavar="[MAIL]", required=False)
+@pass_session
+def requeue(session: Session, /, address: str, seq: int | None) -> None:
+    """Put an actor's dead letters back into its mailbox, at its end; only MAIL when it is given."""
+    _give(session, address, "requeue", "has its dead letters back", seq=seq)

@@ -1,0 +1,378 @@
+"""One actor in memory: its mailbox, its record, and the loop that handles one mail after another."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+from msgspec.structs import replace
+
+from callboard.runtime import crash, events, logs, subjects
+from callboard.runtime.actor import reply as replies
+from callboard.runtime.actor import verdict
+from callboard.runtime.actor.actor import Actor
+from callboard.runtime.actor.address import Address
+from callboard.runtime.actor.commit import Committed, Fenced, Refused
+from callboard.runtime.actor.definition import ActorType
+from callboard.runtime.actor.execute import STOP_LOST
+from callboard.runtime.actor.letter import letter_of, write_letter
+from callboard.runtime.actor.mail import Mail, mail_of
+from callboard.runtime.actor.mailbox import Mailbox
+from callboard.runtime.actor.overflow import Overflow
+from callboard.runtime.actor.ports import Owner
+from callboard.runtime.actor.record import Reply, ReplyError, StateRecord, decode, encode
+from callboard.runtime.actor.run import Runner
+from callboard.runtime.actor.services import Services
+from callboard.runtime.actor.state import actor_of
+from callboard.runtime.actor.turn import Turn
+from callboard.runtime.bus import header
+from callboard.runtime.bus.base import Write
+from callboard.runtime.errors import (
+    BusError,
+    CallboardError,
+    DecodeError,
+    StateDecodeError,
+    TurnFencedError,
+)
+from callboard.runtime.record import Failure, failure_of
+
+_log = logs.get_logger(__name__)
+_RETRY_S = 0.25
+
+
+class Activation:
+    """One actor of a partition that this worker owns, or still has in mid-turn.
+
+    Attributes:
+        record: What stands in the stream; None before it was read.
+        seq: Sequence of that record, 0 when there is none.
+        turn: The turn under way.
+        held_by: Another worker that has it in mid-turn: nothing runs here meanwhile.
+        is_leaving: The partition was handed over: the turn under way is the last one.
+        problem: Why it cannot be run here, for people.
+        idle_since_s: Monotonic seconds since when nothing happened.
+    """
+
+    def __init__(
+        self, services: Services, kind: ActorType, address: Address, owner: Owner, *, read_from: int | None = None
+    ) -> None:
+        """Begin idle. ``read_from``: mail from this sequence on may wait in the stream."""
+        self.address = address
+        self.kind = kind
+        self.owner = owner
+        self.mailbox = Mailbox(address, owner.number, read_from=read_from)
+        self.record: StateRecord | None = None
+        self.seq = 0
+        self.turn: Turn | None = None
+        self.held_by: str | None = None
+        self.is_leaving = False
+        self.problem: str | None = None
+        self.idle_since_s = services.clock.monotonic()
+        self.services = services
+        self.runner = Runner(self)
+        self.overflow = Overflow(self)
+        self._scanned = 0
+        self._task: asyncio.Task[None] | None = None
+        self._next_kind: ActorType | None = None
+        self._is_dropped = False
+        self._lock = asyncio.Lock()
+
+    # --- what comes in
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether its loop runs."""
+        return self._task is not None
+
+    @property
+    def known(self) -> StateRecord:
+        """The record, as it stands.
+
+        Raises:
+            RuntimeError: Before it was read; the loop reads it first.
+        """
+        if self.record is None:
+            message = f"{self.address} was not read yet"
+            raise RuntimeError(message)
+        return self.record
+
+    def deliver(self, mail: Mail) -> None:
+        """Take a mail that the partition heard."""
+        if not self.mailbox.push(mail):
+            return
+        if self.turn is not None and self.runner.is_own_chain(mail):
+            self.runner.reenter(mail)
+        elif self.overflow.is_over(mail):
+            self.overflow.add(mail)
+        self.wake()
+
+    def wake(self) -> None:
+        """Let the loop look: mail came, a hold ended, an order changed something."""
+        self.runner.nudge.set()
+        if self._task is None and not self._is_dropped and self.held_by is None and not self.is_leaving:
+            self._task = self.services.spawn(self._run(), f"actor-{self.address}")
+
+    def use(self, kind: ActorType) -> None:
+        """Run another class from the next turn on; the turn under way ends with the class it began with."""
+        self._next_kind = kind
+        if not self.is_busy:
+            self._renew()
+
+    def _renew(self) -> None:
+        if self._next_kind is not None:
+            self.kind, self._next_kind = self._next_kind, None
+            self.runner.forget()
+
+    def drop(self) -> None:
+        """Forget it at once: somebody else runs it now. A turn under way ends without a trace."""
+        self._is_dropped = True
+        self.runner.stop(STOP_LOST, "another host runs this actor now")
+        if self._task is not None and self.turn is None:
+            self._task.cancel()
+
+    def fenced(self) -> None:
+        """Another host wrote the record since: what we know of it is old, and the partition may be another's."""
+        _log.warning(events.TURN_FENCED, actor=str(self.address), epoch=self.owner.epoch)
+        self.record = None
+        self.runner.forget()
+        self.owner.doubt()
+
+    # --- the loop
+
+    async def _run(self) -> None:
+        try:
+            while not self._is_dropped and not self.is_leaving:
+                self.runner.nudge.clear()
+                if not await self._step():
+                    if self.runner.nudge.is_set():
+                        continue
+                    break
+        except TurnFencedError:
+            self.fenced()
+        except CallboardError as error:
+            # the broker's refusals, such as a missing permission: the mail waits, the neighbours are not concerned
+            self.problem = f"{error.code}: {error}"
+            _log.error(events.ACTOR_FAILED, actor=str(self.address), code=error.code, message=str(error))
+        finally:
+            self._task = None
+            self.idle_since_s = self.services.clock.monotonic()
+            self.owner.settled(self)
+
+    async def _step(self) -> bool:
+        """Handle one mail, or find that none may be handled now."""
+        self._renew()
+        if self.record is None and not await self._load():
+            return False
+        if self.mailbox.must_read and not await self._refill():
+            return False
+        mail = verdict.next_mail(self.known, self.mailbox)
+        try:
+            if mail is None and verdict.is_holding(self.known):
+                mail = await self._awaited_beyond()
+            if mail is None:
+                return self.mailbox.must_read
+            if not await self.owner.is_ours():
+                return False
+        except BusError:
+            await self.services.clock.sleep(_RETRY_S)
+            return True
+        await self._handle(mail)
+        return True
+
+    async def ensure_read(self) -> None:
+        """Read the record if it was not read yet, for an order.
+
+        Raises:
+            BusError: If it cannot be read now.
+            StateDecodeError: If it is none.
+        """
+        async with self._lock:
+            if self.record is None:
+                await self._fetch()
+
+    async def has_moved(self, seq: int) -> bool:
+        """Return whether the mail with this sequence is handled, by the record that stands at the leader.
+
+        Raises:
+            BusError: If it cannot be read now.
+        """
+        subject = subjects.state(self.address.type, self.address.key)
+        stored = await self.services.bus.get_last(subjects.ACTORS, subject, from_leader=True)
+        return stored is not None and decode(stored.data).has_applied(seq)
+
+    async def _load(self) -> bool:
+        try:
+            await self.ensure_read()
+        except BusError:
+            await self.services.clock.sleep(_RETRY_S)
+            self.runner.nudge.set()
+            return False
+        except StateDecodeError as error:
+            self.problem = f"{error.code}: {error}"
+            _log.error(events.ACTOR_FAILED, actor=str(self.address), code=error.code, message=str(error))
+            return False
+        return True
+
+    async def _fetch(self) -> None:
+        subject = subjects.state(self.address.type, self.address.key)
+        stored = await self.services.bus.get_last(subjects.ACTORS, subject, from_leader=True)
+        try:
+            self.record = decode(stored.data) if stored is not None else StateRecord()
+        except DecodeError as error:
+            message = f"the record of {self.address} cannot be read, its mail waits: {error}"
+            raise StateDecodeError(message) from error
+        self.seq = stored.seq if stored is not None else 0
+        self.problem = None
+
+    async def _refill(self) -> bool:
+        try:
+            await self.mailbox.read(self.services.bus, above=self.known.applied)
+        except BusError:
+            await self.services.clock.sleep(_RETRY_S)
+            self.runner.nudge.set()
+            return False
+        return True
+
+    async def _awaited_beyond(self) -> Mail | None:
+        """Look behind what lies in memory for the mail that a turn waits for which holds all other mail up."""
+        start = max(self._scanned + 1, self.mailbox.cut_from or 0)
+        if self.mailbox.cut_from is None:
+            return None
+        subject = subjects.mailbox(self.address.type, self.owner.number, self.address.key)
+        stored = await self.services.bus.get_next(subjects.ACTORS, start, subject)
+        while stored is not None:
+            mail = mail_of(stored)
+            if not self.known.has_applied(mail.seq) and verdict.awaited_by(mail, self.known) is not None:
+                return mail
+            self._scanned = stored.seq
+            stored = await self.services.bus.get_next(subjects.ACTORS, stored.seq + 1, subject)
+        return None
+
+    async def _handle(self, mail: Mail) -> None:
+        now = self.services.clock.now()
+        found = verdict.judge(mail, self.known, self.kind, now=now)
+        match found:
+            case verdict.Skip():
+                await self.commit([mail.seq])
+            case verdict.Answer(reply=reply):
+                await self.commit([mail.seq], to=((mail, reply),), remembers=False)
+            case verdict.Dead(failure=failure):
+                await self.bury(mail, failure, attempts=0)
+            case verdict.Run():
+                await self.runner.run(mail)
+            case verdict.Resume(parked=parked):
+                await self.runner.resume(mail, parked)
+
+    # --- what it writes
+
+    async def commit(
+        self,
+        applied: Sequence[int],
+        *,
+        to: Sequence[tuple[Mail, Reply]] = (),
+        writes: Sequence[Write] = (),
+        remembers: bool = True,
+        changes: Mapping[str, object] | None = None,
+    ) -> None:
+        """Write the next record: the mails in ``applied`` are handled, ``changes`` are made, ``writes`` go along.
+
+        Replies are sent once it stands; with ``remembers`` they are kept for callers that ask again.
+
+        Raises:
+            TurnFencedError: If another host has written since; nothing stands, nobody was answered.
+            CallboardError: If it can never be stored (too large).
+        """
+        async with self._lock:
+            base = self.known
+            record = verdict.apply(base, applied, self.mailbox.oldest_but(applied))
+            if remembers:
+                record = verdict.remember(record, to)
+            record = replace(
+                record,
+                by=self.services.worker,
+                epoch=self.owner.epoch,
+                mail=applied[-1] if applied else base.mail,
+                at=self.services.clock.now(),
+                **(changes or {}),
+            )
+            subject = subjects.state(self.address.type, self.address.key)
+            write = Write(subject, encode(record), header.build(expected_seq=self.seq))
+            result = await self.services.committer.commit(write, *writes)
+            match result:
+                case Committed(seqs=seqs):
+                    self.record, self.seq = record, seqs[0]
+                case Fenced():
+                    message = f"{self.address} was written by another host since: this turn is thrown away"
+                    raise TurnFencedError(message)
+                case Refused(error=error):
+                    raise error
+        self._scanned = 0
+        for seq in applied:
+            self.mailbox.remove(seq)
+        if crash.point:
+            crash.at("before-reply")
+        for mail, reply in to:
+            await self.answer(mail, reply)
+
+    async def answer(self, mail: Mail, reply: Reply) -> None:
+        """Send an answer to whoever waits for one; a lost one is asked for again under the same id."""
+        if mail.reply_to:
+            await replies.send(self.services, mail.reply_to, reply)
+
+    async def bury(
+        self,
+        mail: Mail,
+        failure: Failure,
+        *,
+        attempts: int,
+        cause_seq: int | None = None,
+        changes: Mapping[str, object] | None = None,
+    ) -> None:
+        """Make a dead letter of a mail and go on after it; enough of them in a row fail the actor.
+
+        ``cause_seq`` is the mail that counts as handled, where it is not the same: a parked turn's awaited one.
+        """
+        await self.letter(mail, failure, attempts=attempts)
+        failures = self.known.failures + 1
+        changed = {**(changes or {}), "failures": failures}
+        if failures >= self.kind.options.poison_limit:
+            reason = f"{failures} mails in a row became dead letters, the last one by {failure.code}: {failure.message}"
+            changed |= {"status": "failed", "reason": reason[:500]}
+        kind = failure.type if isinstance(failure.type, str) else ""
+        reply = Reply(id=mail.id, error=ReplyError(code=failure.code, message=failure.message, type=kind))
+        await self.commit([cause_seq or mail.seq], to=((mail, reply),), changes=changed)
+        _log.error(
+            events.MAIL_DEAD_LETTERED, actor=str(self.address), seq=mail.seq, attempts=attempts, code=failure.code
+        )
+        if "reason" in changed:
+            _log.error(events.ACTOR_FAILED, actor=str(self.address), code=failure.code, message=str(changed["reason"]))
+
+    async def letter(self, mail: Mail, failure: Failure, *, attempts: int) -> None:
+        """Store a mail's dead letter, however long the broker needs; the mail counts as handled only after it.
+
+        Raises:
+            BusError: If it can never be stored.
+        """
+        services = self.services
+        letter = letter_of(mail, failure, attempts=attempts, worker=services.worker, at=services.clock.now())
+        while not self._is_dropped:
+            try:
+                await write_letter(services.bus, mail, letter)
+            except BusError as error:
+                if not error.retryable:
+                    raise
+                await services.clock.sleep(_RETRY_S)
+                continue
+            return
+
+    async def bury_error(self, mail: Mail, error: CallboardError, *, attempts: int) -> None:
+        """As ``bury``, for an error of ours."""
+        await self.bury(mail, failure_of(error), attempts=attempts)
+
+    async def new_actor(self) -> Actor:
+        """Return an instance with the state that stands.
+
+        Raises:
+            CallboardError: If the state does not fit the class, or cannot be read now.
+        """
+        return await actor_of(self.kind, self.address, self.known, self.services.blobs)

@@ -1,0 +1,517 @@
+"""The actors of one worker: which partitions it owns, taking them over, handing them on, and letting go at the end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from callboard.runtime import events, logs, subjects
+from callboard.runtime.actor import cursor as cursors
+from callboard.runtime.actor import placement
+from callboard.runtime.actor.activation import Activation
+from callboard.runtime.actor.address import Address
+from callboard.runtime.actor.asks import AskServer
+from callboard.runtime.actor.commit import TurnCommitter
+from callboard.runtime.actor.cursor import Cursor
+from callboard.runtime.actor.definition import ActorType
+from callboard.runtime.actor.execute import STOP_DRAIN
+from callboard.runtime.actor.liveness import Liveness
+from callboard.runtime.actor.orders import OrderServer
+from callboard.runtime.actor.partition import Partition
+from callboard.runtime.actor.pinger import Pinger
+from callboard.runtime.actor.ports import Staged
+from callboard.runtime.actor.services import ActorRules, Services
+from callboard.runtime.beat import ActorLoad, Beat
+from callboard.runtime.blobs import BlobStore
+from callboard.runtime.bus.base import Bus, Message, Subscription
+from callboard.runtime.clock import Clock
+from callboard.runtime.control import Accusation, decode_death
+from callboard.runtime.errors import BusError, DecodeError, TopologyError
+
+_log = logs.get_logger(__name__)
+
+LOOK_EVERY_S = 0.25
+READ_CURSORS_EVERY_S = 5.0
+HELD_LOOK_EVERY_S = 1.0
+# what was cancelled ends within a moment
+END_WAIT_S = 2.0
+PASSIVATE_EVERY_S = 5.0
+FREED = "cb.ctl.freed"
+CURSORS = "cb.cursor.*.*"
+
+Place = tuple[str, int]
+
+
+class Freed(Struct, frozen=True):
+    """Body of ``cb.ctl.freed``: a former owner has finished, or given up, an actor that it held in mid-turn."""
+
+    worker: str
+    kind: str
+    partition: int
+    key: str
+
+
+_freed = msgspec.json.Decoder(Freed)
+
+
+class Host(Struct, frozen=True):
+    """Another worker that hosts actors, by its latest beat: where it runs, and each type with its state version."""
+
+    name: str
+    pid: int
+    types: Mapping[str, int]
+    is_draining: bool
+
+
+class ActorHost:
+    """Owns its share of the partitions of its types, for as long as the worker lives.
+
+    Attributes:
+        types: By name.
+        partitions: Those that we own.
+        held: Actors of partitions that we handed over and still have in mid-turn.
+        liveness: Who is alive.
+        takeovers: Partitions taken from the dead.
+    """
+
+    def __init__(
+        self,
+        types: Sequence[ActorType],
+        *,
+        worker: str,
+        bus: Bus,
+        clock: Clock,
+        rules: ActorRules,
+        spawn: Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None] | None],
+    ) -> None:
+        """Prepare; ``run`` does the work."""
+        self.types = {kind.name: kind for kind in types}
+        self.partitions: dict[Place, Partition] = {}
+        self.held: dict[tuple[str, int, str], Activation] = {}
+        self.takeovers = 0
+        self.liveness = Liveness(worker, now_s=clock.monotonic())
+        self._worker = worker
+        self._bus = bus
+        self._clock = clock
+        self._hosts: dict[str, Host] = {}
+        self._cursors: dict[Place, tuple[Cursor, int]] = {}
+        self._committer = TurnCommitter(bus, clock=clock)
+        self.services = Services(
+            worker=worker,
+            bus=bus,
+            clock=clock,
+            committer=self._committer,
+            blobs=BlobStore(bus),
+            rules=rules,
+            spawn=spawn,
+            slots=asyncio.Semaphore(rules.turns),
+            echo_age_s=lambda: self.liveness.echo_age_s(clock.monotonic()),
+        )
+        self._look = asyncio.Event()
+        self._is_draining = False
+        self._subscriptions: list[Subscription] = []
+        self._asks = AskServer(self)
+        self._orders = OrderServer(self)
+        self._read_cursors_s = float("-inf")
+
+    # --- life
+
+    async def run(self, opened: Callable[[], None]) -> None:
+        """Own, take over and hand on until cancelled; ``opened`` is called once when it takes mail.
+
+        Raises:
+            TopologyError: If the actors' stream is missing.
+        """
+        if await self._bus.stream_info(subjects.ACTORS) is None:
+            message = f"stream {subjects.ACTORS} is missing: run 'callboard provision'"
+            raise TopologyError(message)
+        self._bus.on_reconnect(self._reconnected)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._committer.run(), name="turn-committer")
+            group.create_task(Pinger(self._bus, self.liveness, clock=self._clock, me=self._worker).run(), name="pinger")
+            await self._listen()
+            await self._asks.open()
+            await self._orders.open()
+            group.create_task(self._keep_cursors(), name="cursors")
+            await self._place()
+            opened()
+            try:
+                while True:
+                    await self._wait()
+                    await self._place()
+            finally:
+                for subscription in self._subscriptions:
+                    await subscription.close()
+
+    async def drain(self, *, grace_s: Callable[[], float]) -> None:
+        """Hand everything on: idle actors at once, those in mid-turn when they are done or the grace time is over.
+
+        Args:
+            grace_s: Returns the seconds that are left to turns under way.
+        """
+        self._is_draining = True
+        await self._asks.close()
+        for place in sorted(self.partitions):
+            partition = self.partitions.get(place)
+            heir = self._heir(partition.kind.name, partition.number) if partition is not None else None
+            if partition is not None and heir is not None:
+                await self._hand_over(partition, heir)
+        for partition in self.partitions.values():
+            partition.leave()
+        while self._running() and grace_s() > 0:
+            await self._clock.sleep(LOOK_EVERY_S / 5)
+        for activation in self._running():
+            activation.runner.stop(STOP_DRAIN, "the worker drains")
+        give_up_s = self._clock.monotonic() + END_WAIT_S
+        while self._running() and self._clock.monotonic() < give_up_s:
+            await self._clock.sleep(LOOK_EVERY_S / 5)
+        for partition in list(self.partitions.values()):
+            await self._give_up(partition)
+        await self._orders.close()
+
+    def swap(self, types: Sequence[ActorType]) -> None:
+        """Use new classes of the same names from the next turn on: state and mail stay, instances are made anew."""
+        for kind in types:
+            self.types[kind.name] = kind
+        for partition in self.partitions.values():
+            kind = self.types[partition.kind.name]
+            partition.kind = kind
+            for activation in partition.activations.values():
+                activation.use(kind)
+        self._look.set()
+
+    # --- what it hears
+
+    def heard(self, beat: Beat, *, status_left: bool = False) -> None:
+        """Take in a worker's beat, our own too."""
+        now_s = self._clock.monotonic()
+        if status_left or beat.status == "stopped":
+            self.liveness.left(beat.worker, now_s)
+            self._hosts.pop(beat.worker, None)
+            self._look.set()
+            return
+        self.liveness.heard(beat.worker, now_s, server=beat.server)
+        if beat.worker == self._worker:
+            return
+        types = {load.kind: load.version for load in beat.actors}
+        host = Host(beat.host, beat.pid, types, beat.status == "draining")
+        if self._hosts.get(beat.worker) != host:
+            self._hosts[beat.worker] = host
+            self._look.set()
+
+    def load(self) -> list[ActorLoad]:
+        """Return what the beat says of our actors; called from the keeper's thread, reads plain values only."""
+        loads = []
+        for kind in list(self.types.values()):
+            mine = [p for (name, _), p in sorted(self.partitions.items()) if name == kind.name]
+            loads.append(
+                ActorLoad(
+                    kind=kind.name,
+                    partitions=[p.number for p in mine],
+                    active=sum(len(p.activations) for p in mine),
+                    running=sum(p.running for p in mine),
+                    version=kind.version,
+                    fingerprint=kind.fingerprint,
+                )
+            )
+        return loads
+
+    def find(self, kind: str, key: str) -> Partition | None:
+        """Return the partition of an actor if we own it."""
+        number = Address(kind, key).partition(self.services.rules.partitions)
+        return self.partitions.get((kind, number))
+
+    def _reconnected(self) -> None:
+        self.liveness.reconnected(self._clock.monotonic())
+        for partition in self.partitions.values():
+            partition.doubt()
+        self._read_cursors_s = float("-inf")
+
+    async def _listen(self) -> None:
+        self._subscriptions.append(await self._bus.subscribe(CURSORS, self._on_cursor))
+        self._subscriptions.append(await self._bus.subscribe(FREED, self._on_freed))
+        self._subscriptions.append(await self._bus.subscribe(subjects.CTL_DEAD, self._on_death))
+
+    def _on_cursor(self, message: Message) -> None:
+        """A cursor is being written. It is a doorbell: it may be refused, and then the next read shows it."""
+        _, _, kind, number = message.subject.split(".")
+        known = self._cursors.get((kind, int(number)))
+        try:
+            found = cursors.decode(message.data)
+        except DecodeError:
+            return
+        if kind in self.types and (known is None or known[0].epoch != found.epoch or known[0].owner != found.owner):
+            self._read_cursors_s = float("-inf")
+            self._look.set()
+
+    def _on_death(self, message: Message) -> None:
+        """Hear of a death: a parent's word counts, another worker's makes us look for ourselves."""
+        now_s = self._clock.monotonic()
+        try:
+            death = decode_death(message.data)
+        except DecodeError:
+            return
+        if isinstance(death, Accusation):
+            self.liveness.accused(death.worker, now_s)
+            return
+        for worker, host in list(self._hosts.items()):
+            if (host.name, host.pid) == (death.host, death.pid):
+                self.liveness.left(worker, now_s)
+                self._look.set()
+
+    def _on_freed(self, message: Message) -> None:
+        try:
+            freed = _freed.decode(message.data)
+        except msgspec.DecodeError:
+            return
+        partition = self.partitions.get((freed.kind, freed.partition))
+        activation = partition.activations.get(freed.key) if partition is not None else None
+        if partition is not None and activation is not None and activation.held_by == freed.worker:
+            partition.free(freed.key)
+
+    # --- who owns what
+
+    async def _wait(self) -> None:
+        self._look.clear()
+        sleeper = asyncio.ensure_future(self._clock.sleep(LOOK_EVERY_S))
+        waiter = asyncio.ensure_future(self._look.wait())
+        try:
+            await asyncio.wait((sleeper, waiter), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            sleeper.cancel()
+            waiter.cancel()
+
+    async def _place(self) -> None:
+        """Bring what we own in line with who is alive."""
+        if self._is_draining:
+            return
+        try:
+            await self._read_cursors()
+            for kind in list(self.types.values()):
+                await self._place_type(kind)
+        except BusError as error:
+            _log.debug(events.PARTITION_UNPLACED, code=error.code, message=str(error))
+
+    async def _place_type(self, kind: ActorType) -> None:
+        hosts = self._candidates(kind)
+        wanted = placement.assign(kind.name, self.services.rules.partitions, sorted(hosts))
+        for number in range(self.services.rules.partitions):
+            place = (kind.name, number)
+            owned = self.partitions.get(place)
+            owner = wanted.get(number)
+            if owned is not None:
+                if owner is not None and owner != self._worker:
+                    await self._hand_over(owned, owner)
+            elif owner == self._worker and not self._is_draining:
+                await self._take_if_free(kind, number)
+
+    def _candidates(self, kind: ActorType) -> set[str]:
+        """Return the live hosts of a type with the newest version of its state, ourselves among them."""
+        live = self.liveness.live(self._clock.monotonic())
+        versions = {
+            worker: host.types[kind.name]
+            for worker, host in self._hosts.items()
+            if worker in live and not host.is_draining and kind.name in host.types
+        }
+        versions[self._worker] = kind.version
+        newest = max(versions.values())
+        return {worker for worker, version in versions.items() if version == newest}
+
+    def _heir(self, kind: str, number: int) -> str | None:
+        hosts = self._candidates(self.types[kind]) - {self._worker}
+        return placement.owner_of(kind, number, sorted(hosts)) if hosts else None
+
+    async def _read_cursors(self) -> None:
+        now_s = self._clock.monotonic()
+        if now_s - self._read_cursors_s < READ_CURSORS_EVERY_S:
+            return
+        self._read_cursors_s = now_s
+        for stored in await self._bus.get_many(subjects.ACTORS, [f"cb.cursor.{name}.*" for name in self.types]):
+            _, _, kind, number = stored.subject.split(".")
+            try:
+                self._cursors[kind, int(number)] = (cursors.decode(stored.data), stored.seq)
+            except DecodeError as error:
+                _log.error(events.PARTITION_UNPLACED, code=error.code, message=f"{stored.subject}: {error}")
+
+    async def _take_if_free(self, kind: ActorType, number: int) -> None:
+        known, _ = self._cursors.get((kind.name, number), (Cursor(), 0))
+        now_s = self._clock.monotonic()
+        is_free = known.owner in ("", self._worker) or self.liveness.is_dead(known.owner, now_s)
+        if is_free:
+            await self._take(kind, number)
+
+    async def _take(self, kind: ActorType, number: int) -> None:
+        """Become the owner, against the record that stands at the leader."""
+        subject = subjects.cursor(kind.name, number)
+        stored = await self._bus.get_last(subjects.ACTORS, subject, from_leader=True)
+        found = cursors.decode(stored.data) if stored is not None else Cursor()
+        self._cursors[kind.name, number] = (found, stored.seq if stored is not None else 0)
+        now_s = self._clock.monotonic()
+        is_handed = found.owner == self._worker
+        is_from_dead = found.owner not in ("", self._worker)
+        if is_from_dead and not self.liveness.is_dead(found.owner, now_s):
+            return
+        info = await self._bus.stream_info(subjects.ACTORS)
+        if info is None:
+            return
+        if found.upto > info.last_seq:
+            text = f"the cursor stands at {found.upto}, the stream ends at {info.last_seq}: was it restored?"
+            _log.error(events.PARTITION_UNPLACED, code=TopologyError.code, message=f"{subject}: {text}")
+            found = replace(found, upto=info.last_seq)
+        held = {key: worker for key, worker in found.held.items() if self._still_holds(worker, now_s)}
+        pending = {key: found.pending.get(key, found.upto) for key in {*found.pending, *held}}
+        partition = Partition(
+            self.services,
+            kind,
+            number,
+            cursor=replace(found, held=held, pending=pending),
+            cursor_seq=stored.seq if stored is not None else 0,
+            taken_at=info.last_seq,
+            is_from_dead=is_from_dead or bool(found.held.keys() - held.keys()),
+            on_lost=self._lost,
+            on_settled=self._settled,
+        )
+        if not is_handed or found.held.keys() != held.keys() or not found.epoch:
+            wanted = replace(partition.cursor, epoch=found.epoch + 1, owner=self._worker)
+            if not await partition.write(wanted):
+                return
+        self._cursors[kind.name, number] = (partition.cursor, partition.cursor_seq)
+        self._adopt(partition)
+        await partition.open()
+        self.partitions[kind.name, number] = partition
+        if is_from_dead:
+            self.takeovers += 1
+        _log.info(
+            events.PARTITION_TAKEN,
+            type=kind.name,
+            partition=number,
+            epoch=partition.epoch,
+            from_worker=found.owner,
+            is_from_dead=is_from_dead,
+            pending=len(partition.cursor.pending),
+        )
+
+    def _still_holds(self, worker: str, now_s: float) -> bool:
+        return worker == self._worker or not self.liveness.is_dead(worker, now_s)
+
+    def _adopt(self, partition: Partition) -> None:
+        for (kind, number, key), activation in list(self.held.items()):
+            if (kind, number) == (partition.kind.name, partition.number):
+                del self.held[kind, number, key]
+                partition.adopt(activation)
+
+    async def _hand_over(self, partition: Partition, to: str) -> None:
+        """Give a partition to another worker; actors in mid-turn stay until they are done."""
+        await partition.close()
+        partition.leave()
+        held = {key: self._worker for key, activation in partition.activations.items() if activation.is_busy}
+        wanted = partition.next_cursor(epoch=partition.epoch + 1, owner=to, held=held)
+        try:
+            is_written = await partition.write(wanted)
+        except BusError:
+            # unknown or refused: look again what stands
+            partition.doubt()
+            await self._go_on(partition)
+            return
+        if not is_written:
+            return
+        place = (partition.kind.name, partition.number)
+        self.partitions.pop(place, None)
+        self._cursors[place] = (partition.cursor, partition.cursor_seq)
+        for key in held:
+            activation = partition.activations[key]
+            if activation.is_busy:
+                self.held[*place, key] = activation
+            else:
+                await self._free(place, key)
+        for activation in partition.activations.values():
+            if not activation.is_busy:
+                _ = self.services.spawn(activation.runner.end(), "actor-end")
+        _log.info(
+            events.PARTITION_HANDED_OVER, type=place[0], partition=place[1], epoch=wanted.epoch, to=to, held=len(held)
+        )
+
+    async def _go_on(self, partition: Partition) -> None:
+        if partition.is_lost:
+            return
+        await partition.go_on()
+
+    async def _give_up(self, partition: Partition) -> None:
+        """Leave a partition without an heir: whoever comes next finds everything as it stands."""
+        await partition.close()
+        partition.leave()
+        for activation in partition.activations.values():
+            await activation.runner.end()
+        try:
+            _ = await partition.write(partition.next_cursor(epoch=partition.epoch + 1, owner=""))
+        except BusError as error:
+            _log.warning(events.PARTITION_UNPLACED, code=error.code, message=str(error))
+        self.partitions.pop((partition.kind.name, partition.number), None)
+
+    def _lost(self, partition: Partition) -> None:
+        self.partitions.pop((partition.kind.name, partition.number), None)
+        _ = self.services.spawn(partition.close(), "partition-close")
+        self._read_cursors_s = float("-inf")
+        self._look.set()
+
+    def _settled(self, partition: Partition, activation: Staged) -> None:
+        """An actor came to rest: one that we only held is free for its new owner."""
+        place = (partition.kind.name, partition.number)
+        if self.held.pop((*place, activation.address.key), None) is not None:
+            _ = self.services.spawn(self._free(place, activation.address.key), "actor-free")
+
+    async def _free(self, place: Place, key: str) -> None:
+        body = msgspec.json.encode(Freed(self._worker, place[0], place[1], key))
+        try:
+            await self._bus.publish(FREED, body)
+        except BusError:
+            # the new owner looks for itself as well
+            return
+
+    def _running(self) -> list[Activation]:
+        mine = [a for p in self.partitions.values() for a in p.activations.values() if a.is_busy]
+        return [*mine, *self.held.values()]
+
+    # --- what is kept up to date
+
+    async def _keep_cursors(self) -> None:
+        passivated_s = held_s = self._clock.monotonic()
+        while True:
+            await self._clock.sleep(self.services.rules.cursor_every_s)
+            now_s = self._clock.monotonic()
+            for partition in list(self.partitions.values()):
+                try:
+                    await partition.save()
+                except BusError:
+                    continue
+            if now_s - held_s >= HELD_LOOK_EVERY_S:
+                held_s = now_s
+                await self._look_at_held(now_s)
+            if now_s - passivated_s >= PASSIVATE_EVERY_S:
+                passivated_s = now_s
+                for partition in list(self.partitions.values()):
+                    for activation in partition.passivate(now_s):
+                        await activation.runner.end()
+
+    async def _look_at_held(self, now_s: float) -> None:
+        """Free actors whose former owner is done or dead; the notice of it may have been lost."""
+        for partition in list(self.partitions.values()):
+            for key, activation in list(partition.activations.items()):
+                holder = activation.held_by
+                if holder is None:
+                    continue
+                if self.liveness.is_dead(holder, now_s):
+                    partition.is_from_dead = True
+                    partition.free(key)
+                    continue
+                try:
+                    done = await activation.has_moved(partition.cursor.pending.get(key, 0))
+                except BusError:
+                    continue
+                if done:
+                    partition.free(key)

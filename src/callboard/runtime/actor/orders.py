@@ -1,0 +1,196 @@
+"""Orders to actors: pause, resume, kill, restart, cancel, show, requeue. They overtake all mail."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from callboard.runtime import subjects
+from callboard.runtime.actor.activation import Activation
+from callboard.runtime.actor.letter import MailLetter, decode_letter
+from callboard.runtime.actor.mail import Mail, mail_headers
+from callboard.runtime.actor.partition import Stage
+from callboard.runtime.actor.record import Parked, Reply, ReplyError
+from callboard.runtime.actor.run import tombstone
+from callboard.runtime.bus import header
+from callboard.runtime.bus.base import Message, Subscription, Write
+from callboard.runtime.errors import BusError, CallboardError, DecodeError, InputError, TurnCancelledError
+
+Operation = Literal["pause", "resume", "kill", "restart", "cancel", "show", "requeue"]
+
+
+class ActorOrder(Struct, frozen=True, kw_only=True):
+    """Body of ``cb.ctl.actor.<type>.<key>``.
+
+    Attributes:
+        reason: For people; kept with the actor.
+        seq: For ``cancel`` of a parked turn: the sequence of the mail that it began with.
+    """
+
+    op: Operation
+    reason: str = ""
+    seq: int = 0
+
+
+_ACTIVE: dict[str, object] = {"status": "active", "reason": "", "failures": 0}
+_order = msgspec.json.Decoder(ActorOrder)
+
+
+class OrderServer:
+    """Takes orders about the actors that the host owns; about others it stays silent, their owner answers."""
+
+    def __init__(self, host: Stage) -> None:
+        """Prepare; ``open`` begins to listen."""
+        self._host = host
+        self._subscriptions: list[Subscription] = []
+
+    async def open(self) -> None:
+        """Listen for orders to every type of the host."""
+        bus = self._host.services.bus
+        for name in self._host.types:
+            self._subscriptions.append(await bus.subscribe(subjects.ctl_actor(name), self._on_order))
+
+    async def close(self) -> None:
+        """Take no more orders."""
+        subscriptions, self._subscriptions = self._subscriptions, []
+        for subscription in subscriptions:
+            await subscription.close()
+
+    def _on_order(self, message: Message) -> None:
+        # cb.ctl.actor.<type>.<key>
+        _, _, _, kind, token = message.subject.split(".", 4)
+        key = subjects.unescape(token)
+        partition = self._host.find(kind, key)
+        if partition is None:
+            return
+        _ = self._host.services.spawn(self._answer(message, kind, key), "actor-order")
+
+    async def _answer(self, message: Message, kind: str, key: str) -> None:
+        try:
+            order = _order.decode(message.data)
+        except msgspec.DecodeError as error:
+            body: dict[str, object] = {"error": {"code": DecodeError.code, "message": f"not an order: {error}"}}
+        else:
+            body = await self._obey(order, kind, key)
+        if message.reply:
+            with contextlib.suppress(BusError):
+                await self._host.services.bus.publish(message.reply, msgspec.json.encode(body))
+
+    async def _obey(self, order: ActorOrder, kind: str, key: str) -> dict[str, object]:
+        partition = self._host.find(kind, key)
+        if partition is None:
+            return {"error": {"code": "actor", "message": f"{kind}/{key} has just moved to another host: try again"}}
+        activation = partition.activation(key)
+        try:
+            await activation.ensure_read()
+            return {"ok": True} | await obey(activation, order)
+        except CallboardError as error:
+            return {"error": {"code": error.code, "message": str(error)}}
+
+
+async def obey(activation: Activation, order: ActorOrder) -> dict[str, object]:
+    """Carry out an order about one actor.
+
+    Raises:
+        CallboardError: If it cannot be.
+    """
+    match order.op:
+        case "show":
+            return show(activation)
+        case "pause":
+            await activation.commit([], changes={"status": "paused", "reason": order.reason or "paused by request"})
+            await activation.runner.hook("on_pause")
+        case "resume" | "restart":
+            if order.op == "restart":
+                activation.runner.restart()
+            await activation.commit([], changes=_ACTIVE)
+            await activation.runner.hook("on_resume")
+        case "kill":
+            await activation.commit([], changes={"status": "killed", "reason": order.reason or "killed by request"})
+            activation.runner.stop("cancel", order.reason or "the actor was killed by request")
+        case "cancel":
+            await _cancel(activation, order)
+        case "requeue":
+            count = await _requeue(activation)
+            await activation.commit([], changes=_ACTIVE)
+            activation.wake()
+            return {"requeued": count}
+    activation.wake()
+    return {"status": activation.known.status}
+
+
+def show(activation: Activation) -> dict[str, object]:
+    """Return what only the owner knows of an actor."""
+    turn = activation.turn
+    running: dict[str, object] | None = None
+    if turn is not None:
+        running = {
+            "seq": turn.mail.seq,
+            "type": turn.mail.type,
+            "attempt": turn.attempt,
+            "since": turn.started_at,
+            "steps_run": turn.journal.executed,
+            "steps_replayed": turn.journal.replayed,
+            "sender": turn.mail.sender,
+        }
+    return {
+        "worker": activation.services.worker,
+        "epoch": activation.owner.epoch,
+        "partition": activation.owner.number,
+        "status": activation.known.status,
+        "problem": activation.problem,
+        "held_by": activation.held_by,
+        "depth": activation.mailbox.depth,
+        "running": running,
+    }
+
+
+async def _cancel(activation: Activation, order: ActorOrder) -> None:
+    reason = order.reason or "cancelled by request"
+    if activation.turn is not None and order.seq in (0, activation.turn.mail.seq):
+        activation.runner.stop("cancel", reason)
+        return
+    parked = [found for found in activation.known.parked if order.seq in (0, found.seq)]
+    if not parked:
+        text = f"{activation.address} has no turn to cancel: nothing runs and nothing is parked"
+        raise InputError(text if not order.seq else f"{activation.address} has no turn {order.seq} to cancel")
+    await _cancel_parked(activation, parked, reason)
+
+
+async def _cancel_parked(activation: Activation, parked: list[Parked], reason: str) -> None:
+    gone = {found.seq for found in parked}
+    answers: list[tuple[Mail, Reply]] = []
+    for found in parked:
+        mail = await activation.runner.parked_mail(found.seq)
+        if mail is not None:
+            error = ReplyError(code=TurnCancelledError.code, message=reason)
+            answers.append((mail, Reply(id=mail.id, error=error)))
+    remaining = [other for other in activation.known.parked if other.seq not in gone]
+    writes = [tombstone(activation, seq) for seq in sorted(gone)]
+    await activation.commit([], to=answers, writes=writes, changes={"parked": remaining})
+
+
+async def _requeue(activation: Activation) -> int:
+    """Put every dead letter of the actor back into its mailbox, oldest first; return how many."""
+    bus = activation.services.bus
+    address = activation.address
+    wildcard = subjects.dead_mail(address.type, address.key, 0).removesuffix("0") + "*"
+    count = 0
+    for stored in sorted(await bus.get_many(subjects.DEAD, [wildcard]), key=lambda found: found.seq):
+        letter = decode_letter(stored.data)
+        await bus.store(_requeued(activation, letter))
+        _ = await bus.delete_message(subjects.DEAD, stored.seq)
+        count += 1
+    return count
+
+
+def _requeued(activation: Activation, letter: MailLetter) -> Write:
+    address = activation.address
+    names = (header.MAIL_ID, header.MSG_ID, header.REPLY_TO, header.DEADLINE, header.CHAIN)
+    kept = {k: v for k, v in letter.headers.items() if k not in names and not k.startswith("Nats-")}
+    # the broker drops a repeat of the same requeue
+    kept |= {header.REQUEUE_OF: str(letter.seq), header.MSG_ID: f"requeue/{address}/{letter.seq}"}
+    return Write(subjects.mail(address.type, address.key), letter.data, mail_headers(extra=kept))

@@ -1,0 +1,321 @@
+"""One partition of an actor type that this worker owns: its reader, its actors in memory, its cursor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from callboard.runtime import events, logs, subjects
+from callboard.runtime.actor import cursor as cursors
+from callboard.runtime.actor.activation import Activation
+from callboard.runtime.actor.address import Address
+from callboard.runtime.actor.cursor import Cursor
+from callboard.runtime.actor.definition import ActorType
+from callboard.runtime.actor.mail import Mail, mail_of
+from callboard.runtime.actor.ports import Staged
+from callboard.runtime.actor.services import Services
+from callboard.runtime.bus import header
+from callboard.runtime.bus.base import Stored, Tail, Write
+from callboard.runtime.errors import BusError, ConflictError, DecodeError
+
+_log = logs.get_logger(__name__)
+
+# Actors with mail in memory before the reader pauses; the rest waits in the stream.
+MAX_WAITING = 10_000
+
+
+class Stage(Protocol):
+    """The host of the partitions, as the doors for asks and orders see it; ``ActorHost`` is one."""
+
+    types: dict[str, ActorType]
+    services: Services
+
+    def find(self, kind: str, key: str) -> Partition | None:
+        """Return the partition of an actor if we own it."""
+        ...
+
+
+class Partition:
+    """What the owner of one partition has in memory. It owns until its cursor says otherwise.
+
+    Attributes:
+        cursor: The record as we last wrote it.
+        cursor_seq: Its sequence.
+        taken_at: Last sequence of the stream when we took it: what came before may have been begun by another host.
+        is_from_dead: Whether we took it from a host that died.
+        is_lost: Somebody else owns it; its actors are dropped.
+        activations: Actors in memory, by key.
+    """
+
+    def __init__(
+        self,
+        services: Services,
+        kind: ActorType,
+        number: int,
+        *,
+        cursor: Cursor,
+        cursor_seq: int,
+        taken_at: int,
+        is_from_dead: bool,
+        on_lost: Callable[[Partition], None],
+        on_settled: Callable[[Partition, Staged], None],
+    ) -> None:
+        """Take over what ``cursor`` says; ``open`` starts to read."""
+        self.kind = kind
+        self.number = number
+        self.cursor = cursor
+        self.cursor_seq = cursor_seq
+        self.taken_at = taken_at
+        self.is_from_dead = is_from_dead
+        self.is_lost = False
+        self.activations: dict[str, Activation] = {}
+        self._services = services
+        self._on_lost = on_lost
+        self._on_settled = on_settled
+        self._tail: Tail | None = None
+        self._seen = cursor.upto
+        self._doubts = False
+        self._is_checking = False
+        self._is_on_hold = False
+
+    def __repr__(self) -> str:
+        """Return type, number and epoch."""
+        return f"<Partition {self.kind.name}/{self.number} epoch={self.epoch}>"
+
+    # --- what its activations ask
+
+    @property
+    def epoch(self) -> int:
+        """Epoch of our ownership."""
+        return self.cursor.epoch
+
+    def may_have_run(self, seq: int) -> bool:
+        """Return whether another host may have begun the mail with this sequence."""
+        return seq <= self.taken_at
+
+    def suspects_crash(self, seq: int) -> bool:
+        """Return whether the host that had this mail before died."""
+        return self.is_from_dead and seq <= self.taken_at
+
+    async def is_ours(self) -> bool:
+        """Return whether we still own it; asks the broker when our own beats do not come back."""
+        if self.is_lost:
+            return False
+        if self._doubts or self._services.echo_age_s() > self._services.rules.echo_limit_s:
+            await self.check()
+        return not self.is_lost
+
+    def doubt(self) -> None:
+        """Look at the cursor before the next turn, and now."""
+        self._doubts = True
+        _ = self._services.spawn(self._check_quietly(), f"partition-check-{self.kind.name}-{self.number}")
+
+    def settled(self, activation: Staged) -> None:
+        """Hear that an actor's loop came to rest."""
+        self._on_settled(self, activation)
+        if self._is_on_hold and self.waiting < MAX_WAITING // 2 and self._tail is not None:
+            self._is_on_hold = False
+            self._tail.resume()
+
+    # --- life
+
+    async def open(self) -> None:
+        """Wake the actors with unhandled mail and read on.
+
+        Raises:
+            BusError: If it cannot be read now.
+        """
+        for key, seq in sorted(self.cursor.pending.items(), key=lambda item: item[1]):
+            activation = self.activation(key, read_from=seq)
+            holder = self.cursor.held.get(key)
+            if holder is not None and holder != self._services.worker:
+                activation.held_by = holder
+            activation.wake()
+        self._tail = await self._services.bus.tail(
+            subjects.ACTORS,
+            subjects.mailbox(self.kind.name, self.number),
+            self._on_mail,
+            start_seq=self.cursor.upto + 1,
+        )
+
+    async def close(self) -> None:
+        """Stop reading. Its actors stay as they are."""
+        tail, self._tail = self._tail, None
+        if tail is not None:
+            await tail.close()
+
+    def leave(self) -> None:
+        """Begin no further turn: somebody else goes on."""
+        for activation in self.activations.values():
+            activation.is_leaving = True
+
+    async def go_on(self) -> None:
+        """Read and run on after all: the hand-over did not come about.
+
+        Raises:
+            BusError: If it cannot be read now.
+        """
+        for activation in self.activations.values():
+            activation.is_leaving = False
+            activation.wake()
+        self._tail = await self._services.bus.tail(
+            subjects.ACTORS, subjects.mailbox(self.kind.name, self.number), self._on_mail, start_seq=self._seen + 1
+        )
+
+    def lose(self) -> None:
+        """Drop everything at once: somebody else owns it."""
+        if self.is_lost:
+            return
+        self.is_lost = True
+        for activation in list(self.activations.values()):
+            activation.drop()
+        self.activations.clear()
+        self._on_lost(self)
+
+    def adopt(self, activation: Activation) -> None:
+        """Go on with an actor that this worker still had in mid-turn from an earlier ownership."""
+        self.activations[activation.address.key] = activation
+        activation.owner = self
+        activation.is_leaving = False
+
+    def activation(self, key: str, *, read_from: int | None = None) -> Activation:
+        """Return the actor with this key, made when it is not in memory."""
+        found = self.activations.get(key)
+        if found is None:
+            address = Address(self.kind.name, key)
+            found = Activation(self._services, self.kind, address, self, read_from=read_from)
+            self.activations[key] = found
+        return found
+
+    def passivate(self, now_s: float) -> list[Activation]:
+        """Forget actors that were idle for long enough; return them."""
+        idle_s = self.kind.options.idle_s
+        gone = [
+            activation
+            for activation in self.activations.values()
+            if not activation.is_busy
+            and activation.held_by is None
+            and activation.mailbox.first_seq is None
+            and activation.problem is None
+            and now_s - activation.idle_since_s > idle_s
+        ]
+        for activation in gone:
+            del self.activations[activation.address.key]
+        return gone
+
+    def free(self, key: str) -> None:
+        """Let an actor run that another host had in mid-turn: it is done, or dead."""
+        activation = self.activations.get(key)
+        if activation is not None and activation.held_by is not None:
+            activation.held_by = None
+            activation.record = None
+            activation.wake()
+
+    # --- the cursor
+
+    @property
+    def waiting(self) -> int:
+        """Actors in memory with unhandled mail."""
+        return sum(1 for activation in self.activations.values() if activation.mailbox.first_seq is not None)
+
+    @property
+    def running(self) -> int:
+        """Turns under way."""
+        return sum(1 for activation in self.activations.values() if activation.turn is not None)
+
+    def next_cursor(
+        self, *, epoch: int | None = None, owner: str | None = None, held: dict[str, str] | None = None
+    ) -> Cursor:
+        """Return the record as it should stand now."""
+        pending: dict[str, int] = {}
+        holds: dict[str, str] = {}
+        for key, activation in self.activations.items():
+            first = activation.mailbox.first_seq
+            if first is not None:
+                pending[key] = first
+            if activation.held_by is not None:
+                holds[key] = activation.held_by
+                pending.setdefault(key, self.cursor.pending.get(key, self._seen))
+        upto, pending = cursors.bounded(self._seen, pending)
+        return Cursor(
+            epoch=self.cursor.epoch if epoch is None else epoch,
+            owner=self.cursor.owner if owner is None else owner,
+            upto=upto,
+            pending=pending,
+            held=holds | (held or {}),
+        )
+
+    async def save(self) -> None:
+        """Write the cursor if it moved. A refusal means that somebody else owns the partition.
+
+        Raises:
+            BusError: If it cannot be written now.
+        """
+        wanted = self.next_cursor()
+        if wanted != self.cursor and not self.is_lost:
+            await self.write(wanted)
+
+    async def write(self, wanted: Cursor) -> bool:
+        """Write the cursor against the one we know; return False, and drop everything, when another stands.
+
+        Raises:
+            BusError: If it cannot be written now.
+        """
+        subject = subjects.cursor(self.kind.name, self.number)
+        data = cursors.encode(wanted)
+        try:
+            ack = await self._services.bus.store(Write(subject, data, header.build(expected_seq=self.cursor_seq)))
+        except ConflictError:
+            stored = await self._services.bus.get_last(subjects.ACTORS, subject, from_leader=True)
+            if stored is None or stored.data != data:
+                await self.check()
+                return False
+            self.cursor, self.cursor_seq = wanted, stored.seq
+            return True
+        self.cursor, self.cursor_seq = wanted, ack.seq
+        return True
+
+    async def check(self) -> None:
+        """Read the cursor from the leader; drop everything when it is not ours any more.
+
+        Raises:
+            BusError: If it cannot be read now.
+        """
+        subject = subjects.cursor(self.kind.name, self.number)
+        stored = await self._services.bus.get_last(subjects.ACTORS, subject, from_leader=True)
+        try:
+            found = cursors.decode(stored.data) if stored is not None else Cursor()
+        except DecodeError:
+            found = Cursor()
+        self._doubts = False
+        if stored is not None and found.epoch == self.cursor.epoch and found.owner == self._services.worker:
+            self.cursor_seq = stored.seq
+            return
+        _log.warning(events.PARTITION_LOST, type=self.kind.name, partition=self.number, epoch=self.cursor.epoch)
+        self.lose()
+
+    async def _check_quietly(self) -> None:
+        if self._is_checking:
+            return
+        self._is_checking = True
+        try:
+            await self.check()
+        except BusError:
+            self._doubts = True
+        finally:
+            self._is_checking = False
+        for activation in list(self.activations.values()):
+            activation.wake()
+
+    # --- the reader
+
+    def _on_mail(self, stored: Stored) -> None:
+        if self.is_lost:
+            return
+        self._seen = stored.seq
+        mail: Mail = mail_of(stored)
+        self.activation(mail.address.key).deliver(mail)
+        if not self._is_on_hold and len(self.activations) >= MAX_WAITING and self.waiting >= MAX_WAITING:
+            self._is_on_hold = True
+            if self._tail is not None:
+                self._tail.hold()

@@ -1,0 +1,140 @@
+"""How the parts of the engine see one another: an actor in memory, its partition, the host of both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from callboard.runtime.actor.actor import Actor
+from callboard.runtime.actor.address import Address
+from callboard.runtime.actor.definition import ActorType
+from callboard.runtime.actor.mail import Mail
+from callboard.runtime.actor.mailbox import Mailbox
+from callboard.runtime.actor.record import Reply, StateRecord
+from callboard.runtime.actor.services import Services
+from callboard.runtime.actor.turn import Turn
+from callboard.runtime.bus.base import Write
+from callboard.runtime.errors import CallboardError
+from callboard.runtime.record import Failure
+
+
+class Owner(Protocol):
+    """The partition, as its activations see it."""
+
+    @property
+    def number(self) -> int:
+        """Its number."""
+        ...
+
+    @property
+    def epoch(self) -> int:
+        """Epoch of our ownership."""
+        ...
+
+    def may_have_run(self, seq: int) -> bool:
+        """Return whether another host may have begun the mail with this sequence."""
+        ...
+
+    def suspects_crash(self, seq: int) -> bool:
+        """Return whether the host that had this mail before died."""
+        ...
+
+    async def is_ours(self) -> bool:
+        """Return whether we still own it, asking the broker when our own beats do not come back."""
+        ...
+
+    def doubt(self) -> None:
+        """Look at once whether we still own it: a commit was refused."""
+        ...
+
+    def settled(self, activation: Staged) -> None:
+        """Hear that the actor's loop came to rest."""
+        ...
+
+
+class Staged(Protocol):
+    """An actor in memory, as the part that runs its turns sees it; ``Activation`` is one."""
+
+    address: Address
+    kind: ActorType
+    owner: Owner
+    mailbox: Mailbox
+    turn: Turn | None
+    is_leaving: bool
+    services: Services
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether its loop runs."""
+        ...
+
+    @property
+    def known(self) -> StateRecord:
+        """The record that stands."""
+        ...
+
+    async def commit(
+        self,
+        applied: Sequence[int],
+        *,
+        to: Sequence[tuple[Mail, Reply]] = (),
+        writes: Sequence[Write] = (),
+        remembers: bool = True,
+        changes: Mapping[str, object] | None = None,
+    ) -> None:
+        """Write the next record.
+
+        Raises:
+            TurnFencedError: If another host has written since.
+            CallboardError: If it can never be stored.
+        """
+        ...
+
+    async def ensure_read(self) -> None:
+        """Read the record if it was not read yet.
+
+        Raises:
+            BusError: If it cannot be read now.
+            StateDecodeError: If it is none.
+        """
+        ...
+
+    def fenced(self) -> None:
+        """Hear that a commit was refused because another host has written since."""
+        ...
+
+    async def letter(self, mail: Mail, failure: Failure, *, attempts: int) -> None:
+        """Store a mail's dead letter.
+
+        Raises:
+            BusError: If it can never be stored.
+        """
+        ...
+
+    async def answer(self, mail: Mail, reply: Reply) -> None:
+        """Send an answer to whoever waits for one."""
+        ...
+
+    async def bury(
+        self,
+        mail: Mail,
+        failure: Failure,
+        *,
+        attempts: int,
+        cause_seq: int | None = None,
+        changes: Mapping[str, object] | None = None,
+    ) -> None:
+        """Make a dead letter of a mail and go on after it."""
+        ...
+
+    async def bury_error(self, mail: Mail, error: CallboardError, *, attempts: int) -> None:
+        """As ``bury``, for an error of ours."""
+        ...
+
+    async def new_actor(self) -> Actor:
+        """Return an instance with the state that stands.
+
+        Raises:
+            CallboardError: If the state does not fit the class, or cannot be read now.
+        """
+        ...

@@ -1,0 +1,63 @@
+"""What turns and partitions of one worker share."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from msgspec import Struct
+
+from callboard.runtime.actor.commit import TurnCommitter
+from callboard.runtime.blobs import CLAIM_CHECK_BYTES, BlobStore
+from callboard.runtime.bus.base import Bus
+from callboard.runtime.clock import Clock
+
+DAY_S = 86400.0
+DEFAULT_PARTITIONS = 16
+
+
+class ActorRules(Struct, frozen=True, kw_only=True):
+    """Numbers of the actor runtime; ``Settings`` makes them from file, environment and flags.
+
+    Attributes:
+        partitions: Partitions of each type, as the stream was made with.
+        turns: Turns that run at once in this worker.
+        step_ttl_s: How long a finished turn's steps stay.
+        event_ttl_s: How long events stay.
+        cursor_every_s: Least time between two writes of a partition's cursor.
+        echo_limit_s: With no own beat heard for longer, the epoch is read again before a turn.
+        crash_limit: Deaths of its host, without a step done between, after which a mail is run once more.
+        reply_inline_bytes: A larger kept answer goes to the object store.
+        claim_check_bytes: Values above this go to the object store.
+    """
+
+    partitions: int = DEFAULT_PARTITIONS
+    turns: int = 256
+    step_ttl_s: float = 7 * DAY_S
+    event_ttl_s: float = 7 * DAY_S
+    cursor_every_s: float = 1.0
+    echo_limit_s: float = 2.0
+    crash_limit: int = 5
+    reply_inline_bytes: int = 16384
+    claim_check_bytes: int = CLAIM_CHECK_BYTES
+
+
+class Services(Struct, kw_only=True):
+    """Shared parts of one worker's actors; made by ``ActorHost``, handed down.
+
+    Attributes:
+        spawn: Starts a task that the worker's group owns.
+        slots: Turns that may begin; a parked turn holds none.
+        echo_age_s: Seconds since the worker's own beat came back to it.
+    """
+
+    worker: str
+    bus: Bus
+    clock: Clock
+    committer: TurnCommitter
+    blobs: BlobStore
+    rules: ActorRules
+    spawn: Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None] | None]
+    slots: asyncio.Semaphore
+    echo_age_s: Callable[[], float]

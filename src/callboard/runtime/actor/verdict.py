@@ -1,0 +1,169 @@
+"""What becomes of a mail before any handler runs: decisions as plain functions of record and mail."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from datetime import datetime
+
+import msgspec
+from msgspec import UNSET, Struct
+from msgspec.structs import replace
+
+from callboard.runtime.actor.definition import ActorType
+from callboard.runtime.actor.mail import KIND_TIMER, KIND_WAIT_TIMEOUT, Mail
+from callboard.runtime.actor.mailbox import Mailbox
+from callboard.runtime.actor.record import IDS_KEPT, REPLIES_KEPT, Parked, Reply, ReplyError, StateRecord
+from callboard.runtime.errors import ActorStoppedError, DeadlineError, DecodeError, MailLoopError, ReplyGoneError
+from callboard.runtime.record import Failure
+
+WAIT_TIMER = "~wait"
+# A turn may come by the same actor again in a chain, a circle may not go on for ever.
+MAX_VISITS = 10
+
+
+class Run(Struct, frozen=True):
+    """Give it to its handler."""
+
+
+class Resume(Struct, frozen=True):
+    """It ends the wait of this parked turn."""
+
+    parked: Parked
+
+
+class Skip(Struct, frozen=True):
+    """It has no effect: a stale timer, an expired message nobody waits for."""
+
+
+class Answer(Struct, frozen=True):
+    """It is answered without a run: a repeat, or too late."""
+
+    reply: Reply
+
+
+class Dead(Struct, frozen=True):
+    """It can never be handled."""
+
+    failure: Failure
+
+
+Verdict = Run | Resume | Skip | Answer | Dead
+
+
+def next_mail(record: StateRecord, mailbox: Mailbox) -> Mail | None:
+    """Return the mail to look at next, None when none may be handled now. Forgets what is handled already."""
+    head = mailbox.head()
+    while head is not None and record.has_applied(head.seq):
+        mailbox.remove(head.seq)
+        head = mailbox.head()
+    if head is None:
+        return None
+    if record.status != "active":
+        # tells wait; whoever asks a stopped actor is told at once, unless it is only paused
+        waits = record.status == "paused"
+        return None if waits else next((mail for mail in mailbox.waiting() if mail.reply_to), None)
+    if is_holding(record):
+        return next((mail for mail in mailbox.waiting() if awaited_by(mail, record) is not None), None)
+    return next((mail for mail in mailbox.waiting() if not record.has_applied(mail.seq)), None)
+
+
+def is_holding(record: StateRecord) -> bool:
+    """Return whether a parked turn holds all other mail up."""
+    return any(parked.hold for parked in record.parked)
+
+
+def judge(mail: Mail, record: StateRecord, kind: ActorType, *, now: datetime) -> Verdict:  # noqa: PLR0911 - a table
+    """Return what becomes of ``mail``, the next in turn."""
+    known = repeated(mail, record)
+    if known is not None:
+        return Answer(known)
+    if record.status != "active":
+        text = f"{mail.address} is {record.status}: {record.reason or 'no reason given'}; see `callboard agents show`"
+        return Answer(_error(mail, ActorStoppedError.code, text))
+    if mail.problem:
+        return Dead(Failure(code=DecodeError.code, message=mail.problem))
+    parked = awaited_by(mail, record)
+    if parked is not None:
+        return Resume(parked)
+    if mail.kind == KIND_WAIT_TIMEOUT:
+        return Skip()
+    if mail.kind == KIND_TIMER:
+        timer = record.timers.get(mail.timer)
+        return Run() if timer is not None and timer.generation == mail.generation else Skip()
+    if mail.deadline is not None and mail.deadline <= now:
+        text = f"its deadline passed {(now - mail.deadline).total_seconds():.1f} s before its turn"
+        return Answer(_error(mail, DeadlineError.code, text)) if mail.reply_to else Skip()
+    visits = sum(1 for link in mail.chain if link.address == mail.address)
+    if len(mail.chain) >= kind.options.max_chain or visits >= MAX_VISITS:
+        text = f"the chain of messages has {len(mail.chain)} turns, {visits} of them {mail.address}'s: it was cut here"
+        return Dead(Failure(code=MailLoopError.code, message=text))
+    return Run()
+
+
+def awaited_by(mail: Mail, record: StateRecord) -> Parked | None:
+    """Return the parked turn whose wait this mail ends, the oldest one first."""
+    for parked in record.parked:
+        if mail.kind == KIND_WAIT_TIMEOUT:
+            if mail.timer == f"{WAIT_TIMER}.{parked.seq}.{parked.waits}":
+                return parked
+        elif mail.kind is None and mail.type == parked.awaiting and _fits(mail, parked):
+            return parked
+    return None
+
+
+def repeated(mail: Mail, record: StateRecord) -> Reply | None:
+    """Return the answer for a mail whose id was handled before, None for a new one."""
+    if not mail.has_own_id:
+        return None
+    for reply in reversed(record.replies):
+        if reply.id == mail.id:
+            return reply
+    if digest_of(mail.id) in record.ids:
+        text = f"{mail.id} was handled before, once; its answer is no longer kept"
+        return _error(mail, ReplyGoneError.code, text)
+    return None
+
+
+def apply(record: StateRecord, handled: Sequence[int], oldest_waiting: int | None) -> StateRecord:
+    """Return the record with these mails handled.
+
+    ``applied`` moves up over everything below the oldest mail that still waits; what was handled beyond stands in
+    ``ahead``.
+    """
+    if not handled:
+        return record
+    done = sorted({*record.ahead, *(seq for seq in handled if seq > record.applied)})
+    below = [seq for seq in done if oldest_waiting is None or seq < oldest_waiting]
+    applied = max(record.applied, below[-1]) if below else record.applied
+    return replace(record, applied=applied, ahead=[seq for seq in done if seq > applied])
+
+
+def remember(record: StateRecord, answered: Sequence[tuple[Mail, Reply]]) -> StateRecord:
+    """Return the record with the answers kept for senders that gave an id, the oldest ones forgotten."""
+    own = [(mail, reply) for mail, reply in answered if mail.has_own_id]
+    if not own:
+        return record
+    replies = [*record.replies, *(reply for mail, reply in own if mail.reply_to)][-REPLIES_KEPT:]
+    ids = [*record.ids, *(digest_of(mail.id) for mail, _ in own)][-IDS_KEPT:]
+    return replace(record, replies=replies, ids=ids)
+
+
+def digest_of(mail_id: str) -> str:
+    """Return what is kept of an id: 16 characters."""
+    return hashlib.blake2b(mail_id.encode(), digest_size=8).hexdigest()
+
+
+def _fits(mail: Mail, parked: Parked) -> bool:
+    if parked.where is UNSET:
+        return True
+    try:
+        found = msgspec.json.decode(mail.data)
+        wanted = msgspec.json.decode(parked.where)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+    return isinstance(found, dict) and all(found.get(name, UNSET) == value for name, value in wanted.items())
+
+
+def _error(mail: Mail, code: str, text: str) -> Reply:
+    return Reply(id=mail.id, error=ReplyError(code=code, message=text))
