@@ -72,6 +72,12 @@ async def stored(truth: Bus) -> list[bytes]:
     return [message.data for message in await truth.get_many("L", ["l.>"])]
 
 
+def test_it_has_every_method_of_the_port_itself() -> None:
+    """It inherits from the protocol, whose own methods would quietly do nothing."""
+    port = {name for name, member in vars(Bus).items() if callable(member) or isinstance(member, property)}
+    assert {name for name in port if not name.startswith("_")} <= set(vars(FaultyBus))
+
+
 # --- writes
 
 

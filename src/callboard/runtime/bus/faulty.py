@@ -104,6 +104,11 @@ class FaultyBus(Bus):
         self._callbacks.append(callback)
         self._bus.on_reconnect(callback)
 
+    async def reconnect(self) -> None:
+        """Drop the link behind and connect anew; nothing while it is cut, for only ``mend`` restores that."""
+        if not self.faults.is_cut:
+            await self._bus.reconnect()
+
     async def close(self) -> None:
         """End all faults and disconnect. Closing twice is harmless."""
         await self.faults.close()
