@@ -8,7 +8,7 @@ import random
 from msgspec import Struct
 
 from callboard.runtime.config import TopologySettings
-from callboard.runtime.errors import ActorError, BusError
+from callboard.runtime.errors import BusError, CallboardError
 from callboard.runtime.simulation.nemesis import Nemesis, NemesisRules
 from callboard.runtime.simulation.run import Simulation
 from callboard.runtime.simulation.world import World, open_world
@@ -22,6 +22,8 @@ PARTITIONS = 3
 LOAD_S = 12.0
 SETTLE_S = 150.0
 ASK_S = 6.0
+# The answer that is kept for the question: its time was over in mid-turn.
+FINAL = ("turn_cancelled", "reply_gone")
 
 
 class Found(Struct, frozen=True, kw_only=True):
@@ -82,8 +84,10 @@ class Sender:
         while True:
             try:
                 value = await self._world.actor(f"{KIND}/{key}").ask(Note(name), idempotency_key=name, timeout_s=ASK_S)
-            except (BusError, ActorError) as error:
+            except CallboardError as error:
                 self._world.simulation.note("asked", f"{name}: {error.code}")
+                if error.code in FINAL:
+                    return
                 await self._world.clock.sleep(0.5)
                 continue
             break

@@ -130,53 +130,66 @@ class Watch:
     def verdict(self, *, acked: set[str]) -> list[str]:
         """Return what is wrong now that everything has settled."""
         problems = list(self.problems)
+        ids: Counter[str] = Counter()
         for key, mails in sorted(self.mails.items()):
             state, content = self.states.get(key, (StateRecord(), Seen()))
-            wanted = expected(mails)
+            wanted = expected(mails, content.seen)
             if content.seen != wanted:
                 problems.append(f"I4 {key}: {_difference(content.seen, wanted)}")
+            ids.update(wanted)
             if state.status != "active":
                 problems.append(f"{key} is {state.status}: {state.reason}")
             problems += self._unpaid(key, mails, content)
-        ids = Counter(label for mails in self.mails.values() for label in expected(mails))
         problems += [f"I1 lost: {name}" for name in sorted(acked - set(ids))]
         problems += [f"I2 doubled: {name}, {count} times" for name, count in sorted(ids.items()) if count > 1]
         return problems
 
     def _unpaid(self, key: str, mails: list[Mail], content: Seen) -> list[str]:
         problems = []
-        turns = {_note(mail).id: mail.seq for mail in mails if mail.type == "Note"}
         for name, payments in content.paid.items():
-            turn = f"{KIND}/{key}/{turns.get(name)}"
-            for payment in payments:
-                if self.paid.get((turn, payment.part)) != payment:
-                    problems.append(f"I2 {turn}: the state has {payment}, recorded is another")
+            # a question asked again has several mails
+            turns = [f"{KIND}/{key}/{mail.seq}" for mail in mails if mail.type == "Note" and _note(mail).id == name]
+            problems += [
+                f"I2 {key}: the state has {payment} for {name}, recorded is another"
+                for payment in payments
+                if all(self.paid.get((turn, payment.part)) != payment for turn in turns)
+            ]
         return problems
 
 
-def expected(mails: list[Mail]) -> list[str]:
-    """Return what an actor has written down when it has handled ``mails``, in their order and each once."""
+def expected(mails: list[Mail], seen: list[str]) -> list[str]:
+    """Return what an actor has written down when it has handled ``mails``, in their order and each once.
+
+    A mail with a deadline may have been too late: whether it was, ``seen`` tells.
+    """
     labels: list[str] = []
     known: set[str] = set()
     held: set[str] = set()
     for mail in mails:
         if mail.has_own_id and mail.id in known:
             continue
+        label = _label(mail, held)
+        if mail.deadline is not None and seen[len(labels) : len(labels) + 1] != [label]:
+            continue
         known.add(mail.id)
-        match mail.type:
-            case "Note":
-                labels.append(_note(mail).id)
-            case "Hold":
-                held.add(msgspec.json.decode(mail.data, type=Hold).id)
-            case "Go":
-                go = msgspec.json.decode(mail.data, type=Go).id
-                labels.append(f"{'went' if go in held else 'stray'}/{go}")
-                held.discard(go)
-            case "Rung":
-                labels.append(f"rung/{msgspec.json.decode(mail.data, type=Rung).id}")
-            case _:
-                labels.append(f"unknown {mail.type}")
+        labels += [label] if label else []
     return labels
+
+
+def _label(mail: Mail, held: set[str]) -> str:
+    match mail.type:
+        case "Note":
+            return _note(mail).id
+        case "Hold":
+            held.add(msgspec.json.decode(mail.data, type=Hold).id)
+            return ""
+        case "Go":
+            go = msgspec.json.decode(mail.data, type=Go).id
+            return f"{'went' if go in held else 'stray'}/{go}"
+        case "Rung":
+            return f"rung/{msgspec.json.decode(mail.data, type=Rung).id}"
+        case _:
+            return f"unknown {mail.type}"
 
 
 def _note(mail: Mail) -> Note:
