@@ -76,5 +76,5 @@ def test_its_commands_exist(path: Path) -> None:
 def test_the_check_sees_an_unknown_command() -> None:
     """Negative control."""
     assert _unknown_commands("`callboard dead list` shows")
-    assert _unknown_commands("callboard dev   # a server")
+    assert _unknown_commands("callboard devel   # a server")
     assert not _unknown_commands("`callboard dead ls`, `callboard submit count-words`, `callboard --help`")
