@@ -36,7 +36,9 @@ async def _provision(
 
     settings = session.settings()
     async with session.bus("provision") as bus:
-        wanted = topology.declared(settings.topology, capabilities=capabilities, work=settings.work)
+        wanted = topology.declared(
+            settings.topology, capabilities=capabilities, work=settings.work, audit=settings.actors.audit
+        )
         planned = await provision.plan(bus, wanted)
         if session.json:
             shown = to_json(planned)

@@ -278,6 +278,41 @@ class TopologySettings(Section):
     actor_max_consumers: Annotated[int, Field(ge=64)] = 4096
 
 
+class ActorSettings(Section):
+    """How actors run and what is kept of them. The number of partitions stands in ``topology``.
+
+    Attributes:
+        retention_s: How long handled mail is kept. Mail that waits is kept however old it is.
+        step_ttl_s: How long the recorded steps of a turn are kept; longer than any turn takes, its retries included.
+        event_ttl_s: How long events are kept.
+        audit: Whether messages and states are copied to ``CB_AUDIT``, and what is swept waits for the copy.
+        audit_settle_s: How long a copy must have stood before its original may go: longer than the server takes to
+            write the copy to disk (two minutes).
+        state_limit_bytes: Largest state of one actor, as JSON.
+        turns: Turns that run at once in one worker process.
+        idle_s: How long an actor without mail stays in memory.
+    """
+
+    retention_s: Annotated[float, Field(ge=60, allow_inf_nan=False)] = 7 * DAY_S
+    step_ttl_s: Annotated[float, Field(ge=3600, allow_inf_nan=False)] = 7 * DAY_S
+    event_ttl_s: Annotated[float, Field(ge=60, allow_inf_nan=False)] = 7 * DAY_S
+    audit: bool = True
+    audit_settle_s: SecondsOrZero = 180.0
+    state_limit_bytes: Annotated[int, BeforeValidator(_size), Field(ge=1024, le=64 * MIB)] = MIB
+    turns: Annotated[int, Field(ge=1, le=65_536)] = 256
+    idle_s: Seconds = 60.0
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.audit and self.event_ttl_s < 2 * self.audit_settle_s:
+            reason = (
+                f"must be at least twice audit_settle_s ({2 * self.audit_settle_s:g}), is {self.event_ttl_s:g}: "
+                "events would expire before their copy is on disk"
+            )
+            _refuse("event_ttl_s", reason)
+        return self
+
+
 class Shown(Struct, frozen=True):
     """One line of ``callboard config show``; secrets are already hidden."""
 
@@ -295,6 +330,7 @@ class Settings(Section):
     worker: WorkerSettings = WorkerSettings()
     log: LogSettings = LogSettings()
     topology: TopologySettings = TopologySettings()
+    actors: ActorSettings = ActorSettings()
 
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
 

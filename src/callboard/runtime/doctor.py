@@ -215,7 +215,7 @@ async def _clock(bus: Bus, clock: Clock) -> Finding:
 async def _streams(bus: Bus, settings: Settings, clock: Clock) -> list[Finding]:
     findings = []
     now = clock.now()
-    for config in topology.declared(settings.topology).streams:
+    for config in topology.declared(settings.topology, audit=settings.actors.audit).streams:
         info = await bus.stream_info(config.name)
         if info is None:
             text = f"stream {config.name} does not exist"
@@ -259,7 +259,9 @@ async def _dead(bus: Bus) -> Finding:
 
 async def _consumers(bus: Bus, settings: Settings) -> Finding:
     names = [queue.capability for queue in await lookup.queues(bus) if queue.has_consumer]
-    wanted = topology.declared(settings.topology, capabilities=names, work=settings.work)
+    wanted = topology.declared(
+        settings.topology, capabilities=names, work=settings.work, audit=settings.actors.audit
+    )
     planned = await provision.plan(bus, wanted)
     wrong = [change.name for change in planned.changes if change.consumer]
     if wrong:

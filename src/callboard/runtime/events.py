@@ -51,6 +51,7 @@ TURN_FAILED: Final = "callboard.v1.turn.failed"  # warning: actor, seq, attempt,
 TURN_FENCED: Final = "callboard.v1.turn.fenced"  # warning: actor, epoch; another host wrote since, thrown away
 TURN_CANCELLED: Final = "callboard.v1.turn.cancelled"  # info: actor, seq, reason
 MAIL_DEAD_LETTERED: Final = "callboard.v1.mail.dead_lettered"  # error: actor, seq, attempts, code
+MAIL_REFUSED: Final = "callboard.v1.mail.refused"  # warning: actor, mails, policy, problem; the mailbox is full
 HOOK_FAILED: Final = "callboard.v1.hook.failed"  # warning: actor, hook, type
 PARTITION_TAKEN: Final = "callboard.v1.partition.taken"  # info: type, partition, epoch, from_worker, is_from_dead
 PARTITION_HANDED_OVER: Final = "callboard.v1.partition.handed_over"  # info: type, partition, epoch, to, held

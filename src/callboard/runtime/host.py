@@ -90,7 +90,8 @@ async def provision_embedded(settings: Settings) -> None:
     bus = await connector(settings)("provision")
     try:
         store_bytes = DataFolder(settings.server.data_dir).max_file_bytes(settings.server)
-        wanted = topology.declared(topology.fit(settings.topology, store_bytes=store_bytes))
+        fitting = topology.fit(settings.topology, store_bytes=store_bytes)
+        wanted = topology.declared(fitting, audit=settings.actors.audit)
         await provision.apply(bus, await provision.plan(bus, wanted))
     finally:
         await bus.close()

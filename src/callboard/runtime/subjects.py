@@ -31,6 +31,10 @@ CTL_CANCEL = "cb.ctl.cancel"
 CTL_DEAD = "cb.ctl.dead"
 ACTORS = "CB_ACTORS"
 AUDIT = "CB_AUDIT"
+GAPS = "CB_AUDIT_GAPS"
+
+# What of CB_ACTORS is copied to CB_AUDIT: all but cursors and timers, which say nothing about what an actor did.
+AUDITED = ("cb.mbox.>", "cb.step.>", "cb.event.>", "cb.state.>")
 
 
 def check_name(name: str, *, what: str = "name") -> str:
@@ -202,6 +206,11 @@ def ctl_actor(kind: str, key: str | None = None) -> str:
 def dead_mail(kind: str, key: str, seq: int) -> str:
     """Return the subject of a mail's dead letter."""
     return f"cb.dead.mail.{kind}.{escape(key)}.{seq}"
+
+
+def gap(subject: str, seq: int) -> str:
+    """Return where the late copy stands of a message that ``CB_AUDIT`` missed, by its subject and sequence."""
+    return f"cb.gap.{subject.removeprefix('cb.')}.{seq}"
 
 
 def actor_of(subject: str) -> tuple[str, str]:

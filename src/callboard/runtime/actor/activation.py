@@ -16,8 +16,9 @@ from callboard.runtime.actor.commit import Committed, Fenced, Refused
 from callboard.runtime.actor.definition import ActorType
 from callboard.runtime.actor.execute import STOP_LOST
 from callboard.runtime.actor.letter import letter_of, write_letter
-from callboard.runtime.actor.mail import Mail
+from callboard.runtime.actor.mail import Mail, mail_of
 from callboard.runtime.actor.mailbox import Mailbox
+from callboard.runtime.actor.overflow import Overflow
 from callboard.runtime.actor.ports import Owner
 from callboard.runtime.actor.record import Reply, ReplyError, StateRecord, decode, encode
 from callboard.runtime.actor.run import Runner
@@ -69,6 +70,8 @@ class Activation:
         self.idle_since_s = services.clock.monotonic()
         self.services = services
         self.runner = Runner(self)
+        self.overflow = Overflow(self)
+        self._scanned = 0
         self._task: asyncio.Task[None] | None = None
         self._next_kind: ActorType | None = None
         self._is_dropped = False
@@ -99,6 +102,8 @@ class Activation:
             return
         if self.turn is not None and self.runner.is_own_chain(mail):
             self.runner.reenter(mail)
+        elif self.overflow.is_over(mail):
+            self.overflow.add(mail)
         self.wake()
 
     def wake(self) -> None:
@@ -125,6 +130,13 @@ class Activation:
         if self._task is not None and self.turn is None:
             self._task.cancel()
 
+    def fenced(self) -> None:
+        """Another host wrote the record since: what we know of it is old, and the partition may be another's."""
+        _log.warning(events.TURN_FENCED, actor=str(self.address), epoch=self.owner.epoch)
+        self.record = None
+        self.runner.forget()
+        self.owner.doubt()
+
     # --- the loop
 
     async def _run(self) -> None:
@@ -136,10 +148,11 @@ class Activation:
                         continue
                     break
         except TurnFencedError:
-            _log.warning(events.TURN_FENCED, actor=str(self.address), epoch=self.owner.epoch)
-            self.record = None
-            self.runner.forget()
-            self.owner.doubt()
+            self.fenced()
+        except CallboardError as error:
+            # the broker's refusals, such as a missing permission: the mail waits, the neighbours are not concerned
+            self.problem = f"{error.code}: {error}"
+            _log.error(events.ACTOR_FAILED, actor=str(self.address), code=error.code, message=str(error))
         finally:
             self._task = None
             self.idle_since_s = self.services.clock.monotonic()
@@ -153,9 +166,11 @@ class Activation:
         if self.mailbox.must_read and not await self._refill():
             return False
         mail = verdict.next_mail(self.known, self.mailbox)
-        if mail is None:
-            return self.mailbox.must_read
         try:
+            if mail is None and verdict.is_holding(self.known):
+                mail = await self._awaited_beyond()
+            if mail is None:
+                return self.mailbox.must_read
             if not await self.owner.is_ours():
                 return False
         except BusError:
@@ -218,6 +233,21 @@ class Activation:
             return False
         return True
 
+    async def _awaited_beyond(self) -> Mail | None:
+        """Look behind what lies in memory for the mail that a turn waits for which holds all other mail up."""
+        start = max(self._scanned + 1, self.mailbox.cut_from or 0)
+        if self.mailbox.cut_from is None:
+            return None
+        subject = subjects.mailbox(self.address.type, self.owner.number, self.address.key)
+        stored = await self.services.bus.get_next(subjects.ACTORS, start, subject)
+        while stored is not None:
+            mail = mail_of(stored)
+            if not self.known.has_applied(mail.seq) and verdict.awaited_by(mail, self.known) is not None:
+                return mail
+            self._scanned = stored.seq
+            stored = await self.services.bus.get_next(subjects.ACTORS, stored.seq + 1, subject)
+        return None
+
     async def _handle(self, mail: Mail) -> None:
         now = self.services.clock.now()
         found = verdict.judge(mail, self.known, self.kind, now=now)
@@ -276,6 +306,7 @@ class Activation:
                     raise TurnFencedError(message)
                 case Refused(error=error):
                     raise error
+        self._scanned = 0
         for seq in applied:
             self.mailbox.remove(seq)
         if crash.point:
@@ -301,17 +332,7 @@ class Activation:
 
         ``cause_seq`` is the mail that counts as handled, where it is not the same: a parked turn's awaited one.
         """
-        services = self.services
-        letter = letter_of(mail, failure, attempts=attempts, worker=services.worker, at=services.clock.now())
-        while not self._is_dropped:
-            try:
-                await write_letter(services.bus, mail, letter)
-            except BusError as error:
-                if not error.retryable:
-                    raise
-                await services.clock.sleep(_RETRY_S)
-                continue
-            break
+        await self.letter(mail, failure, attempts=attempts)
         failures = self.known.failures + 1
         changed = {**(changes or {}), "failures": failures}
         if failures >= self.kind.options.poison_limit:
@@ -325,6 +346,24 @@ class Activation:
         )
         if "reason" in changed:
             _log.error(events.ACTOR_FAILED, actor=str(self.address), code=failure.code, message=str(changed["reason"]))
+
+    async def letter(self, mail: Mail, failure: Failure, *, attempts: int) -> None:
+        """Store a mail's dead letter, however long the broker needs; the mail counts as handled only after it.
+
+        Raises:
+            BusError: If it can never be stored.
+        """
+        services = self.services
+        letter = letter_of(mail, failure, attempts=attempts, worker=services.worker, at=services.clock.now())
+        while not self._is_dropped:
+            try:
+                await write_letter(services.bus, mail, letter)
+            except BusError as error:
+                if not error.retryable:
+                    raise
+                await services.clock.sleep(_RETRY_S)
+                continue
+            return
 
     async def bury_error(self, mail: Mail, error: CallboardError, *, attempts: int) -> None:
         """As ``bury``, for an error of ours."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import os
 from collections.abc import Callable
 
 from msgspec import Struct
@@ -55,6 +56,7 @@ async def execute(turn: Turn, handler: Handler, actor: Actor, argument: object, 
 
     A cancellation of the calling task ends the handler; ``turn.stop`` says what it means.
     """
+    pid = os.getpid()
     try:
         with turn_scope(actor, turn):
             value = await _invoke(handler, actor, argument, part)
@@ -69,6 +71,10 @@ async def execute(turn: Turn, handler: Handler, actor: Actor, argument: object, 
         if turn.wait is not None:
             return Waits()
         return Raised(error)
+    finally:
+        if os.getpid() != pid:
+            # the handler forked: the copy holds our connections and must not speak on them
+            os._exit(0)
     if turn.wait is not None:
         # the handler swallowed the signal; its answer is not one
         return Waits()

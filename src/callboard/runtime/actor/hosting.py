@@ -30,6 +30,7 @@ from callboard.runtime.beat import ActorLoad, Beat
 from callboard.runtime.blobs import BlobStore
 from callboard.runtime.bus.base import Bus, Message, Subscription
 from callboard.runtime.clock import Clock
+from callboard.runtime.control import Accusation, decode_death
 from callboard.runtime.errors import BusError, DecodeError, TopologyError
 
 _log = logs.get_logger(__name__)
@@ -59,8 +60,10 @@ _freed = msgspec.json.Decoder(Freed)
 
 
 class Host(Struct, frozen=True):
-    """Another worker that hosts actor types, by its latest beat: each type with its state version."""
+    """Another worker that hosts actors, by its latest beat: where it runs, and each type with its state version."""
 
+    name: str
+    pid: int
     types: Mapping[str, int]
     is_draining: bool
 
@@ -195,7 +198,8 @@ class ActorHost:
         self.liveness.heard(beat.worker, now_s, server=beat.server)
         if beat.worker == self._worker:
             return
-        host = Host({load.kind: load.version for load in beat.actors}, beat.status == "draining")
+        types = {load.kind: load.version for load in beat.actors}
+        host = Host(beat.host, beat.pid, types, beat.status == "draining")
         if self._hosts.get(beat.worker) != host:
             self._hosts[beat.worker] = host
             self._look.set()
@@ -231,6 +235,7 @@ class ActorHost:
     async def _listen(self) -> None:
         self._subscriptions.append(await self._bus.subscribe(CURSORS, self._on_cursor))
         self._subscriptions.append(await self._bus.subscribe(FREED, self._on_freed))
+        self._subscriptions.append(await self._bus.subscribe(subjects.CTL_DEAD, self._on_death))
 
     def _on_cursor(self, message: Message) -> None:
         """A cursor is being written. It is a doorbell: it may be refused, and then the next read shows it."""
@@ -243,6 +248,21 @@ class ActorHost:
         if kind in self.types and (known is None or known[0].epoch != found.epoch or known[0].owner != found.owner):
             self._read_cursors_s = float("-inf")
             self._look.set()
+
+    def _on_death(self, message: Message) -> None:
+        """Hear of a death: a parent's word counts, another worker's makes us look for ourselves."""
+        now_s = self._clock.monotonic()
+        try:
+            death = decode_death(message.data)
+        except DecodeError:
+            return
+        if isinstance(death, Accusation):
+            self.liveness.accused(death.worker, now_s)
+            return
+        for worker, host in list(self._hosts.items()):
+            if (host.name, host.pid) == (death.host, death.pid):
+                self.liveness.left(worker, now_s)
+                self._look.set()
 
     def _on_freed(self, message: Message) -> None:
         try:
@@ -339,6 +359,10 @@ class ActorHost:
         info = await self._bus.stream_info(subjects.ACTORS)
         if info is None:
             return
+        if found.upto > info.last_seq:
+            text = f"the cursor stands at {found.upto}, the stream ends at {info.last_seq}: was it restored?"
+            _log.error(events.PARTITION_UNPLACED, code=TopologyError.code, message=f"{subject}: {text}")
+            found = replace(found, upto=info.last_seq)
         held = {key: worker for key, worker in found.held.items() if self._still_holds(worker, now_s)}
         pending = {key: found.pending.get(key, found.upto) for key in {*found.pending, *held}}
         partition = Partition(

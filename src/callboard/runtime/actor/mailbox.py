@@ -49,6 +49,11 @@ class Mailbox:
         return self._mails[0].seq if self._mails else self._cut_from
 
     @property
+    def cut_from(self) -> int | None:
+        """Sequence from which on mail waits in the stream only; None when all of it is here."""
+        return self._cut_from
+
+    @property
     def depth(self) -> int:
         """Mails waiting, as far as they were seen here."""
         return max(self.count, len(self._mails))

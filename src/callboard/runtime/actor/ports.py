@@ -9,6 +9,7 @@ from callboard.runtime.actor.actor import Actor
 from callboard.runtime.actor.address import Address
 from callboard.runtime.actor.definition import ActorType
 from callboard.runtime.actor.mail import Mail
+from callboard.runtime.actor.mailbox import Mailbox
 from callboard.runtime.actor.record import Reply, StateRecord
 from callboard.runtime.actor.services import Services
 from callboard.runtime.actor.turn import Turn
@@ -57,6 +58,7 @@ class Staged(Protocol):
     address: Address
     kind: ActorType
     owner: Owner
+    mailbox: Mailbox
     turn: Turn | None
     is_leaving: bool
     services: Services
@@ -85,6 +87,27 @@ class Staged(Protocol):
         Raises:
             TurnFencedError: If another host has written since.
             CallboardError: If it can never be stored.
+        """
+        ...
+
+    async def ensure_read(self) -> None:
+        """Read the record if it was not read yet.
+
+        Raises:
+            BusError: If it cannot be read now.
+            StateDecodeError: If it is none.
+        """
+        ...
+
+    def fenced(self) -> None:
+        """Hear that a commit was refused because another host has written since."""
+        ...
+
+    async def letter(self, mail: Mail, failure: Failure, *, attempts: int) -> None:
+        """Store a mail's dead letter.
+
+        Raises:
+            BusError: If it can never be stored.
         """
         ...
 

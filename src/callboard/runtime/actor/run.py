@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 
 import msgspec
-from msgspec import UNSET, Raw, Struct
+from msgspec import UNSET, Raw
 
 from callboard.runtime import codec, crash, events, logs, subjects
+from callboard.runtime.actor import crashes
 from callboard.runtime.actor import reply as replies
 from callboard.runtime.actor.actor import Actor, turn_scope
 from callboard.runtime.actor.execute import (
@@ -48,7 +49,6 @@ from callboard.runtime.bus.base import Stored, Write
 from callboard.runtime.errors import (
     BusError,
     CallboardError,
-    CrashLimitError,
     DecodeError,
     MailLoopError,
     PayloadTooLargeError,
@@ -63,23 +63,6 @@ _log = logs.get_logger(__name__)
 _RETRY_S = 0.25
 _TOMBSTONE_TTL_S = 3600.0
 _STOP_CODES = {"timeout": "turn_timeout", "deadline": "deadline"}
-
-
-_CRASH = "~crash"
-
-
-class CrashNote(Struct, frozen=True, kw_only=True):
-    """Left before a mail is run again whose host died.
-
-    Attributes:
-        steps: Steps that were recorded by then: a turn that gets on is no poison.
-    """
-
-    worker: str
-    steps: int
-
-
-crash_note = msgspec.json.Decoder(CrashNote)
 
 
 class Runner:
@@ -156,8 +139,11 @@ class Runner:
         waiting: Parked | None,
     ) -> None:
         activation = self._activation
-        if activation.owner.suspects_crash(cause_seq) and not await self._may_run(mail, cause_seq):
-            return
+        if activation.owner.suspects_crash(cause_seq):
+            poison = await crashes.note(activation, mail, cause_seq)
+            if poison is not None:
+                await activation.bury_error(mail, poison, attempts=activation.services.rules.crash_limit)
+                return
         attempt = 0
         while True:
             attempt += 1
@@ -546,38 +532,7 @@ class Runner:
         outer.reentered.append(mail.seq)
         await activation.answer(mail, reply)
 
-    # --- what a dead host may have left
-
-    async def _may_run(self, mail: Mail, cause_seq: int) -> bool:
-        """Count that a host died under this mail; bury it when it kills one host after another without progress."""
-        activation = self._activation
-        limit = activation.services.rules.crash_limit
-        address = activation.address
-        while True:
-            try:
-                found = await activation.services.bus.get_many(
-                    subjects.ACTORS, [subjects.steps(address.type, address.key, mail.seq)], from_leader=True
-                )
-                break
-            except BusError:
-                await activation.services.clock.sleep(_RETRY_S)
-        notes = [crash_note.decode(stored.data) for stored in found if f".{_CRASH}." in stored.subject]
-        steps = len(found) - len(notes)
-        deaths = sum(1 for note in notes if note.steps == steps) + 1
-        if deaths > limit:
-            text = f"its host died {deaths} times under this mail, with no step done between"
-            await activation.bury_error(mail, CrashLimitError(text), attempts=deaths)
-            return False
-        name = f"{_CRASH}.{activation.owner.epoch}.{cause_seq}"
-        note = CrashNote(worker=activation.services.worker, steps=steps)
-        _ = await activation.services.committer.commit(
-            Write(
-                subjects.step(address.type, address.key, mail.seq, name),
-                msgspec.json.encode(note),
-                header.build(expected_seq=0, ttl_s=activation.services.rules.step_ttl_s),
-            )
-        )
-        return True
+    # --- inside
 
     async def _read(self, subject: str) -> Stored | None:
         while True:

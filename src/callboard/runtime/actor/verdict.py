@@ -63,9 +63,14 @@ def next_mail(record: StateRecord, mailbox: Mailbox) -> Mail | None:
         # tells wait; whoever asks a stopped actor is told at once, unless it is only paused
         waits = record.status == "paused"
         return None if waits else next((mail for mail in mailbox.waiting() if mail.reply_to), None)
-    if any(parked.hold for parked in record.parked):
+    if is_holding(record):
         return next((mail for mail in mailbox.waiting() if awaited_by(mail, record) is not None), None)
-    return head
+    return next((mail for mail in mailbox.waiting() if not record.has_applied(mail.seq)), None)
+
+
+def is_holding(record: StateRecord) -> bool:
+    """Return whether a parked turn holds all other mail up."""
+    return any(parked.hold for parked in record.parked)
 
 
 def judge(mail: Mail, record: StateRecord, kind: ActorType, *, now: datetime) -> Verdict:  # noqa: PLR0911 - a table

@@ -21,6 +21,7 @@ LATER = "CB_LATER"
 LEDGER = "CB_LEDGER"
 ACTORS = "CB_ACTORS"
 AUDIT = "CB_AUDIT"
+GAPS = "CB_AUDIT_GAPS"
 DEAD = "CB_DEAD"
 TOKENS = "CB_TOKENS"
 REGISTRY = "KV_CB_REGISTRY"
@@ -75,12 +76,17 @@ class Headroom(Struct, frozen=True, kw_only=True):
 
 
 def declared(
-    settings: TopologySettings, *, capabilities: Sequence[str] = (), work: WorkSettings | None = None
+    settings: TopologySettings,
+    *,
+    capabilities: Sequence[str] = (),
+    work: WorkSettings | None = None,
+    audit: bool = True,
 ) -> Topology:
     """Return all streams and, for the named capabilities, their consumers.
 
     Workers create the consumers of their own capabilities; naming them here is for clusters that scale from zero,
-    where the autoscaler needs a consumer before the first worker, and for workers without the permission.
+    where the autoscaler needs a consumer before the first worker, and for workers without the permission. Without
+    ``audit`` the copies of actor messages are left out; streams of them that are there already stay.
 
     Raises:
         InvalidNameError: If a capability is not a valid name.
@@ -88,7 +94,8 @@ def declared(
     streams = (
         *_task_streams(settings),
         _dead(settings),
-        *_actor_streams(settings),
+        _actors(settings),
+        *(_audit_streams(settings) if audit else ()),
         _tokens(settings),
         _bucket(REGISTRY, settings, allow_msg_ttl=True),
         # History and message TTL do not go together: the older revision comes back when the newer one expires.
@@ -234,8 +241,8 @@ def _dead(settings: TopologySettings) -> StreamConfig:
     )
 
 
-def _actor_streams(settings: TopologySettings) -> tuple[StreamConfig, ...]:
-    actors = StreamConfig(
+def _actors(settings: TopologySettings) -> StreamConfig:
+    return StreamConfig(
         name=ACTORS,
         subjects=("cb.mail.*.*", "cb.state.>", "cb.step.>", "cb.event.>", "cb.timer.>", "cb.cursor.>"),
         subject_transform=partition_transform(settings.partitions),
@@ -250,9 +257,13 @@ def _actor_streams(settings: TopologySettings) -> tuple[StreamConfig, ...]:
         allow_rollup=True,
         allow_schedules=True,  # forbids deny_purge: the server switches it off in silence
     )
+
+
+def _audit_streams(settings: TopologySettings) -> tuple[StreamConfig, ...]:
     audit = StreamConfig(
         name=AUDIT,
-        sources=(Source(ACTORS, ("cb.mbox.>", "cb.step.>", "cb.event.>")),),
+        # One source with all filters: it copies in the order of the original, so the last copy says how far it is.
+        sources=(Source(ACTORS, subjects.AUDITED),),
         replicas=settings.replicas,
         max_age_s=settings.audit_ttl_s,
         max_bytes=settings.audit_max_bytes or UNLIMITED,
@@ -261,10 +272,24 @@ def _actor_streams(settings: TopologySettings) -> tuple[StreamConfig, ...]:
         deny_delete=True,
         deny_purge=True,
         # TTL stays off, so copies outlive their originals. One server can write the copies without waiting for the
-        # disk (the original is synced); replicated streams cannot.
+        # disk: after a power cut it copies again what it lost, from originals that are kept until the copy is on
+        # disk. Replicated streams cannot.
         persist_async=settings.replicas == 1,
     )
-    return actors, audit
+    gaps = StreamConfig(
+        name=GAPS,
+        subjects=("cb.gap.>",),
+        replicas=settings.replicas,
+        max_msgs_per_subject=1,  # with the next two: each missed message is copied once, whoever repairs
+        discard="new",
+        discard_new_per_subject=True,
+        max_age_s=settings.audit_ttl_s,
+        duplicate_window_s=settings.dedup_window_s,
+        allow_direct=True,
+        deny_delete=True,
+        deny_purge=True,
+    )
+    return audit, gaps
 
 
 def _tokens(settings: TopologySettings) -> StreamConfig:
