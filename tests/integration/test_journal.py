@@ -19,7 +19,7 @@ from callboard.runtime.clock import SYSTEM_CLOCK
 from callboard.runtime.errors import StepUnknownError
 from tests.support.eventually import eventually
 from tests.support.server import NatsServer
-from tests.support.turn import ANN, SEQ, provision
+from tests.support.stage import ANN, SEQ, provision
 
 STEPS = subjects.steps(ANN.type, ANN.key, SEQ)
 

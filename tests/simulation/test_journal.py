@@ -22,7 +22,7 @@ from callboard.runtime.actor.journal import Journal, Slot
 from callboard.runtime.actor.step import current_step
 from callboard.runtime.actor.unknown import settle_unknown, unknown_steps, withdraw_unknown
 from callboard.runtime.errors import BackpressureError, BusTimeoutError, StepUnknownError
-from tests.support.turn import ANN, SEQ, Stage
+from tests.support.stage import ANN, SEQ, Stage
 
 pytestmark = pytest.mark.property
 

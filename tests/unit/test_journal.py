@@ -33,7 +33,7 @@ from callboard.runtime.errors import (
     PermissionDeniedError,
 )
 from callboard.runtime.retry import RetryPolicy
-from tests.support.turn import ANN, SEQ, Stage
+from tests.support.stage import ANN, SEQ, Stage
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from callboard.runtime.errors import (
 )
 from callboard.runtime.retry import RetryPolicy
 from tests.support.eventually import eventually
-from tests.support.turn import ANN, SEQ, Stage
+from tests.support.stage import ANN, SEQ, Stage
 
 LOST = BusTimeoutError("?")
 

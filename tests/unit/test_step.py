@@ -181,7 +181,6 @@ def constrained() -> Annotated[list[Point], msgspec.Meta(max_length=1)]:
         Service(),
         functools.partial(Point, 1),
     ],
-    ids=repr,
 )
 async def test_the_annotation_of_whatever_is_called_says_the_type(called: Callable[..., object]) -> None:
     value = await function.call(called, (), {})

@@ -288,6 +288,7 @@ class ActorHost:
 
     async def _place(self) -> None:
         """Bring what we own in line with who is alive."""
+        self._free_from_dead()
         if self._is_draining:
             return
         try:
@@ -491,23 +492,27 @@ class ActorHost:
                     continue
             if now_s - held_s >= HELD_LOOK_EVERY_S:
                 held_s = now_s
-                await self._look_at_held(now_s)
+                await self._look_at_held()
             if now_s - passivated_s >= PASSIVATE_EVERY_S:
                 passivated_s = now_s
                 for partition in list(self.partitions.values()):
                     for activation in partition.passivate(now_s):
                         await activation.runner.end()
 
-    async def _look_at_held(self, now_s: float) -> None:
-        """Free actors whose former owner is done or dead; the notice of it may have been lost."""
-        for partition in list(self.partitions.values()):
+    def _free_from_dead(self) -> None:
+        """Free actors that a host had in mid-turn which died."""
+        now_s = self._clock.monotonic()
+        for partition in self.partitions.values():
             for key, activation in list(partition.activations.items()):
-                holder = activation.held_by
-                if holder is None:
-                    continue
-                if self.liveness.is_dead(holder, now_s):
+                if activation.held_by is not None and self.liveness.is_dead(activation.held_by, now_s):
                     partition.is_from_dead = True
                     partition.free(key)
+
+    async def _look_at_held(self) -> None:
+        """Free actors whose former owner is done; the notice of it may have been lost."""
+        for partition in list(self.partitions.values()):
+            for key, activation in list(partition.activations.items()):
+                if activation.held_by is None:
                     continue
                 try:
                     done = await activation.has_moved(partition.cursor.pending.get(key, 0))
