@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from callboard.runtime import logs
 from callboard.runtime.bus.base import Bus
 from callboard.runtime.bus.jetstream import connect
 from callboard.runtime.claim import Claim
@@ -99,6 +100,7 @@ if __name__ == "__main__":
     # a harness that is killed itself must not leave workers behind
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    logs.configure(level="info", form="json", file=None)
     try:
         asyncio.run(main(msgspec.json.decode(sys.argv[1], type=Options)))
     except CallboardError as error:

@@ -308,7 +308,8 @@ class ActorHost:
             if owned is not None:
                 if owner is not None and owner != self._worker:
                     await self._hand_over(owned, owner)
-            elif owner == self._worker and not self._is_draining:
+            elif not self._is_draining and (owner == self._worker or self._is_named(place)):
+                # one that was handed to us is taken even when it should go on to another: nobody else may take it
                 await self._take_if_free(kind, number)
 
     def _candidates(self, kind: ActorType) -> set[str]:
@@ -338,6 +339,10 @@ class ActorHost:
                 self._cursors[kind, int(number)] = (cursors.decode(stored.data), stored.seq)
             except DecodeError as error:
                 _log.error(events.PARTITION_UNPLACED, code=error.code, message=f"{stored.subject}: {error}")
+
+    def _is_named(self, place: Place) -> bool:
+        known = self._cursors.get(place)
+        return known is not None and known[0].owner == self._worker
 
     async def _take_if_free(self, kind: ActorType, number: int) -> None:
         known, _ = self._cursors.get((kind.name, number), (Cursor(), 0))
@@ -389,6 +394,7 @@ class ActorHost:
             self.takeovers += 1
         _log.info(
             events.PARTITION_TAKEN,
+            worker=self._worker,
             type=kind.name,
             partition=number,
             epoch=partition.epoch,
@@ -420,6 +426,7 @@ class ActorHost:
             await self._go_on(partition)
             return
         if not is_written:
+            await self._go_on(partition)
             return
         place = (partition.kind.name, partition.number)
         self.partitions.pop(place, None)
@@ -434,7 +441,13 @@ class ActorHost:
             if not activation.is_busy:
                 _ = self.services.spawn(activation.runner.end(), "actor-end")
         _log.info(
-            events.PARTITION_HANDED_OVER, type=place[0], partition=place[1], epoch=wanted.epoch, to=to, held=len(held)
+            events.PARTITION_HANDED_OVER,
+            worker=self._worker,
+            type=place[0],
+            partition=place[1],
+            epoch=wanted.epoch,
+            to=to,
+            held=len(held),
         )
 
     async def _go_on(self, partition: Partition) -> None:
