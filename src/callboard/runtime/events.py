@@ -54,6 +54,7 @@ MAIL_DEAD_LETTERED: Final = "callboard.v1.mail.dead_lettered"  # error: actor, s
 MAIL_REFUSED: Final = "callboard.v1.mail.refused"  # warning: actor, mails, policy, problem; the mailbox is full
 HOOK_FAILED: Final = "callboard.v1.hook.failed"  # warning: actor, hook, type
 ACTOR_TRIM_HELD: Final = "callboard.v1.actor.trim_held"  # warning: message; nothing is swept while this stands
+AUDIT_REPAIRED: Final = "callboard.v1.audit.repaired"  # warning: messages, first; copies lost by a server, made anew
 PARTITION_TAKEN: Final = "callboard.v1.partition.taken"  # info: type, partition, epoch, from_worker, is_from_dead
 PARTITION_HANDED_OVER: Final = "callboard.v1.partition.handed_over"  # info: type, partition, epoch, to, held
 PARTITION_LOST: Final = "callboard.v1.partition.lost"  # warning: type, partition, epoch

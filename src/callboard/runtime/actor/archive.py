@@ -52,7 +52,8 @@ class Extent(Struct, frozen=True, kw_only=True):
 def origin_of(stored: Stored) -> Origin | None:
     """Return where a message of an audit stream comes from; None for one that is no copy."""
     if stored.subject.startswith(_GAP):
-        return Origin(subjects.ACTORS, int(stored.subject.rpartition(".")[2]))
+        seq = stored.subject.rpartition(".")[2]
+        return Origin(subjects.ACTORS, int(seq)) if seq.isdecimal() else None
     text = (stored.headers or {}).get(SOURCE, "")
     # Never a bare split(): several filters are joined by form feeds.
     fields = text.split(" ")

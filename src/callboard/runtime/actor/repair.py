@@ -1,8 +1,8 @@
 """Comparing the audit copy with its original, and copying late what it missed.
 
 The broker writes copies without waiting for the disk where it can, so a power cut may take some. It goes on from where
-it believes it was. What is missing before that it does not copy again: a source cannot be sent back, and nobody can write
-to a stream of copies. Late copies therefore stand in a stream of their own, once each, and everything that reads the
+it believes it was; what is missing before that it does not copy again. A source cannot be sent back, and nobody can
+write to a stream of copies. So late copies stand in a stream of their own, once each, and everything that reads the
 audit reads both.
 """
 
@@ -70,11 +70,16 @@ class Comparison(Struct, frozen=True, kw_only=True):
 MAX_TOLD = 1000
 
 
-async def compare(bus: Bus, *, repair: bool) -> Comparison:
+async def compare(bus: Bus, *, repair: bool, above: int = 0) -> Comparison:
     """Compare the two streams over what the audit keeps, and with ``repair`` copy late what it lacks.
 
     Reads both once, some 100,000 messages a second; holds 8 bytes for each copy in memory. Repairing twice, or from two
     places at once, is harmless.
+
+    Args:
+        bus: Where.
+        repair: Whether to copy.
+        above: Compare only what has a higher sequence.
 
     Raises:
         NotFoundError: If a stream is missing.
@@ -85,14 +90,13 @@ async def compare(bus: Bus, *, repair: bool) -> Comparison:
     if extent.problem:
         raise BusError(extent.problem)
     turns = _Turns()
-    copied = await _copied(bus, turns)
-    info = await bus.stream_info(subjects.AUDIT)
-    # Its own first message still there: nothing has aged out, and everything should be there.
-    first = 1 if info is None or info.first_seq <= 1 or not copied else copied[0]
+    copied, first = await _copied(bus, turns, above=above)
+    # a read that begins beyond the stream's end would wait for it
+    start = max(1, min(first, extent.upto))
     missing: list[int] = []
     missed = repaired = compared = behind = 0
     waiting: list[Write] = []
-    async with closing(bus.read(subjects.ACTORS, subjects=subjects.AUDITED)) as originals:
+    async with closing(bus.read(subjects.ACTORS, subjects=subjects.AUDITED, start_seq=start)) as originals:
         async for stored in originals:
             turns.see(stored)
             if stored.seq > extent.upto:
@@ -158,25 +162,35 @@ class _Turns:
         return found
 
 
-async def _copied(bus: Bus, turns: _Turns) -> array[int]:
-    """Return the sequences of everything that was copied, in time or late, ascending."""
+async def _copied(bus: Bus, turns: _Turns, *, above: int) -> tuple[array[int], int]:
+    """Return the sequences of everything that was copied, in time or late, ascending, and the first to look for."""
+    info = await bus.stream_info(subjects.AUDIT)
+    start = 1
+    if above and info is not None:
+        _, after = await archive.seek(
+            bus, subjects.AUDIT, ">", lambda copy: archive.original(copy).seq > above, last_seq=info.last_seq
+        )
+        start = after.seq if after is not None else info.last_seq + 1
     found = array("Q")
-    async for stored in _copies(bus, subjects.AUDIT):
+    async for stored in _copies(bus, subjects.AUDIT, start_seq=start):
         found.append(stored.seq)
         turns.see(stored)
-    is_sorted = True
+    # Where the audit begins later than asked for, what is older has aged out. Its own first message still there says
+    # that nothing has.
+    has_aged = info is not None and info.first_seq > 1 and start <= info.first_seq
+    first = found[0] if has_aged and found else above + 1
+    in_time = len(found)
     async for stored in _copies(bus, subjects.GAPS):
         found.append(stored.seq)
         turns.see(stored)
-        is_sorted = False
-    return found if is_sorted else array("Q", sorted(found))
+    return (found if len(found) == in_time else array("Q", sorted(found))), first
 
 
-async def _copies(bus: Bus, stream: str) -> AsyncIterator[Stored]:
+async def _copies(bus: Bus, stream: str, *, start_seq: int = 1) -> AsyncIterator[Stored]:
     if await bus.stream_info(stream) is None:
         message = f"stream {stream} does not exist: run `callboard provision`"
         raise NotFoundError(message)
-    async with closing(bus.read(stream)) as stored_ones:
+    async with closing(bus.read(stream, start_seq=start_seq)) as stored_ones:
         async for stored in stored_ones:
             yield archive.original(stored)
 

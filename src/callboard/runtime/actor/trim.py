@@ -3,6 +3,10 @@
 Nothing goes that was not copied to the audit before, and nothing that is not handled, however old. Steps and events
 carry a lifetime of their own and are not touched.
 
+A server that writes copies without waiting for the disk may come back without the last of them. So an original goes
+only when its copy has settled; and at the start and after every reconnect, which follows every death of a server, what
+had not settled is compared, and copied late where a copy lacks. How far the copies have settled stands in a record.
+
 Every purge names one literal subject: with a wildcard the server looks through all its blocks with the stream locked
 (0.3 to 0.8 s at 600 MB were seen), with a literal one only through those from the subject's first message on. Purges
 go one after another with pauses between, so that they take a bounded share of the stream's time.
@@ -18,12 +22,15 @@ from datetime import timedelta
 from msgspec import Struct
 
 from callboard.runtime import events, logs, subjects
-from callboard.runtime.actor import archive
+from callboard.runtime.actor import archive, repair
+from callboard.runtime.actor import cursor as cursors
 from callboard.runtime.actor.archive import Extent
 from callboard.runtime.actor.cursor import Cursor
 from callboard.runtime.audit import closing
-from callboard.runtime.bus.base import Bus
+from callboard.runtime.bus import header
+from callboard.runtime.bus.base import Bus, Write
 from callboard.runtime.clock import Clock
+from callboard.runtime.errors import NotFoundError
 
 _log = logs.get_logger(__name__)
 
@@ -37,6 +44,8 @@ _LOOKS_PER_SETTLE = 30
 # A sweep of a partition's mail begins this often in its retention: removing a few at a time would cost as much.
 _SWEEPS_PER_RETENTION = 50
 _EVERYTHING = sys.maxsize
+# How far the copies have settled, in ``upto``; no actor type has such a name.
+MARK = "cb.cursor.~audit.0"
 
 Place = tuple[str, int]
 
@@ -104,6 +113,13 @@ class Trimmer:
         self._extent = Extent()
         self._looked_s = float("-inf")
         self._problem = ""
+        # How often the server may have come back without copies that we have seen, and how often of that we looked.
+        self._doubts = 1
+        self._checks = 0
+        self._settled = 0
+        self._noted = 0
+        self._noted_s = float("-inf")
+        bus.on_reconnect(self._reconnected)
         self._marks: dict[Place, dict[str, _Mark]] = {}
         self._sweeps: dict[Place, _Sweep] = {}
 
@@ -139,6 +155,10 @@ class Trimmer:
 
     # --- how far the audit is
 
+    def _reconnected(self) -> None:
+        self._doubts += 1
+        self._looked_s = float("-inf")
+
     async def _safe(self) -> tuple[int, str]:
         """Return up to where everything may go, and the problem if nothing may."""
         if not self._audit:
@@ -147,12 +167,13 @@ class Trimmer:
         if now_s - self._looked_s >= self._settle_s / _LOOKS_PER_SETTLE:
             self._looked_s = now_s
             self._extent = found = await archive.extent(self._bus)
-            if found.problem:
+            if found.problem or (self._looks and found.upto < self._looks[-1][1]):
                 # what was seen of it may be gone, with the stream
                 self._looks.clear()
-            else:
-                if self._looks and found.upto < self._looks[-1][1]:
-                    self._looks.clear()
+                self._doubts += 1
+            if found.is_async and self._checks != self._doubts:
+                self._extent = found = await self._checked(found)
+            if not found.problem:
                 self._looks.append((now_s, found.upto))
         if self._extent.problem:
             return 0, self._extent.problem
@@ -162,7 +183,34 @@ class Trimmer:
         while len(self._looks) > 1 and self._looks[1][0] <= settled_s:
             self._looks.popleft()
         seen_s, upto = self._looks[0]
-        return (upto, "") if seen_s <= settled_s else (0, "")
+        if seen_s > settled_s:
+            return 0, ""
+        self._settled = max(self._settled, upto)
+        await self._note(now_s)
+        return upto, ""
+
+    async def _checked(self, found: Extent) -> Extent:
+        """Copy late what the audit lacks of what had not settled; return the extent, with the problem if one came."""
+        doubts = self._doubts
+        self._looks.clear()
+        if not self._settled:
+            stored = await self._bus.get_last(subjects.ACTORS, MARK)
+            self._settled = self._noted = cursors.decode(stored.data).upto if stored is not None else 0
+        try:
+            compared = await repair.compare(self._bus, repair=True, above=self._settled)
+        except NotFoundError as error:
+            return Extent(problem=str(error))
+        self._checks = doubts
+        if compared.missed:
+            _log.warning(events.AUDIT_REPAIRED, messages=compared.missed, first=compared.missing[0])
+        return found
+
+    async def _note(self, now_s: float) -> None:
+        """Write down how far the copies have settled, now and then: the next worker begins to compare there."""
+        if self._settled > self._noted and now_s - self._noted_s >= self._settle_s / 3:
+            self._noted, self._noted_s = self._settled, now_s
+            mark = Cursor(upto=self._settled)
+            await self._bus.store(Write(MARK, cursors.encode(mark), header.build(rollup=True)))
 
     def _tell(self, problem: str) -> None:
         if problem and problem != self._problem:
