@@ -18,6 +18,8 @@ BENCH_ARGS ?=
 PYTEST_ARGS ?=
 JOBS ?= auto
 CHAOS ?=
+SCENARIO ?= tasks
+SEED ?= 0
 
 # A Python will do if it is new enough and can get pip into a venv, by ensurepip or by a pip of its own.
 PROBE := import sys, venv; from importlib.util import find_spec as has; \
@@ -52,6 +54,10 @@ test-all: $(VENV)/.dev ## every test this machine can run
 .PHONY: chaos
 chaos: $(VENV)/.dev ## kill workers and servers under 5,000 tasks and account for each (CHAOS="--tasks 500 --seed 3")
 	@$(BIN)/python -m tests.chaos.ledger $(CHAOS)
+
+.PHONY: simulate
+simulate: $(VENV)/.dev ## replay one simulated run and print its history (SCENARIO=tasks SEED=7)
+	@$(BIN)/python -m tests.simulation.replay --scenario $(SCENARIO) --seed $(SEED)
 
 .PHONY: check
 check: $(VENV)/.dev ## format, lint, types, import contracts, layout

@@ -16,15 +16,19 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-Kind = Literal["ready", "claim", "start", "end", "fail"]
+Kind = Literal["ready", "claim", "start", "end", "fail", "step", "stepped"]
 
 
 class Event(Struct, frozen=True, kw_only=True):
-    """One line of a journal: a run began (``start``), returned (``end``) or raised (``fail``).
+    """One line of a journal.
+
+    A run began (``start``), returned (``end``) or raised (``fail``); a step of it began (``step``) or returned
+    (``stepped``).
 
     Attributes:
         n: Number of the job in its load; -1 where there is none.
         delivered: The broker's count, only with ``claim``.
+        step: The step's number, only with ``step`` and ``stepped``.
     """
 
     kind: Kind
@@ -34,6 +38,7 @@ class Event(Struct, frozen=True, kw_only=True):
     attempt: int = 0
     n: int = -1
     delivered: int = 0
+    step: int = -1
 
 
 _decoder = msgspec.json.Decoder(Event)
@@ -45,10 +50,19 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         self._file = os.open(folder / f"{os.getpid()}.journal", os.O_APPEND | os.O_CREAT | os.O_WRONLY, 0o600)
 
-    def write(self, kind: Kind, *, task: str = "", attempt: int = 0, n: int = -1, delivered: int = 0) -> None:
+    def write(
+        self, kind: Kind, *, task: str = "", attempt: int = 0, n: int = -1, delivered: int = 0, step: int = -1
+    ) -> None:
         """Append one event and wait until it is on disk."""
         event = Event(
-            kind=kind, pid=os.getpid(), at_s=time.monotonic(), task=task, attempt=attempt, n=n, delivered=delivered
+            kind=kind,
+            pid=os.getpid(),
+            at_s=time.monotonic(),
+            task=task,
+            attempt=attempt,
+            n=n,
+            delivered=delivered,
+            step=step,
         )
         os.write(self._file, msgspec.json.encode(event) + b"\n")
         os.fsync(self._file)

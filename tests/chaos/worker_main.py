@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from callboard.runtime import logs
 from callboard.runtime.bus.base import Bus
 from callboard.runtime.bus.jetstream import connect
 from callboard.runtime.claim import Claim
@@ -20,7 +21,7 @@ from callboard.runtime.errors import CallboardError
 from callboard.runtime.pool import Pool, PoolRules
 from callboard.runtime.settle import SettleRules
 from callboard.runtime.worker import Worker, WorkerOptions
-from tests.chaos import breakage, handlers
+from tests.chaos import breakage, handlers, troupe
 from tests.chaos.journal import Journal
 
 PR_SET_PDEATHSIG = 1
@@ -34,6 +35,7 @@ class Options(Struct, frozen=True, kw_only=True):
         breaks: Names of protections taken away.
         is_keeper_apart: False runs the lease keeper on the worker's own loop.
         logs_claims: Write every arrival down, too.
+        has_actors: Host the chaos actors in place of serving the capabilities.
     """
 
     url: str
@@ -49,6 +51,7 @@ class Options(Struct, frozen=True, kw_only=True):
     breaks: tuple[str, ...] = ()
     is_keeper_apart: bool = True
     logs_claims: bool = False
+    has_actors: bool = False
 
 
 async def main(options: Options) -> None:
@@ -62,9 +65,13 @@ async def main(options: Options) -> None:
     async def open_bus(name: str) -> Bus:
         return await connect(options.url, name=name)
 
+    tasks = (
+        [] if options.has_actors else handlers.make(journal, concurrency=options.concurrency, gap_s=options.retry_gap_s)
+    )
     worker = Worker(
-        handlers.make(journal, concurrency=options.concurrency, gap_s=options.retry_gap_s),
+        tasks,
         open_bus,
+        actors=troupe.make(journal) if options.has_actors else (),
         options=WorkerOptions(
             ack_wait_s=options.ack_wait_s,
             extend_every_s=options.extend_every_s,
@@ -93,6 +100,7 @@ if __name__ == "__main__":
     # a harness that is killed itself must not leave workers behind
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    logs.configure(level="info", form="json", file=None)
     try:
         asyncio.run(main(msgspec.json.decode(sys.argv[1], type=Options)))
     except CallboardError as error:

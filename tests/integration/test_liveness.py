@@ -218,27 +218,33 @@ async def test_a_worker_whose_beats_do_not_come_back_leaves_its_server(nats_serv
         await proxy.close()
 
 
-async def _server_hangs(make_server: Callable[..., NatsServer], start: Start, *more: str) -> Observer:
-    """Freeze the server of ``w`` while ``me`` sits on another one that is linked to it; return what ``me`` saw."""
+def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        port: int = probe.getsockname()[1]
+        return port
+
+
+async def _server_hangs(make_server: Callable[..., NatsServer], start: Start, *more: str) -> Observer:
+    """Freeze the server of ``w`` while ``me`` sits on another one that is linked to it; return what ``me`` saw."""
+    port, leaf_port = _free_port(), _free_port()
     hub = await make_server(more=f'leafnodes {{ host: "127.0.0.1", port: {port} }}').start()
-    leaf = await make_server(more=f'leafnodes {{ remotes: [{{ url: "nats-leaf://127.0.0.1:{port}" }}] }}').start()
+    leaf = make_server(more=f'leafnodes {{ remotes: [{{ url: "nats-leaf://127.0.0.1:{port}" }}] }}')
+    leaf.port = leaf_port
     start(f"{hub.url},{leaf.url}", "w", *more)
     async with observing(hub.url, "probe") as probing:
+        # while there is no other server it can only be on this one
         await probing.knows("w")
-        is_on_hub = probing.seen._peers["w"].server == probing.seen._server
-    (its_own, other) = (hub, leaf) if is_on_hub else (leaf, hub)
-    async with observing(other.url) as observer:
+    await leaf.start()
+    async with observing(leaf.url) as observer:
         await observer.knows("w")
         before = len(observer.beats["w"])
-        its_own.pause()
+        hub.pause()
         try:
             # it leaves the frozen server in any case, by the client's own pings at the latest
             await eventually(lambda: len(observer.beats["w"]) > before + 1, within_s=20)
         finally:
-            its_own.resume()
+            hub.resume()
     return observer
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
+from typing import Any
 
 from msgspec import Struct
 
@@ -53,21 +54,18 @@ class Load:
         self._dice = dice
         self._plan = [self._draw() for _ in range(TASKS)]
 
-    def capability(self) -> Capability[..., object]:
+    def capability(self) -> Capability[..., Any]:
         retry = RetryPolicy(attempts=6, base_s=0.5, max_s=4.0)
 
         @capability("work", concurrency=4, retry=retry)
         async def work(n: int, ctx: TaskContext) -> int:
             takes_s, fails = self._plan[n]
             self._note("start", ctx, n)
-            try:
-                await self.world.clock.sleep(takes_s)
-                if ctx.attempt <= fails:
-                    text = "not yet"
-                    raise RetryableError(text)
-            except RetryableError:
+            await self.world.clock.sleep(takes_s)
+            if ctx.attempt <= fails:
                 self._note("fail", ctx, n)
-                raise
+                text = "not yet"
+                raise RetryableError(text)
             self._note("end", ctx, n)
             return n
 

@@ -52,6 +52,7 @@ class FaultyBus:
         singles: Sizes of the pipelines sent.
         reads: Calls that read.
         unread: Reads that will fail.
+        behind: Reads that a follower will answer which knows of nothing yet, unless they ask for the leader.
     """
 
     def __init__(self, bus: Bus, faults: Iterable[Fault] = (), *, has_guard: bool = True) -> None:
@@ -63,6 +64,7 @@ class FaultyBus:
         self.singles: list[int] = []
         self.reads = 0
         self.unread = 0
+        self.behind = 0
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - all else is the real connection's
         return getattr(self._bus, name)
@@ -88,6 +90,9 @@ class FaultyBus:
 
     async def get_many(self, *arguments: Any, **options: Any) -> list[Stored]:  # noqa: ANN401
         self._read()
+        if self.behind and not options.get("from_leader"):
+            self.behind -= 1
+            return []
         return await self._bus.get_many(*arguments, **options)
 
     async def get_last(self, *arguments: Any, **options: Any) -> Stored | None:  # noqa: ANN401

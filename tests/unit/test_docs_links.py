@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 DOCS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 PRESENT = ["README.md", "LICENSE", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md"] + [
     f"docs/{name}.md"
-    for name in ("quickstart", "concepts", "delivery", "operations", "configuration", "metrics", "wire")
+    for name in ("quickstart", "concepts", "delivery", "operations", "configuration", "metrics", "steps", "wire")
 ]
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from callboard.runtime.errors import ModuleLoadError
-from callboard.runtime.loader import load_capabilities
+from callboard.runtime.errors import ActorDefinitionError, ModuleLoadError
+from callboard.runtime.loader import load_parts
 
 GOOD = "from callboard import capability\n@capability\ndef {name}(x: int) -> int:\n    return x\n"
 
@@ -28,12 +28,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_a_dotted_module_and_a_file_are_loaded(folder: Path) -> None:
     (folder / "loader_one.py").write_text(GOOD.format(name="one"))
     (folder / "loader_two.py").write_text("import loader_one\n" + GOOD.format(name="two"))
-    assert [c.name for c in load_capabilities(["loader_one", "loader_two.py"])] == ["one", "two"]
+    assert [c.name for c in load_parts(["loader_one", "loader_two.py"]).capabilities] == ["one", "two"]
 
 
 def test_a_file_does_not_take_the_place_of_a_library(folder: Path) -> None:
     (folder / "json.py").write_text(GOOD.format(name="mine"))
-    assert [c.name for c in load_capabilities([str(folder / "json.py")])] == ["mine"]
+    assert [c.name for c in load_parts([str(folder / "json.py")]).capabilities] == ["mine"]
     import json
 
     assert json.loads("1") == 1
@@ -43,7 +43,7 @@ def test_one_name_in_two_modules_is_refused(folder: Path) -> None:
     for name in ("loader_a", "loader_b"):
         (folder / f"{name}.py").write_text(GOOD.format(name="same"))
     with pytest.raises(ModuleLoadError, match=r"loader_b\.py and loader_a\.py both have a capability 'same'"):
-        load_capabilities(["loader_a.py", "loader_b.py"])
+        load_parts(["loader_a.py", "loader_b.py"])
 
 
 @pytest.mark.parametrize(
@@ -60,20 +60,68 @@ def test_one_name_in_two_modules_is_refused(folder: Path) -> None:
 def test_a_module_that_cannot_be_used_is_named_with_the_cause(folder: Path, text: str, said: str) -> None:
     (folder / "loader_bad.py").write_text(text)
     with pytest.raises(ModuleLoadError, match=f"(?s)loader_bad.*{said}"):
-        load_capabilities(["loader_bad.py"])
+        load_parts(["loader_bad.py"])
 
 
 def test_a_missing_module_is_answered_with_what_is_there(folder: Path) -> None:
     (folder / "loader_near.py").write_text(GOOD.format(name="near"))
     with pytest.raises(ModuleLoadError, match="there is no module 'loader_far'"):
-        load_capabilities(["loader_far"])
+        load_parts(["loader_far"])
     with pytest.raises(ModuleLoadError, match=r"no module 'loader_near\.sub'"):
-        load_capabilities(["loader_near.sub"])
+        load_parts(["loader_near.sub"])
     with pytest.raises(ModuleLoadError, match="is a folder"):
-        load_capabilities(["./"])
+        load_parts(["./"])
 
 
 def test_a_module_that_raises_what_is_no_exception_is_named(folder: Path) -> None:
     (folder / "panics.py").write_text("class Panic(BaseException): ...\nraise Panic('boo')\n")
     with pytest.raises(ModuleLoadError, match="cannot be imported: Panic: boo"):
-        load_capabilities(["panics.py"])
+        load_parts(["panics.py"])
+
+
+ACTOR = """
+from msgspec import Struct
+from callboard import Actor, on
+class Ask(Struct):
+    text: str
+class {name}(Actor):
+    @on
+    async def hello(self, m: Ask) -> str:
+        return m.text
+"""
+
+
+def test_actors_are_loaded_beside_capabilities(folder: Path) -> None:
+    (folder / "loader_actor.py").write_text(ACTOR.format(name="LoaderGreeter"))
+    (folder / "loader_both.py").write_text(ACTOR.format(name="LoaderClerk") + GOOD.format(name="one"))
+    parts = load_parts(["loader_actor.py", "loader_both"])
+    assert [actor.actor_name for actor in parts.actors] == ["loader-greeter", "loader-clerk"]
+    assert parts.names == (frozenset({"one"}), frozenset({"loader-greeter", "loader-clerk"}))
+
+
+def test_one_actor_name_in_two_modules_is_refused(folder: Path) -> None:
+    for name in ("loader_c", "loader_d"):
+        (folder / f"{name}.py").write_text(ACTOR.format(name="Twin"))
+    with pytest.raises(ModuleLoadError, match=r"loader_d\.py and loader_c\.py both have an actor 'twin'"):
+        load_parts(["loader_c.py", "loader_d.py"])
+
+
+def test_an_imported_base_is_not_hosted_and_an_imported_actor_is(folder: Path) -> None:
+    (folder / "loader_base.py").write_text(ACTOR.format(name="Base") + ACTOR.format(name="Shared"))
+    (folder / "loader_sub.py").write_text("from loader_base import Base, Shared\nclass Sub(Base): ...\n")
+    assert [actor.actor_name for actor in load_parts(["loader_sub"]).actors] == ["shared", "sub"]
+
+
+def test_a_bad_actor_is_reported_with_its_file(folder: Path) -> None:
+    (folder / "loader_bad.py").write_text(ACTOR.format(name="Clerk").replace("m: Ask", "m: 'Nowhere'"))
+    with pytest.raises(ActorDefinitionError, match=r"loader_bad: Clerk\.hello: its message type .* cannot be resolved"):
+        load_parts(["loader_bad"])
+    (folder / "loader_worse.py").write_text("from callboard import Actor\nclass Clerk(Actor): ...\n")
+    with pytest.raises(ModuleLoadError, match=r"(?s)loader_worse.*Clerk handles nothing.*loader_worse\.py"):
+        load_parts(["loader_worse"])
+
+
+def test_a_module_with_nothing_to_serve_is_told_what_to_put_there(folder: Path) -> None:
+    (folder / "loader_empty.py").write_text("x = 1\n")
+    with pytest.raises(ModuleLoadError, match=r"loader_empty has no capability and no actor: put @capability"):
+        load_parts(["loader_empty"])

@@ -272,6 +272,31 @@ async def test_a_refusal_that_cannot_be_looked_into_is_tried_again(bus: MemoryBu
     assert kinds(results) == ["Fenced" if n % 10 == 3 else "Committed" for n in range(20)]
 
 
+@pytest.mark.parametrize("outputs", [0, 1])
+async def test_a_follower_that_is_behind_fences_nobody(bus: MemoryBus, clock: HastyClock, outputs: int) -> None:
+    watched = FaultyBus(bus)
+    watched.behind = 3
+    async with committing(watched.as_bus, clock=clock) as committer:
+        await all_of(committer, crowd(20, outputs=outputs, stale=lambda _: False))
+        turns = [
+            (guarded(f"t.a.{n}", b"next", (1 + n * (1 + outputs)) * (n != 3)), *[Write("t.out", b"next")] * outputs)
+            for n in range(20)
+        ]
+        assert kinds(await all_of(committer, turns)) == ["Fenced" if n == 3 else "Committed" for n in range(20)]
+    assert (await bodies(bus, "t.a.*")).count(b"next") == 19
+
+
+async def test_where_a_follower_names_nobody_the_stale_one_is_found_by_halves(
+    bus: MemoryBus, clock: HastyClock
+) -> None:
+    watched = FaultyBus(bus)
+    watched.behind = 1000
+    await bus.store(Write("t.a.5", b"theirs"))
+    async with committing(watched.as_bus, clock=clock) as committer:
+        results = await all_of(committer, crowd(20, outputs=1, stale=lambda _: False))
+    assert kinds(results) == ["Fenced" if n == 5 else "Committed" for n in range(20)]
+
+
 async def test_who_lost_its_answer_and_then_the_actor_is_fenced(bus: MemoryBus, clock: HastyClock) -> None:
     watched = FaultyBus(bus, ["lost"])
     watched.unread = 1
@@ -384,12 +409,23 @@ async def test_a_bus_that_closes_while_an_outcome_is_looked_up_refuses_the_turn(
     assert isinstance(result.error, BusClosedError)
 
 
-async def test_a_clean_trial_teaches_it_what_a_batch_costs(bus: MemoryBus, clock: HastyClock) -> None:
+@pytest.mark.parametrize(("stale", "batches"), [(-1, [10]), (3, [10]), (13, [10, 9])])
+async def test_a_trial_teaches_it_what_a_batch_costs_even_with_a_stale_turn(
+    bus: MemoryBus, clock: HastyClock, stale: int, batches: list[int]
+) -> None:
     watched = FaultyBus(bus)
     async with committing(watched.as_bus, clock=clock) as committer:
-        await all_of(committer, crowd(20, outputs=0, stale=lambda _: False))
+        await all_of(committer, crowd(20, outputs=0, stale=lambda n: n == stale))
         assert committer.chooser.batch_s is not None
-    assert (watched.singles, watched.batches) == ([10], [10])
+    assert (watched.singles, watched.batches) == ([10], batches)
+
+
+@pytest.mark.parametrize("faults", [["full"], ["unanswered"], ["", "full"], ["", "lost"]])
+async def test_a_disturbed_trial_teaches_nothing(bus: MemoryBus, clock: HastyClock, faults: list[Fault]) -> None:
+    async with committing(FaultyBus(bus, faults).as_bus, clock=clock) as committer:
+        results = await all_of(committer, crowd(20, outputs=0, stale=lambda _: False))
+        assert committer.chooser.batch_s is None
+    assert set(kinds(results)) == {"Committed"}
 
 
 @pytest.mark.parametrize("outputs", [0, 1])

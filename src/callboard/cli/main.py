@@ -31,6 +31,7 @@ INTERRUPTED: Final = 130
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "demo": ("demo", "Digest a folder on three workers, kill one of them, and read the report."),
     "init": ("init", "Make a configuration file and a first capability in this folder."),
+    "dev": ("dev", "Develop actors: server, worker and hot reload in one process."),
     "up": ("up", "Run a NATS server here, with everything Callboard needs on it."),
     "worker": ("worker", "Start workers; list, drain and resize those that run."),
     "ask": ("ask", "Ask an actor and print its answer."),
@@ -129,7 +130,7 @@ class Commands(click.Group):
 @click.command(
     cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Begin with `callboard init`, then `callboard up`, and `callboard worker start hello.py` elsewhere.",
+    epilog="Begin with `callboard init`, then `callboard dev hello.py`.",
 )
 @global_options
 @click.version_option(None, "-V", "--version", package_name="callboard", prog_name="callboard")

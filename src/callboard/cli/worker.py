@@ -15,6 +15,7 @@ from callboard.cli.session import Session, example, global_options, json_option,
 if TYPE_CHECKING:
     from callboard.runtime.beat import Beat
     from callboard.runtime.config import Settings
+    from callboard.runtime.loader import Parts
     from callboard.runtime.worker import Worker
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -58,7 +59,7 @@ def _worker_options(function: F) -> F:
 @click.option("--processes", type=click.IntRange(1, 512), help="Processes; each has its own slots.  [default: 1]")
 @pass_session
 def start(session: Session, /, modules: tuple[str, ...], *, processes: int | None, **flags: Any) -> None:  # noqa: ANN401
-    """Serve the capabilities of each MODULE: a dotted name, or the path of a .py file.
+    """Serve the capabilities and actors of each MODULE: a dotted name, or the path of a .py file.
 
     SIGTERM or Ctrl-C drains: nothing new is taken, running tasks may finish, the rest is handed back. A second one
     stops at once. A process that crashes is started again. Several of these, here or on other hosts, share the work.
@@ -113,7 +114,7 @@ def _serve(
     is_quiet: bool = False,
 ) -> None:
     from callboard.runtime import host
-    from callboard.runtime.loader import load_capabilities
+    from callboard.runtime.loader import load_parts
     from callboard.runtime.processes import tell_ready
 
     host.configure_logs(settings, slot=slot)
@@ -121,7 +122,7 @@ def _serve(
     if session.json:
         # what modules and handlers print must not stand between the events
         sys.stdout = sys.stderr
-    capabilities = load_capabilities(modules)
+    parts = load_parts(modules)
 
     def on_ready(worker: Worker) -> None:
         if parent_fd is not None:
@@ -129,25 +130,30 @@ def _serve(
         if is_quiet:
             return
         if session.json:
-            emit(
-                {"event": "ready", "worker": worker.id, "pid": os.getpid(), "capabilities": sorted(worker.pools)},
-                file=out,
-            )
+            actors = sorted(actor.actor_name for actor in parts.actors)
+            ready = {"worker": worker.id, "pid": os.getpid(), "capabilities": sorted(worker.pools), "actors": actors}
+            emit({"event": "ready", **ready}, file=out)
             return
-        slots = ", ".join(f"{name} ({pool.slots} slots)" for name, pool in sorted(worker.pools.items()))
-        note(f"worker {worker.id} is ready and serves {slots}; Ctrl-C drains it")
+        note(f"worker {worker.id} is ready and serves {serving(worker, parts)}; Ctrl-C drains it")
 
     port = settings.worker.health_port
     host.run_loop(
         host.run_worker(
             settings,
-            capabilities,
+            parts.capabilities,
+            actors=parts.actors,
             on_ready=on_ready,
             parent_fd=parent_fd,
             health_port=port + slot if port else 0,
         )
     )
     host.leave(0)
+
+
+def serving(worker: Worker, parts: Parts) -> str:
+    """Return what a worker serves, for people."""
+    slots = [f"{name} ({pool.slots} slots)" for name, pool in sorted(worker.pools.items())]
+    return ", ".join([*slots, *(f"the actors {actor.actor_name}/*" for actor in parts.actors)])
 
 
 def _supervise(session: Session, /, settings: Settings, modules: Sequence[str], flags: dict[str, Any]) -> None:

@@ -115,11 +115,12 @@ def _to_builtins(value: Any) -> Any:  # noqa: ANN401 - as above
 
 def _to_python(value: Any) -> Any:  # noqa: ANN401 - as above
     dump = getattr(value, "model_dump", None)
-    if dump is None:
-        message = f"{type(value).__name__} has no JSON form"
-        raise TypeError(message)
-    # in the JSON mode a model turns its sets into lists, in an order that differs from process to process
-    return dump(mode="python")
+    if dump is not None:
+        # in the JSON mode a model turns its sets into lists, in an order that differs from process to process
+        return dump(mode="python")
+    from pydantic_core import to_jsonable_python  # noqa: PLC0415 - only what a model holds comes here
+
+    return to_jsonable_python(value)
 
 
 def has_non_finite(value: object) -> bool:

@@ -57,7 +57,7 @@ class Entry(Struct, gc=False):
 
 def backoff_s(retries: int) -> float:
     """Return how long to wait before the ``retries``-th attempt again (from 1), in seconds."""
-    return min(RETRY_MAX_S, RETRY_FIRST_S * 2 ** min(retries - 1, 10))
+    return min(RETRY_MAX_S, RETRY_FIRST_S * 2.0 ** min(retries - 1, 10))
 
 
 class Chooser:

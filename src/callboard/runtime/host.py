@@ -205,6 +205,7 @@ async def run_worker(
     parent_fd: int | None = None,
     health_port: int | None = None,
     connect: Connect | None = None,
+    on_signal: Callable[[], None] | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; the first drains, the second stops at once. Returns after a clean end.
 
@@ -216,6 +217,7 @@ async def run_worker(
         parent_fd: A pipe whose end means that the parent died: then it stops at once.
         health_port: Port of the health endpoint in place of the setting's.
         connect: How to connect in place of the settings'; for tests.
+        on_signal: Called at each signal, before the worker stops.
 
     Raises:
         ModuleLoadError: If there is nothing to serve in the pool.
@@ -233,7 +235,7 @@ async def run_worker(
         if on_ready is not None:
             on_ready(worker)
 
-    with _signals(worker), _lifeline(worker, parent_fd):
+    with _signals(worker, on_signal), _lifeline(worker, parent_fd):
         async with _health(worker, host=settings.worker.health_host, port=port):
             watcher = asyncio.create_task(_leave_stuck(worker), name="host-stuck")
             try:
@@ -290,13 +292,15 @@ def _verified(connect: Connect) -> Connect:
 
 
 @contextmanager
-def _signals(worker: Worker) -> Iterator[None]:
+def _signals(worker: Worker, on_signal: Callable[[], None] | None) -> Iterator[None]:
     loop = asyncio.get_running_loop()
     count = 0
 
     def stop() -> None:
         nonlocal count
         count += 1
+        if on_signal is not None:
+            on_signal()
         _log.info(events.WORKER_DRAIN_BEGUN, worker=worker.id, now=count > 1)
         worker.stop(now=count > 1)
 

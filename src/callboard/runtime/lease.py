@@ -64,6 +64,7 @@ class LeaseKeeper:
 
     Attributes:
         loop_ticked_at: Monotonic seconds of the worker loop's last sign of life; the worker sets it.
+        stalled_at: Monotonic seconds when that loop last went on after a long silence; the worker sets it.
         late_extensions: How often a lease came within a second of lapsing.
         server: Name of the server that it is connected to, "" while that is not known.
     """
@@ -82,6 +83,7 @@ class LeaseKeeper:
         self.worker = worker
         self.claims: dict[str, Claim] = {}
         self.loop_ticked_at = clock.monotonic()
+        self.stalled_at = float("-inf")
         self.late_extensions = 0
         self.server = ""
         self._is_released = False

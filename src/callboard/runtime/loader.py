@@ -1,4 +1,4 @@
-"""From what the user typed to capabilities: a dotted module or a path to a file, and a plain word when it fails."""
+"""From what the user typed to capabilities and actors: a module or a file, and a plain word when it fails."""
 
 from __future__ import annotations
 
@@ -10,16 +10,34 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
+from msgspec import Struct
+
+from callboard.runtime.actor.actor import Actor
+from callboard.runtime.actor.definition import ActorType, find_actors
 from callboard.runtime.capability import Capability, find_capabilities
-from callboard.runtime.errors import ModuleLoadError
+from callboard.runtime.errors import ActorDefinitionError, ModuleLoadError
+
+T = TypeVar("T")
 
 TRACE_FRAMES = 4
 
 
-def load_capabilities(targets: Sequence[str]) -> list[Capability[..., Any]]:
-    """Import every target and return the capabilities they hold, in the order of the targets.
+class Parts(Struct, frozen=True, kw_only=True):
+    """What a worker serves: the capabilities and the actor classes of some modules, in the order of the targets."""
+
+    capabilities: tuple[Capability[..., Any], ...] = ()
+    actors: tuple[type[Actor], ...] = ()
+
+    @property
+    def names(self) -> tuple[frozenset[str], frozenset[str]]:
+        """Names of the capabilities, and of the actor types."""
+        return frozenset(c.name for c in self.capabilities), frozenset(a.actor_name for a in self.actors)
+
+
+def load_parts(targets: Sequence[str]) -> Parts:
+    """Import every target and return the capabilities and actors they hold.
 
     The working directory, and the folder of a file, are put on ``sys.path``, as ``python -m`` and ``python FILE`` do.
 
@@ -27,28 +45,49 @@ def load_capabilities(targets: Sequence[str]) -> list[Capability[..., Any]]:
         targets: Dotted module names, or paths to ``.py`` files.
 
     Raises:
-        ModuleLoadError: If one cannot be imported (the message ends with the last lines of its traceback), holds no
-            capability, or two hold one of the same name.
-        ConfigError: If one module has two capabilities of the same name.
+        ModuleLoadError: If one cannot be imported (the message ends with the last lines of its traceback), holds
+            neither a capability nor an actor, or two hold one of the same name.
+        ConfigError: If one module has two capabilities, or two actors, of the same name.
+        ActorDefinitionError: If an actor's class cannot be used.
     """
     _add_path(Path.cwd())
-    found: dict[str, Capability[..., Any]] = {}
-    owner: dict[str, str] = {}
+    capabilities: dict[str, Capability[..., Any]] = {}
+    actors: dict[str, type[Actor]] = {}
+    owner: dict[tuple[str, str], str] = {}
     for target in dict.fromkeys(targets):
-        capabilities = find_capabilities(load_module(target))
-        if not capabilities:
-            message = f"{target} has no capability: put @capability above a function at its top level"
+        module = load_module(target)
+        mine, classes = find_capabilities(module), find_actors(module)
+        if not mine and not classes:
+            message = (
+                f"{target} has no capability and no actor: put @capability above a function, or define an Actor "
+                "class, at its top level"
+            )
             raise ModuleLoadError(message)
-        for capability in capabilities:
-            known = found.get(capability.name)
-            if known is not None and known is not capability:
-                message = (
-                    f"{target} and {owner[capability.name]} both have a capability {capability.name!r}: rename one"
-                )
-                raise ModuleLoadError(message)
-            found[capability.name] = capability
-            owner[capability.name] = target
-    return list(found.values())
+        for capability in mine:
+            _take(capabilities, capability.name, capability, what="a capability", target=target, owner=owner)
+        for cls in classes:
+            _prepare(cls, target)
+            _take(actors, cls.actor_name, cls, what="an actor", target=target, owner=owner)
+    return Parts(capabilities=tuple(capabilities.values()), actors=tuple(actors.values()))
+
+
+def _prepare(cls: type[Actor], target: str) -> None:
+    """Find what is wrong with a class here, where its module is known."""
+    try:
+        ActorType.of(cls)
+    except ActorDefinitionError as error:
+        message = f"{target}: {error}"
+        raise ActorDefinitionError(message) from error
+
+
+def _take(
+    found: dict[str, T], name: str, part: T, *, what: str, target: str, owner: dict[tuple[str, str], str]
+) -> None:
+    if name in found and found[name] is not part:
+        message = f"{target} and {owner[what, name]} both have {what} {name!r}: rename one"
+        raise ModuleLoadError(message)
+    found[name] = part
+    owner[what, name] = target
 
 
 def load_module(target: str) -> ModuleType:

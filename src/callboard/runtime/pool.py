@@ -299,6 +299,8 @@ class Pool:
         stalled = now_s - self._keeper.loop_ticked_at > MAX_STALL_S
         asked: list[Claim] = []
         is_young = now_s - self._opened_s < FIRST_S
+        # it may have lain in the socket for as long as this process stood still
+        is_late = now_s - self._keeper.stalled_at < FIRST_S
         for lane, delivery in arrived:
             self._lanes.delivered(lane, pending=delivery.pending)
             if stalled:
@@ -313,7 +315,7 @@ class Pool:
             claim = self._claim(delivery, lane, now_s, now)
             claim.is_doubtful = delivery.seq <= self._doubt.up_to[lane]
             self._keeper.add(claim)
-            if is_young and self._doubt.is_early(lane, delivery.seq, now_s):
+            if is_late or (is_young and self._doubt.is_early(lane, delivery.seq, now_s)):
                 claim.must_ask = True
             if delivery.headers is not None or delivery.delivered > 1 or claim.is_doubtful or claim.must_ask:
                 self._sort(claim, now, asked)

@@ -29,7 +29,7 @@ from callboard.runtime.commit import Committer
 from callboard.runtime.control import CONFIG_BUCKET, PAUSE_PREFIX, decode_cancel, decode_order
 from callboard.runtime.errors import BusError, CallboardError, DecodeError, ModuleLoadError, TopologyError
 from callboard.runtime.lease import KeeperThread, LeaseKeeper
-from callboard.runtime.pool import Pool, PoolRules
+from callboard.runtime.pool import MAX_STALL_S, Pool, PoolRules
 from callboard.runtime.questions import Questions
 from callboard.runtime.settle import Settler, SettleRules
 from callboard.runtime.version import VERSION
@@ -424,6 +424,9 @@ class Worker:
             now_s = self._clock.monotonic()
             self.loop_lag_s = max(0.0, now_s - due_s)
             due_s = now_s + TICK_S
+            if self.loop_lag_s > MAX_STALL_S:
+                # stopped or blocked: what comes in now may have lain in the socket, and nobody was heard meanwhile
+                self.keeper.stalled_at = self._listening_s = now_s
             self.keeper.loop_ticked_at = now_s
             now = self._clock.now()
             for pool in self.pools.values():

@@ -73,6 +73,7 @@ class Activation:
         self.overflow = Overflow(self)
         self._scanned = 0
         self._task: asyncio.Task[None] | None = None
+        self._next_kind: ActorType | None = None
         self._is_dropped = False
         self._lock = asyncio.Lock()
 
@@ -111,6 +112,17 @@ class Activation:
         if self._task is None and not self._is_dropped and self.held_by is None and not self.is_leaving:
             self._task = self.services.spawn(self._run(), f"actor-{self.address}")
 
+    def use(self, kind: ActorType) -> None:
+        """Run another class from the next turn on; the turn under way ends with the class it began with."""
+        self._next_kind = kind
+        if not self.is_busy:
+            self._renew()
+
+    def _renew(self) -> None:
+        if self._next_kind is not None:
+            self.kind, self._next_kind = self._next_kind, None
+            self.runner.forget()
+
     def drop(self) -> None:
         """Forget it at once: somebody else runs it now. A turn under way ends without a trace."""
         self._is_dropped = True
@@ -148,6 +160,7 @@ class Activation:
 
     async def _step(self) -> bool:
         """Handle one mail, or find that none may be handled now."""
+        self._renew()
         if self.record is None and not await self._load():
             return False
         if self.mailbox.must_read and not await self._refill():

@@ -21,6 +21,7 @@ from callboard.runtime.errors import (
     CallboardError,
     DeadlineError,
     DecodeError,
+    InputError,
     InvalidNameError,
     MailboxFullError,
     MailLoopError,
@@ -134,5 +135,7 @@ def check_order(message: Message, address: Address) -> None:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         text = f"the owner of {address} answered with something that is no answer to an order: {error}"
         raise DecodeError(text) from error
-    if found is not UNSET:
-        raise exception(found, address)
+    if found is UNSET:
+        return
+    known = InputError if found.code == InputError.code else _SAME.get(found.code, ActorError)
+    raise known(found.message)

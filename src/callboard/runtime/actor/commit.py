@@ -251,31 +251,28 @@ class TurnCommitter:
     async def _try_both(self, tasks: asyncio.TaskGroup) -> None:
         """Store one group as single writes and one of the same size as a batch, each alone, and time them."""
         await self._clear.wait()
-        began_s = self._clock.monotonic()
-        self.chooser.began_trial(began_s)
+        self.chooser.began_trial(self._clock.monotonic())
         count = min(len(self._singles) // 2, TRIAL_RECORDS, self._max_group)
         entries = self._take(count, self._singles)
         self._flying_singles += len(entries)
-        is_clean = await self._fly_singles(entries, tasks) and len(entries) == count
-        between_s = self._clock.monotonic()
+        singles_s = await self._fly_singles(entries, tasks)
         entries = self._take(count, self._singles)
         self._flying_batches += 1
-        is_clean = await self._fly_batch(entries, tasks) and is_clean and len(entries) == count
-        if is_clean and count:
-            batch_s = self._clock.monotonic() - between_s
-            self.chooser.learn(count=count, singles_s=between_s - began_s, batch_s=batch_s)
+        batch_s = await self._fly_batch(entries, tasks)
+        if singles_s is not None and batch_s is not None and len(entries) == count:
+            self.chooser.learn(count=count, singles_s=singles_s, batch_s=batch_s)
 
-    async def _fly_batch(self, entries: list[Entry], tasks: asyncio.TaskGroup) -> bool:
-        is_clean = await self._store_batch(entries, tasks)
+    async def _fly_batch(self, entries: list[Entry], tasks: asyncio.TaskGroup) -> float | None:
+        took_s = await self._store_batch(entries, tasks)
         self._flying_batches -= 1
         self._landed()
-        return is_clean
+        return took_s
 
-    async def _fly_singles(self, entries: list[Entry], tasks: asyncio.TaskGroup) -> bool:
-        is_clean = await self._store_singles(entries, tasks)
+    async def _fly_singles(self, entries: list[Entry], tasks: asyncio.TaskGroup) -> float | None:
+        took_s = await self._store_singles(entries, tasks)
         self._flying_singles -= len(entries)
         self._landed()
-        return is_clean
+        return took_s
 
     def _landed(self) -> None:
         if not self._flying_batches and not self._flying_singles:
@@ -283,16 +280,15 @@ class TurnCommitter:
         if self._singles or self._groups:
             self._wake.set()
 
-    # --- storing; each returns whether all went through at once
+    # --- storing; each returns the seconds of the write itself, None where more than a stale turn disturbed it
 
-    async def _store_batch(self, entries: list[Entry], tasks: asyncio.TaskGroup) -> bool:
+    async def _store_batch(self, entries: list[Entry], tasks: asyncio.TaskGroup) -> float | None:
         """Store all in one write. If refused, tell the stale and send the rest; else look for the cause by halves."""
-        is_clean = True
         while entries:
+            began_s = self._clock.monotonic()
             error = await self._send_batch(entries)
             if error is None:
-                return is_clean
-            is_clean = False
+                return self._clock.monotonic() - began_s
             if isinstance(error, ConflictError):
                 count = len(entries)
                 entries = await self._sift_or_wait(entries, tasks)
@@ -300,11 +296,12 @@ class TurnCommitter:
                     continue
             if len(entries) == 1 or not is_about_one(error):
                 self._put_off([(entry, error) for entry in entries], tasks)
-                break
+                return None
             half = len(entries) // 2
             await self._store_batch(entries[:half], tasks)
-            entries = entries[half:]
-        return is_clean
+            await self._store_batch(entries[half:], tasks)
+            return None
+        return None
 
     async def _send_batch(self, entries: list[Entry]) -> CallboardError | None:
         writes = [write for entry in entries for write in entry.writes]
@@ -323,10 +320,11 @@ class TurnCommitter:
         self._tell_all(results)
         return None
 
-    async def _store_singles(self, entries: list[Entry], tasks: asyncio.TaskGroup) -> bool:
+    async def _store_singles(self, entries: list[Entry], tasks: asyncio.TaskGroup) -> float | None:
         if crash.point:
             crash.at("before-commit")
         answers: Sequence[PubAck | CallboardError]
+        began_s = self._clock.monotonic()
         try:
             answers = await self._bus.store_many([entry.writes[0] for entry in entries])
         except CallboardError as error:
@@ -335,16 +333,19 @@ class TurnCommitter:
                 half = len(entries) // 2
                 await self._store_singles(entries[:half], tasks)
                 await self._store_singles(entries[half:], tasks)
-                return False
+                return None
             answers = [error] * len(entries)
+        took_s = self._clock.monotonic() - began_s
         pairs = list(zip(entries, answers, strict=True))
         self._tell_all([(entry, Committed((answer.seq,))) for entry, answer in pairs if isinstance(answer, PubAck)])
         failed = [(entry, answer) for entry, answer in pairs if not isinstance(answer, PubAck)]
-        refused = {entry: error for entry, error in failed if entry.guard and isinstance(error, ConflictError)}
-        if refused:
-            await self._sift_or_wait(list(refused), tasks)
+        if not failed:
+            return took_s
+        stale = [entry for entry, error in failed if entry.guard and isinstance(error, ConflictError)]
+        if stale:
+            await self._sift_or_wait(stale, tasks)
         self._put_off([(entry, error) for entry, error in failed if entry.is_flying and not entry.is_over], tasks)
-        return not failed
+        return took_s if len(stale) == len(failed) else None
 
     def _tell_all(self, results: list[tuple[Entry, Result]]) -> None:
         if crash.point and results:
@@ -397,7 +398,7 @@ class TurnCommitter:
         return suspects
 
     async def _at_leader(self, guards: list[str]) -> list[Stored]:
-        return await self._bus.get_many(self._stream, guards)
+        return await self._bus.get_many(self._stream, guards, from_leader=True)
 
     def _put_off(self, failed: list[tuple[Entry, CallboardError]], tasks: asyncio.TaskGroup) -> None:
         again: list[Entry] = []

@@ -175,16 +175,14 @@ class ActorHost:
         await self._orders.close()
 
     def swap(self, types: Sequence[ActorType]) -> None:
-        """Use new classes from the next message on: state and mail stay, instances are made anew."""
+        """Use new classes of the same names from the next turn on: state and mail stay, instances are made anew."""
         for kind in types:
             self.types[kind.name] = kind
         for partition in self.partitions.values():
             kind = self.types[partition.kind.name]
             partition.kind = kind
             for activation in partition.activations.values():
-                activation.kind = kind
-                activation.runner.forget()
-                activation.wake()
+                activation.use(kind)
         self._look.set()
 
     # --- what it hears
@@ -290,6 +288,7 @@ class ActorHost:
 
     async def _place(self) -> None:
         """Bring what we own in line with who is alive."""
+        self._free_from_dead()
         if self._is_draining:
             return
         try:
@@ -309,7 +308,8 @@ class ActorHost:
             if owned is not None:
                 if owner is not None and owner != self._worker:
                     await self._hand_over(owned, owner)
-            elif owner == self._worker and not self._is_draining:
+            elif not self._is_draining and (owner == self._worker or self._is_named(place)):
+                # one that was handed to us is taken even when it should go on to another: nobody else may take it
                 await self._take_if_free(kind, number)
 
     def _candidates(self, kind: ActorType) -> set[str]:
@@ -339,6 +339,10 @@ class ActorHost:
                 self._cursors[kind, int(number)] = (cursors.decode(stored.data), stored.seq)
             except DecodeError as error:
                 _log.error(events.PARTITION_UNPLACED, code=error.code, message=f"{stored.subject}: {error}")
+
+    def _is_named(self, place: Place) -> bool:
+        known = self._cursors.get(place)
+        return known is not None and known[0].owner == self._worker
 
     async def _take_if_free(self, kind: ActorType, number: int) -> None:
         known, _ = self._cursors.get((kind.name, number), (Cursor(), 0))
@@ -390,6 +394,7 @@ class ActorHost:
             self.takeovers += 1
         _log.info(
             events.PARTITION_TAKEN,
+            worker=self._worker,
             type=kind.name,
             partition=number,
             epoch=partition.epoch,
@@ -421,6 +426,7 @@ class ActorHost:
             await self._go_on(partition)
             return
         if not is_written:
+            await self._go_on(partition)
             return
         place = (partition.kind.name, partition.number)
         self.partitions.pop(place, None)
@@ -435,7 +441,13 @@ class ActorHost:
             if not activation.is_busy:
                 _ = self.services.spawn(activation.runner.end(), "actor-end")
         _log.info(
-            events.PARTITION_HANDED_OVER, type=place[0], partition=place[1], epoch=wanted.epoch, to=to, held=len(held)
+            events.PARTITION_HANDED_OVER,
+            worker=self._worker,
+            type=place[0],
+            partition=place[1],
+            epoch=wanted.epoch,
+            to=to,
+            held=len(held),
         )
 
     async def _go_on(self, partition: Partition) -> None:
@@ -493,23 +505,27 @@ class ActorHost:
                     continue
             if now_s - held_s >= HELD_LOOK_EVERY_S:
                 held_s = now_s
-                await self._look_at_held(now_s)
+                await self._look_at_held()
             if now_s - passivated_s >= PASSIVATE_EVERY_S:
                 passivated_s = now_s
                 for partition in list(self.partitions.values()):
                     for activation in partition.passivate(now_s):
                         await activation.runner.end()
 
-    async def _look_at_held(self, now_s: float) -> None:
-        """Free actors whose former owner is done or dead; the notice of it may have been lost."""
-        for partition in list(self.partitions.values()):
+    def _free_from_dead(self) -> None:
+        """Free actors that a host had in mid-turn which died."""
+        now_s = self._clock.monotonic()
+        for partition in self.partitions.values():
             for key, activation in list(partition.activations.items()):
-                holder = activation.held_by
-                if holder is None:
-                    continue
-                if self.liveness.is_dead(holder, now_s):
+                if activation.held_by is not None and self.liveness.is_dead(activation.held_by, now_s):
                     partition.is_from_dead = True
                     partition.free(key)
+
+    async def _look_at_held(self) -> None:
+        """Free actors whose former owner is done; the notice of it may have been lost."""
+        for partition in list(self.partitions.values()):
+            for key, activation in list(partition.activations.items()):
+                if activation.held_by is None:
                     continue
                 try:
                     done = await activation.has_moved(partition.cursor.pending.get(key, 0))

@@ -18,7 +18,7 @@ from callboard.runtime import codec
 from callboard.runtime.actor import function, step
 from callboard.runtime.actor.address import Address
 from callboard.runtime.actor.step import Step, StepRecord
-from callboard.runtime.actor.steplog import Entry, StepLog, Store
+from callboard.runtime.actor.steplog import Place, StepLog, Store
 from callboard.runtime.blobs import CLAIM_CHECK_BYTES, BlobStore
 from callboard.runtime.bus.base import Bus
 from callboard.runtime.clock import Clock
@@ -45,7 +45,7 @@ class Slot:
 
     __slots__ = ("_decode", "_journal", "at", "id", "is_recorded", "value")
 
-    def __init__(self, journal: Journal, at: Entry, decode: Decoder) -> None:
+    def __init__(self, journal: Journal, at: Place, decode: Decoder) -> None:
         """Journals make these."""
         self._journal = journal
         self._decode = decode
@@ -130,7 +130,7 @@ class Journal:
             blobs: Where large values go.
             is_fresh: The turn certainly never ran before, so nothing is read. When that turns out wrong, the first
                 refused write shows it and everything is read then.
-            store: Stores a record in place of ``bus.store``, for example in a group with others.
+            store: Stores a record in place of ``bus.store``: ``TurnCommitter.commit``, in a group with others.
             ttl_s: Lifetime of the records of ordinary steps; None keeps them. It must be longer than any turn can
                 take, retries included. Those of ``once=True`` never expire by themselves.
             steps: What a parked turn kept of its journal, by entry; ``entries`` of the run that parked.
@@ -330,7 +330,7 @@ class Journal:
         else:
             ordinal = self._counts.get(place, 0)
             self._counts[place] = ordinal + 1
-        return Slot(self, Entry(name, digest, f"{place}.{ordinal}"), decode)
+        return Slot(self, Place(name, digest, f"{place}.{ordinal}"), decode)
 
     def _place(self, token: str, digest: str) -> str:
         """Return what a step is known by, but for the ordinal among identical ones."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
@@ -77,6 +78,8 @@ class Partition:
         self._doubts = False
         self._is_checking = False
         self._is_on_hold = False
+        self._is_closed = False
+        self._writing = asyncio.Lock()
 
     def __repr__(self) -> str:
         """Return type, number and epoch."""
@@ -139,7 +142,8 @@ class Partition:
         )
 
     async def close(self) -> None:
-        """Stop reading. Its actors stay as they are."""
+        """Stop reading, and leave the cursor as it is. Its actors stay as they are."""
+        self._is_closed = True
         tail, self._tail = self._tail, None
         if tail is not None:
             await tail.close()
@@ -155,6 +159,7 @@ class Partition:
         Raises:
             BusError: If it cannot be read now.
         """
+        self._is_closed = False
         for activation in self.activations.values():
             activation.is_leaving = False
             activation.wake()
@@ -251,9 +256,10 @@ class Partition:
         Raises:
             BusError: If it cannot be written now.
         """
-        wanted = self.next_cursor()
-        if wanted != self.cursor and not self.is_lost:
-            await self.write(wanted)
+        async with self._writing:
+            wanted = self.next_cursor()
+            if wanted != self.cursor and not self.is_lost and not self._is_closed:
+                _ = await self._write(wanted)
 
     async def write(self, wanted: Cursor) -> bool:
         """Write the cursor against the one we know; return False, and drop everything, when another stands.
@@ -261,6 +267,10 @@ class Partition:
         Raises:
             BusError: If it cannot be written now.
         """
+        async with self._writing:
+            return await self._write(wanted)
+
+    async def _write(self, wanted: Cursor) -> bool:
         subject = subjects.cursor(self.kind.name, self.number)
         data = cursors.encode(wanted)
         try:

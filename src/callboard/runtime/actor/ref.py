@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import hashlib
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any, TypeVar, overload
-
-from msgspec import Struct
 
 from callboard.runtime import codec, ids, subjects
 from callboard.runtime import deadline as deadlines
@@ -17,6 +14,7 @@ from callboard.runtime.actor import address as addresses
 from callboard.runtime.actor.address import Address
 from callboard.runtime.actor.answer import value_of
 from callboard.runtime.actor.mail import mail_headers, mail_write
+from callboard.runtime.actor.message import type_name_of
 from callboard.runtime.actor.parts import AskStream
 from callboard.runtime.bus import header
 from callboard.runtime.bus.base import DEFAULT_TIMEOUT_S, Bus, Message, Write
@@ -223,7 +221,7 @@ class ActorRef:
         if own_id is not None:
             ids.check(own_id)
         data = bytes(message) if isinstance(message, (bytes, bytearray, memoryview)) else codec.encode(message)
-        return data, mail_headers(type=kind or type_of(message), id=own_id, extra=headers)
+        return data, mail_headers(type=kind or type_name_of(message), id=own_id, extra=headers)
 
     def _deadline(self, wanted: datetime | timedelta) -> str:
         return deadlines.stamp(deadlines.moment(wanted, now=self._clock.now()))
@@ -324,14 +322,6 @@ class ActorRef:
     async def _request(self, data: bytes, extra: dict[str, str], timeout_s: float) -> Message:
         subject = subjects.ask(self.address.type, self.address.key)
         return await self._bus.request(subject, data, headers=extra, timeout_s=timeout_s)
-
-
-def type_of(message: object) -> str | None:
-    """Return the message type's name that a value itself gives: its class's, if it is a class for messages."""
-    kind = type(message)
-    if isinstance(message, Struct) or dataclasses.is_dataclass(message) or hasattr(kind, "model_dump"):
-        return kind.__name__
-    return None
 
 
 def no_host(address: Address) -> NoHostError:

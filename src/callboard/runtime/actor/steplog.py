@@ -12,6 +12,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from callboard.runtime import subjects
 from callboard.runtime.actor import step
 from callboard.runtime.actor.address import Address
+from callboard.runtime.actor.entry import Committed, Fenced, Refused, Result
 from callboard.runtime.actor.step import StepRecord
 from callboard.runtime.blobs import CLAIM_CHECK_BYTES, BlobRef, BlobStore
 from callboard.runtime.bus import header
@@ -25,11 +26,11 @@ RETRY_FIRST_S = 0.05
 RETRY_MAX_S = 2.0
 _UNAVAILABLE = 503
 
-Store = Callable[[Write], Awaitable[object]]
-"""Stores a write and returns when it stands; raises what ``Bus.store`` raises."""
+Store = Callable[[Write], Awaitable[PubAck | Result]]
+"""Stores a write: ``Bus.store``, or ``TurnCommitter.commit``, which returns what the other raises."""
 
 
-class Entry(Struct, frozen=True):
+class Place(Struct, frozen=True):
     """A step's place among the records: ``entry`` is ``<escaped name>.<digest>.<ordinal>``."""
 
     name: str
@@ -123,8 +124,8 @@ class StepLog:
             self._is_read = True
 
     async def _standing(self, subject: str) -> list[Stored]:
-        """Return the last record of each subject that matches."""
-        return await self._bus.get_many(subjects.ACTORS, [subject])
+        """Return the last record of each subject that matches; a follower may not have them yet."""
+        return await self._bus.get_many(subjects.ACTORS, [subject], from_leader=True)
 
     def _learn(self, entry: str, stored: Stored) -> StepRecord:
         record = step.decode(stored.data)
@@ -139,7 +140,7 @@ class StepLog:
 
     # --- writing
 
-    async def done(self, entry: Entry, data: bytes, *, attempt: int, took_s: float) -> StepRecord | None:
+    async def done(self, place: Place, data: bytes, *, attempt: int, took_s: float) -> StepRecord | None:
         """Record a value, given as JSON; return another's record if that came first, None if ours stands."""
         value: Raw | UnsetType = UNSET
         blob: BlobRef | UnsetType = UNSET
@@ -147,25 +148,25 @@ class StepLog:
             blob = await self._persist(partial(self._blobs.put, data))
         else:
             value = Raw(data)
-        ours = self._record(entry, "done", value=value, blob=blob, attempt=attempt, took_s=took_s)
-        return await self._stand(entry, ours, store=self._store, ttl_s=self._ttl_s)
+        ours = self._record(place, "done", value=value, blob=blob, attempt=attempt, took_s=took_s)
+        return await self._stand(place, ours, store=self._store, ttl_s=self._ttl_s)
 
-    async def intend(self, entry: Entry) -> StepRecord | None:
+    async def intend(self, place: Place) -> StepRecord | None:
         """Record that a step begins; return what says that it began or ended before, None if ours stands.
 
         It has no lifetime: an effect in doubt must not be forgotten in silence.
         """
-        ours = self._record(entry, "intent", nonce=new_token())
-        return await self._stand(entry, ours, store=self._bus.store, yields_to=("done", "intent"))
+        ours = self._record(place, "intent", nonce=new_token())
+        return await self._stand(place, ours, store=self._bus.store, yields_to=("done", "intent"))
 
-    async def withdraw(self, entry: Entry) -> None:
+    async def withdraw(self, place: Place) -> None:
         """Record that a step which began has had no effect."""
-        ours = self._record(entry, "withdrawn")
-        await self._stand(entry, ours, store=self._bus.store, yields_to=("done", "withdrawn"))
+        ours = self._record(place, "withdrawn")
+        await self._stand(place, ours, store=self._bus.store, yields_to=("done", "withdrawn"))
 
     def _record(
         self,
-        entry: Entry,
+        place: Place,
         kind: step.Kind,
         *,
         value: Raw | UnsetType = UNSET,
@@ -175,11 +176,11 @@ class StepLog:
         nonce: str = "",
     ) -> bytes:
         made = StepRecord(
-            name=entry.name,
+            name=place.name,
             kind=kind,
             at=self._clock.now(),
             worker=self._worker,
-            args_digest=entry.digest,
+            args_digest=place.digest,
             value=value,
             blob=blob,
             attempt=attempt,
@@ -190,7 +191,7 @@ class StepLog:
 
     async def _stand(
         self,
-        entry: Entry,
+        place: Place,
         ours: bytes,
         *,
         store: Store,
@@ -198,9 +199,9 @@ class StepLog:
         ttl_s: float | None = None,
     ) -> StepRecord | None:
         """Store a record until it stands, or one that it yields to; return that one, None for ours."""
-        subject = subjects.step(self._address.type, self._address.key, self._seq, entry.entry)
+        subject = subjects.step(self._address.type, self._address.key, self._seq, place.entry)
         while True:
-            below = self._below.get(entry.entry, 0)
+            below = self._below.get(place.entry, 0)
             # what stands below has no lifetime: it would come to light again when this one expired
             headers = header.build(expected_seq=below, ttl_s=None if below else ttl_s)
             stored = await self._persist(partial(self._stored, Write(subject, ours, headers), store))
@@ -208,7 +209,7 @@ class StepLog:
                 # refused, and what refused it is not to be seen: it expired, or this replica is behind
                 await self._clock.sleep(RETRY_FIRST_S)
                 continue
-            record = self._learn(entry.entry, stored)
+            record = self._learn(place.entry, stored)
             if stored.data == ours:
                 return None
             # somebody else runs, or has run, this very turn: read on the next occasion what else they recorded
@@ -223,7 +224,15 @@ class StepLog:
         except ConflictError:
             found = await self._standing(write.subject)
             return found[0] if found else None
-        seq = answer.seq if isinstance(answer, PubAck) else 0
+        match answer:
+            case Refused(error):
+                raise error
+            case Fenced(current):
+                return current
+            case Committed(seqs):
+                seq = seqs[0]
+            case PubAck(seq=seq):
+                pass
         return Stored(write.subject, write.data, seq, self._clock.now(), write.headers)
 
     async def _persist(self, act: Callable[[], Awaitable[T]]) -> T:

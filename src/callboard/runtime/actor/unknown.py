@@ -28,7 +28,7 @@ async def unknown_steps(bus: Bus, address: Address, seq: int) -> list[UnknownSte
 
     One of them may still be running. One round trip.
     """
-    found = await bus.get_many(subjects.ACTORS, [subjects.steps(address.type, address.key, seq)])
+    found = await bus.get_many(subjects.ACTORS, [subjects.steps(address.type, address.key, seq)], from_leader=True)
     records = [(stored, step.decode(stored.data)) for stored in found]
     turn = f"{address}/{seq}"
     return [
@@ -84,7 +84,7 @@ async def withdraw_unknown(bus: Bus, step_id: str, *, by: str, clock: Clock = SY
 
 async def _standing(bus: Bus, step_id: str) -> tuple[Stored, StepRecord]:
     address, seq, entry = step.parse_id(step_id)
-    stored = await bus.get_last(subjects.ACTORS, subjects.step(address.type, address.key, seq, entry))
+    stored = await bus.get_last(subjects.ACTORS, subjects.step(address.type, address.key, seq, entry), from_leader=True)
     if stored is None:
         message = f"no step {step_id} began, or its records are gone"
         raise NotFoundError(message)

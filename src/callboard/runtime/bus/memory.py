@@ -147,9 +147,8 @@ class MemoryBus(MemoryLink):
 
     async def get_next(self, stream: str, seq: int, subject: str) -> Stored | None:
         """Return the first message on ``subject`` with a sequence of at least ``seq``, or None."""
-        return await self._ask(
-            lambda: _shown(self.broker.stream(stream).next_record(seq, (subject,))), what=f"get {subject}"
-        )
+        found = partial(self._next, stream, seq, subject)
+        return await self._ask(found, what=f"get {subject}")
 
     async def get_many(self, stream: str, subjects: Sequence[str], *, from_leader: bool = False) -> list[Stored]:  # noqa: ARG002 - as above
         """Return the last message of every subject that matches one of ``subjects``, by sequence."""
@@ -349,6 +348,9 @@ class MemoryBus(MemoryLink):
         finally:
             log.on_append.remove(wake.set)
             self._wakes.pop(wake.set, None)
+
+    def _next(self, stream: str, seq: int, subject: str) -> Stored | None:
+        return _shown(self.broker.stream(stream).next_record(seq, (subject,)))
 
     def _existing(self, stream: str, consumer: str) -> None:
         self.broker.stream(stream)

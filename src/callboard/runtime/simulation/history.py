@@ -1,4 +1,4 @@
-"""What happened in a simulated run, in order: the proof that a seed repeats, and what a person reads after a failure."""
+"""What happened in a simulated run, in order: the proof that a seed repeats, and what people read after a failure."""
 
 from __future__ import annotations
 

@@ -17,11 +17,12 @@ from collections.abc import Callable, Coroutine, Generator
 from concurrent.futures import Executor
 from heapq import heappop, heappush
 from itertools import count
-from typing import Any, TypeVar
+from typing import Any, TypeVar, TypeVarTuple
 
 from callboard.runtime.errors import SimulationDeadlockError, SimulationStuckError
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 MAX_STEPS = 5_000_000
 MAX_TIME_S = 36_000.0
 # A turn costs this at most, so that timers meet work that is under way.
@@ -106,7 +107,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         return self._now_s
 
     def call_soon(
-        self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+        self, callback: Callable[[*Ts], object], *args: *Ts, context: contextvars.Context | None = None
     ) -> asyncio.Handle:
         """Run ``callback`` in one of the next turns."""
         handle = asyncio.Handle(callback, args, self, context)
@@ -116,7 +117,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
     call_soon_threadsafe = call_soon
 
     def call_at(
-        self, when: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+        self, when: float, callback: Callable[[*Ts], object], *args: *Ts, context: contextvars.Context | None = None
     ) -> asyncio.TimerHandle:
         """Run ``callback`` at virtual second ``when``; of equal times the first come is the first."""
         handle = asyncio.TimerHandle(when, callback, args, self, context)
@@ -124,12 +125,12 @@ class VirtualLoop(asyncio.BaseEventLoop):
         return handle
 
     def call_later(
-        self, delay: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+        self, delay: float, callback: Callable[[*Ts], object], *args: *Ts, context: contextvars.Context | None = None
     ) -> asyncio.TimerHandle:
         """Run ``callback`` in ``delay`` virtual seconds."""
         return self.call_at(self._now_s + delay, callback, *args, context=context)
 
-    def run_in_executor(self, executor: Executor | None, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:  # type: ignore[override]
+    def run_in_executor(self, executor: Executor | None, func: Callable[[*Ts], T], *args: *Ts) -> asyncio.Future[T]:
         """Run ``func`` on this very thread, in a later turn: what blocks, blocks everybody."""
         del executor
         future: asyncio.Future[T] = self.create_future()
@@ -161,14 +162,17 @@ class VirtualLoop(asyncio.BaseEventLoop):
     # --- inside
 
     def _make_task(
-        self, loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, T] | Generator[Any, None, T], **options: Any
+        self,
+        loop: asyncio.AbstractEventLoop,
+        coro: Coroutine[Any, Any, T] | Generator[Any, None, T],
+        **options: Any,  # noqa: ANN401 - whatever this Python hands to a task
     ) -> SimulatedTask[T]:
         # numbered before it is made: its first step is asked for by its construction
         owner = _process_of(options.get("context"))
         task: SimulatedTask[T] = SimulatedTask.__new__(SimulatedTask)
         task.number = next(self._tasks)
         task.process = owner
-        task.__init__(coro, loop=loop, **options)  # type: ignore[misc,arg-type]
+        task.__init__(coro, loop=loop, **options)  # type: ignore[misc]
         return task
 
     def _run_once(self) -> None:

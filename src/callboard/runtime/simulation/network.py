@@ -1,7 +1,8 @@
 """The simulated broker and the links to it: latency, lost answers, a server that dies, a stream leader that is away.
 
-Each direction of a link keeps its order, as TCP does. A request that is under way when its sender dies or is cut off may
-still arrive, and then its answer is lost: so every outcome that the real network knows can come about at every await.
+Each direction of a link keeps its order, as TCP does. A request that is under way when its sender dies or is cut off
+may still arrive, and then its answer is lost: so every outcome that the real network knows can come about at every
+await.
 """
 
 from __future__ import annotations
@@ -146,7 +147,7 @@ class SimulatedBus(MemoryBus):
         """The pulls that are open on it."""
         return [part for part in self._parts if isinstance(part, MemoryPull)]
 
-    # --- breaks
+    # --- how it is cut
 
     def cut_by(self, reason: str) -> None:
         """Break the link; it stays broken until ``mend_from`` was called for every reason."""
@@ -217,10 +218,10 @@ class SimulatedBus(MemoryBus):
         self.broker.note(gap if gap != "none" else "done", what, host=self.name)
         if gap == "silent":
             return
+        if gap == "refused":
+            self.post(partial(_fail, answer, NoRespondersError(f"{what}: the stream has no leader")))
+            return
         try:
-            if gap == "refused":
-                text = f"{what}: the stream has no leader"
-                raise NoRespondersError(text)
             found = operation()
         except Exception as error:  # noqa: BLE001 - it belongs to whoever asked
             self.post(partial(_fail, answer, error))
@@ -250,9 +251,12 @@ class SimulatedBus(MemoryBus):
 
     def _send(self, message: Message) -> None:
         if self._is_linked:
-            self._travel(partial(self._route, message))
+            self._travel(partial(self._publish, message))
         else:
             super()._send(message)
+
+    def _publish(self, message: Message) -> None:
+        _ = self._route(message)
 
     def _route(self, message: Message) -> bool:
         broker = self.broker

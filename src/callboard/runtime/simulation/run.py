@@ -21,7 +21,8 @@ from callboard.runtime.simulation.network import SimulatedBroker
 
 T = TypeVar("T")
 LATENCY_S = (0.0001, 0.001)
-_WIND_UP_S = 600.0
+_WIND_UP_S = 60.0
+_WIND_UP_ROUNDS = 20
 
 
 class Outcome(Struct, Generic[T], frozen=True, kw_only=True):
@@ -108,9 +109,7 @@ def run(
         simulation = Simulation(seed, loop, history, latency_s=latency_s)
         try:
             value = loop.run_until_complete(_as_coroutine(main, simulation))
-            if complaints:
-                message = f"a task failed and nobody took its error: {complaints[0]!r}"
-                raise SimulationError(message, seed=seed) from complaints[0]
+            _raise_first(complaints, seed)
             return Outcome(
                 seed=seed,
                 value=value,
@@ -155,20 +154,29 @@ def _complain(complaints: list[BaseException], context: dict[str, Any]) -> None:
         complaints.append(error)
 
 
+def _raise_first(complaints: list[BaseException], seed: int) -> None:
+    if complaints:
+        message = f"a task failed and nobody took its error: {complaints[0]!r}"
+        raise SimulationError(message, seed=seed) from complaints[0]
+
+
 def _wind_up(simulation: Simulation) -> None:
     loop = simulation.loop
     loop.set_exception_handler(lambda _loop, _context: None)
     for host in simulation.hosts:
         host.bury()
-    tasks = [task for task in asyncio.all_tasks(loop) if isinstance(task, SimulatedTask)]
-    for task in tasks:
-        task.cancel()
     loop.allow_more()
-    if tasks:
+    # what ends may start something to tidy up
+    for _ in range(_WIND_UP_ROUNDS):
+        tasks = [task for task in asyncio.all_tasks(loop) if isinstance(task, SimulatedTask)]
+        if not tasks:
+            break
+        for task in tasks:
+            task.cancel()
         loop.run_until_complete(asyncio.wait(tasks, timeout=_WIND_UP_S))
+        for task in tasks:
+            if task.done() and not task.cancelled():
+                # seen: nobody else will look
+                task.exception()
     loop.run_until_complete(loop.shutdown_asyncgens())
-    for task in tasks:
-        if task.done() and not task.cancelled():
-            # seen: nobody else will look
-            task.exception()
     loop.close()

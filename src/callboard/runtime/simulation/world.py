@@ -15,7 +15,7 @@ from callboard.runtime.bus.topology import declared
 from callboard.runtime.capability import Capability
 from callboard.runtime.client import Client
 from callboard.runtime.config import TopologySettings
-from callboard.runtime.errors import InputError, SimulationError
+from callboard.runtime.errors import BusError, InputError, SimulationError
 from callboard.runtime.simulation.clock import VirtualClock
 from callboard.runtime.simulation.host import Host
 from callboard.runtime.simulation.run import Simulation
@@ -177,13 +177,13 @@ class World:
     # --- looking
 
     async def eventually(self, holds: Callable[[], Awaitable[object]], *, within_s: float, what: str = "") -> None:
-        """Wait until ``holds``, in virtual time.
+        """Wait until ``holds``, in virtual time; while the broker cannot be asked it does not.
 
         Raises:
             SimulationError: If it does not within ``within_s``.
         """
         give_up_s = self.clock.monotonic() + within_s
-        while not await holds():
+        while not await _without_bus_error(holds):
             if self.clock.monotonic() > give_up_s:
                 message = f"not within {within_s:g} virtual seconds: {what or getattr(holds, '__name__', holds)}"
                 raise SimulationError(message, seed=self.simulation.seed)
@@ -218,6 +218,13 @@ async def first(*waits: Awaitable[object], timeout_s: float) -> None:
     if not done:
         message = f"nothing came within {timeout_s:g} virtual seconds"
         raise SimulationError(message)
+
+
+async def _without_bus_error(holds: Callable[[], Awaitable[object]]) -> object:
+    try:
+        return await holds()
+    except BusError:
+        return False
 
 
 def alive(hosts: Mapping[str, Host]) -> list[str]:
