@@ -13,7 +13,7 @@ from callboard.runtime.errors import ConfigError
 
 BAD_FILES = [
     ("nats: [", ":1: not valid YAML: expected the node content, but found '<stream end>'"),
-    ("- a\n- b", ": must be a mapping with any of the sections nats, server, work, worker, log, topology, is a list"),
+    ("- a\n- b", ": must be a mapping with any of the sections nats, server, work, worker, log, topology, actors, is a list"),
     ("just words", ": must be a mapping with any of the sections nats, server, work, worker, log, topology, is a text"),
     ("log:\n  level: info\n  level: debug", ":3: not valid YAML: key 'level' is written twice"),
     ("? [a, b]\n: 1", ":1: not valid YAML: a key must be a plain word"),

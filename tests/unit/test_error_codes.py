@@ -27,6 +27,7 @@ CODES = {
     "StateTooLargeError": "state_too_large",
     "MigrationError": "migration",
     "TurnFencedError": "turn_fenced",
+    "TurnAbandonedError": "turn_abandoned",
     "TurnCancelledError": "turn_cancelled",
     "StepUnknownError": "step_unknown",
     "WaitTimeoutError": "wait_timeout",

@@ -17,8 +17,9 @@ from callboard.runtime.retry import RetryPolicy
 
 STOP_DRAIN = "drain"
 STOP_LOST = "lost"
+DRAINS = "the worker drains"
 # The handler goes away with its host; the turn runs elsewhere.
-_ABANDON = frozenset({STOP_DRAIN, STOP_LOST})
+ABANDON = frozenset({STOP_DRAIN, STOP_LOST})
 
 
 class Done(Struct, frozen=True):
@@ -49,6 +50,11 @@ class Abandoned(Struct, frozen=True):
 
 Ending = Done | Waits | Raised | Stopped | Abandoned
 Part = Callable[[int, object], None]
+
+
+def stopped_by(code: str, text: str) -> Stopped | Abandoned:
+    """Return what becomes of a turn that was stopped from outside for a reason."""
+    return Abandoned() if code in ABANDON else Stopped(TurnCancelledError(text))
 
 
 async def execute(turn: Turn, handler: Handler, actor: Actor, argument: object, *, part: Part) -> Ending:
@@ -94,10 +100,7 @@ def _stopped(turn: Turn, error: asyncio.CancelledError) -> Ending:
             raise error
         # nobody cancelled us: the handler let the cancellation of something of its own escape
         return Raised(error)
-    code, text = turn.stop
-    if code in _ABANDON:
-        return Abandoned()
-    return Stopped(TurnCancelledError(text))
+    return stopped_by(*turn.stop)
 
 
 async def _invoke(handler: Handler, actor: Actor, argument: object, part: Part) -> object:

@@ -12,20 +12,21 @@ from msgspec.structs import replace
 
 from callboard.runtime import events, logs, subjects
 from callboard.runtime.actor import cursor as cursors
-from callboard.runtime.actor import placement
+from callboard.runtime.actor import ending, placement
 from callboard.runtime.actor.activation import Activation
 from callboard.runtime.actor.address import Address
 from callboard.runtime.actor.asks import AskServer
 from callboard.runtime.actor.commit import TurnCommitter
 from callboard.runtime.actor.cursor import Cursor
 from callboard.runtime.actor.definition import ActorType
-from callboard.runtime.actor.execute import STOP_DRAIN
 from callboard.runtime.actor.liveness import Liveness
 from callboard.runtime.actor.orders import OrderServer
-from callboard.runtime.actor.partition import Partition
+from callboard.runtime.actor.partition import Partition, Place
 from callboard.runtime.actor.pinger import Pinger
 from callboard.runtime.actor.ports import Staged
 from callboard.runtime.actor.services import ActorRules, Services
+from callboard.runtime.actor.shutdown import Drain
+from callboard.runtime.actor.upkeep import Upkeep
 from callboard.runtime.beat import ActorLoad, Beat
 from callboard.runtime.blobs import BlobStore
 from callboard.runtime.bus.base import Bus, Message, Subscription
@@ -37,14 +38,8 @@ _log = logs.get_logger(__name__)
 
 LOOK_EVERY_S = 0.25
 READ_CURSORS_EVERY_S = 5.0
-HELD_LOOK_EVERY_S = 1.0
-# what was cancelled ends within a moment
-END_WAIT_S = 2.0
-PASSIVATE_EVERY_S = 5.0
 FREED = "cb.ctl.freed"
 CURSORS = "cb.cursor.*.*"
-
-Place = tuple[str, int]
 
 
 class Freed(Struct, frozen=True):
@@ -111,7 +106,9 @@ class ActorHost:
             spawn=spawn,
             slots=asyncio.Semaphore(rules.turns),
             echo_age_s=lambda: self.liveness.echo_age_s(clock.monotonic()),
+            stays=self._stays,
         )
+        self._upkeep = Upkeep(self)
         self._look = asyncio.Event()
         self._is_draining = False
         self._subscriptions: list[Subscription] = []
@@ -137,7 +134,8 @@ class ActorHost:
             await self._listen()
             await self._asks.open()
             await self._orders.open()
-            group.create_task(self._keep_cursors(), name="cursors")
+            group.create_task(self._upkeep.keep_cursors(), name="cursors")
+            group.create_task(self._upkeep.sweep(), name="sweeper")
             await self._place()
             opened()
             try:
@@ -148,14 +146,15 @@ class ActorHost:
                 for subscription in self._subscriptions:
                     await subscription.close()
 
-    async def drain(self, *, grace_s: Callable[[], float]) -> None:
-        """Hand everything on: idle actors at once, those in mid-turn when they are done or the grace time is over.
-
-        Args:
-            grace_s: Returns the seconds that are left to turns under way.
-        """
+    async def drain(self, drain: Drain) -> None:
+        """Hand everything on: idle actors at once, those in mid-turn when done or stopped by ``drain``."""
         self._is_draining = True
+        self.services.drain = drain
         await self._asks.close()
+        for each in self.partitions.values():
+            each.leave()
+        ending.tell(self._running())
+        ending.decide(drain, self._running())
         for place in sorted(self.partitions):
             partition = self.partitions.get(place)
             heir = self._heir(partition.kind.name, partition.number) if partition is not None else None
@@ -163,12 +162,8 @@ class ActorHost:
                 await self._hand_over(partition, heir)
         for partition in self.partitions.values():
             partition.leave()
-        while self._running() and grace_s() > 0:
-            await self._clock.sleep(LOOK_EVERY_S / 5)
-        for activation in self._running():
-            activation.runner.stop(STOP_DRAIN, "the worker drains")
-        give_up_s = self._clock.monotonic() + END_WAIT_S
-        while self._running() and self._clock.monotonic() < give_up_s:
+        while self._running() and not drain.is_ended:
+            ending.decide(drain, self._running())
             await self._clock.sleep(LOOK_EVERY_S / 5)
         for partition in list(self.partitions.values()):
             await self._give_up(partition)
@@ -288,7 +283,7 @@ class ActorHost:
 
     async def _place(self) -> None:
         """Bring what we own in line with who is alive."""
-        self._free_from_dead()
+        self._upkeep.free_from_dead()
         if self._is_draining:
             return
         try:
@@ -379,6 +374,7 @@ class ActorHost:
             cursor_seq=stored.seq if stored is not None else 0,
             taken_at=info.last_seq,
             is_from_dead=is_from_dead or bool(found.held.keys() - held.keys()),
+            former=found.owner if is_from_dead else next(iter(found.held.values()), ""),
             on_lost=self._lost,
             on_settled=self._settled,
         )
@@ -430,6 +426,7 @@ class ActorHost:
             return
         place = (partition.kind.name, partition.number)
         self.partitions.pop(place, None)
+        self._upkeep.forget(place)
         self._cursors[place] = (partition.cursor, partition.cursor_seq)
         for key in held:
             activation = partition.activations[key]
@@ -467,8 +464,14 @@ class ActorHost:
             _log.warning(events.PARTITION_UNPLACED, code=error.code, message=str(error))
         self.partitions.pop((partition.kind.name, partition.number), None)
 
+    def _stays(self, worker: str) -> bool:
+        host = self._hosts.get(worker)
+        return worker == self._worker or (host is not None and not host.is_draining)
+
     def _lost(self, partition: Partition) -> None:
-        self.partitions.pop((partition.kind.name, partition.number), None)
+        place = (partition.kind.name, partition.number)
+        self.partitions.pop(place, None)
+        self._upkeep.forget(place)
         _ = self.services.spawn(partition.close(), "partition-close")
         self._read_cursors_s = float("-inf")
         self._look.set()
@@ -490,46 +493,3 @@ class ActorHost:
     def _running(self) -> list[Activation]:
         mine = [a for p in self.partitions.values() for a in p.activations.values() if a.is_busy]
         return [*mine, *self.held.values()]
-
-    # --- what is kept up to date
-
-    async def _keep_cursors(self) -> None:
-        passivated_s = held_s = self._clock.monotonic()
-        while True:
-            await self._clock.sleep(self.services.rules.cursor_every_s)
-            now_s = self._clock.monotonic()
-            for partition in list(self.partitions.values()):
-                try:
-                    await partition.save()
-                except BusError:
-                    continue
-            if now_s - held_s >= HELD_LOOK_EVERY_S:
-                held_s = now_s
-                await self._look_at_held()
-            if now_s - passivated_s >= PASSIVATE_EVERY_S:
-                passivated_s = now_s
-                for partition in list(self.partitions.values()):
-                    for activation in partition.passivate(now_s):
-                        await activation.runner.end()
-
-    def _free_from_dead(self) -> None:
-        """Free actors that a host had in mid-turn which died."""
-        now_s = self._clock.monotonic()
-        for partition in self.partitions.values():
-            for key, activation in list(partition.activations.items()):
-                if activation.held_by is not None and self.liveness.is_dead(activation.held_by, now_s):
-                    partition.is_from_dead = True
-                    partition.free(key)
-
-    async def _look_at_held(self) -> None:
-        """Free actors whose former owner is done; the notice of it may have been lost."""
-        for partition in list(self.partitions.values()):
-            for key, activation in list(partition.activations.items()):
-                if activation.held_by is None:
-                    continue
-                try:
-                    done = await activation.has_moved(partition.cursor.pending.get(key, 0))
-                except BusError:
-                    continue
-                if done:
-                    partition.free(key)

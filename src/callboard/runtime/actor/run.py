@@ -13,12 +13,13 @@ import msgspec
 from msgspec import UNSET, Raw
 
 from callboard.runtime import codec, crash, events, logs, subjects
-from callboard.runtime.actor import crashes, verdict
 from callboard.runtime.actor import reply as replies
+from callboard.runtime.actor import resumption, verdict
 from callboard.runtime.actor.actor import Actor, turn_scope
 from callboard.runtime.actor.execute import (
+    ABANDON,
+    DRAINS,
     STOP_DRAIN,
-    STOP_LOST,
     Abandoned,
     Done,
     Ending,
@@ -27,6 +28,7 @@ from callboard.runtime.actor.execute import (
     Waits,
     execute,
     policy_of,
+    stopped_by,
 )
 from callboard.runtime.actor.handler import Handler
 from callboard.runtime.actor.journal import Journal
@@ -49,11 +51,12 @@ from callboard.runtime.bus.base import Stored, Write
 from callboard.runtime.errors import (
     BusError,
     CallboardError,
+    CrashLimitError,
     DecodeError,
     MailLoopError,
     PayloadTooLargeError,
     StateTooLargeError,
-    TurnCancelledError,
+    TurnAbandonedError,
     TurnFencedError,
 )
 from callboard.runtime.outcome import Retry
@@ -62,7 +65,6 @@ from callboard.runtime.record import failure_of
 _log = logs.get_logger(__name__)
 _RETRY_S = 0.25
 _TOMBSTONE_TTL_S = 3600.0
-_STOP_CODES = {"timeout": "turn_timeout", "deadline": "deadline"}
 
 
 class Runner:
@@ -81,6 +83,7 @@ class Runner:
         self._inner: set[asyncio.Task[None]] = set()
         self._restarts: deque[float] = deque()
         self._cancel: tuple[str, str] | None = None
+        self._is_new = True
 
     # --- one mail
 
@@ -139,19 +142,23 @@ class Runner:
         waiting: Parked | None,
     ) -> None:
         activation = self._activation
-        if activation.owner.suspects_crash(cause_seq):
-            poison = await crashes.note(activation, mail, cause_seq)
-            if poison is not None:
-                await activation.bury_error(mail, poison, attempts=activation.services.rules.crash_limit)
-                return
+        if self._cancel is not None and self._cancel[0] not in ABANDON:
+            # it was meant for the turn before
+            self._cancel = None
+        try:
+            found = await self._recover(mail, cause_seq, parked)
+        except (CrashLimitError, TurnAbandonedError) as error:
+            await activation.bury_error(mail, error, attempts=activation.services.rules.crash_limit)
+            return
         attempt = 0
         while True:
             attempt += 1
-            turn = self._turn(mail, cause_seq, attempt, parked)
+            turn = self._turn(mail, cause_seq, attempt, parked, found)
+            found = None
             ending = await self._once(turn, handler, argument)
+            self._count(turn, ending)
             if isinstance(ending, Abandoned):
-                self.forget()
-                activation.is_leaving = True
+                await self._leave(turn)
                 return
             if not isinstance(ending, Raised):
                 try:
@@ -167,21 +174,65 @@ class Runner:
                 return
             await self._pause(delay_s)
             if self._cancel is not None:
-                code, text = self._cancel
-                self._cancel = None
-                if code in (STOP_LOST, STOP_DRAIN):
-                    activation.is_leaving = True
-                    return
-                stopped = Stopped(TurnCancelledError(text))
-                await self._commit(self._turn(mail, cause_seq, attempt, parked), stopped, waiting)
+                turn.stop, self._cancel = self._cancel, None
+                stopped = stopped_by(*turn.stop)
+                if isinstance(stopped, Abandoned):
+                    await self._leave(turn)
+                else:
+                    await self._commit(self._turn(mail, cause_seq, attempt, parked), stopped, waiting)
                 return
 
-    def _turn(self, mail: Mail, cause_seq: int, attempt: int, parked: ParkedTurn | None) -> Turn:
+    async def _recover(self, mail: Mail, cause_seq: int, parked: ParkedTurn | None) -> list[Stored] | None:
+        """Look whether another host had begun this turn; return its journal where it was read.
+
+        Of what a host that lives handed on it can have begun the first turn only.
+        """
+        owner = self._activation.owner
+        is_first, self._is_new = self._is_new, False
+        if not owner.suspects_crash(cause_seq) and not (is_first and owner.may_have_run(cause_seq)):
+            return None
+        kept = parked.steps.keys() if parked is not None else frozenset[str]()
+        return await resumption.recover(self._activation, mail, cause_seq, kept=kept)
+
+    async def _leave(self, turn: Turn) -> None:
+        """Let go of a turn that another host goes on with."""
+        activation = self._activation
+        self.forget()
+        code, text = turn.stop or (STOP_DRAIN, "")
+        if turn.has_begun:
+            _log.info(
+                events.TURN_INTERRUPTED,
+                actor=str(turn.address),
+                seq=turn.mail.seq,
+                reason=text,
+                steps=turn.journal.executed + turn.journal.replayed,
+            )
+            drain = activation.services.drain
+            if code == STOP_DRAIN and drain is not None and drain.strategy.leaves_note:
+                await resumption.tell_interrupted(activation, turn)
+        activation.is_leaving = True
+
+    def _count(self, turn: Turn, ending: Ending) -> None:
+        stats = self._activation.services.stats[self._activation.kind.name]
+        stats.started += turn.has_begun
+        stats.failed += isinstance(ending, Raised)
+        stats.interrupted += isinstance(ending, Abandoned) and turn.has_begun
+        stats.steps_run += turn.journal.executed
+        stats.steps_replayed += turn.journal.replayed + turn.journal.adopted
+
+    def _turn(
+        self,
+        mail: Mail,
+        cause_seq: int,
+        attempt: int,
+        parked: ParkedTurn | None,
+        found: list[Stored] | None = None,
+    ) -> Turn:
         activation = self._activation
         services = activation.services
         is_fresh = attempt == 1 and parked is None and not activation.owner.may_have_run(cause_seq)
         steps = {name: bytes(raw) for name, raw in parked.steps.items()} if parked is not None else {}
-        journal = self._journal(mail, is_fresh=is_fresh, steps=steps)
+        journal = self._journal(mail, is_fresh=is_fresh, steps=steps, found=found)
         return Turn(
             services,
             address=activation.address,
@@ -193,7 +244,14 @@ class Runner:
             parked=parked,
         )
 
-    def _journal(self, mail: Mail, *, is_fresh: bool, steps: Mapping[str, bytes] | None = None) -> Journal:
+    def _journal(
+        self,
+        mail: Mail,
+        *,
+        is_fresh: bool,
+        steps: Mapping[str, bytes] | None = None,
+        found: list[Stored] | None = None,
+    ) -> Journal:
         services = self._activation.services
         return Journal(
             services.bus,
@@ -206,12 +264,16 @@ class Runner:
             is_fresh=is_fresh,
             ttl_s=services.rules.step_ttl_s,
             steps=steps or {},
+            found=found,
             claim_check_bytes=services.rules.claim_check_bytes,
         )
 
     async def _once(self, turn: Turn, handler: Handler, argument: object) -> Ending:
         activation = self._activation
         async with activation.services.slots:
+            if self._cancel is not None:
+                stopped, self._cancel = self._cancel, None
+                return stopped_by(*stopped)
             try:
                 actor = await self._ready(turn)
             except Exception as error:  # noqa: BLE001 - the start hook is the user's code
@@ -219,13 +281,12 @@ class Runner:
             if crash.point:
                 crash.at("before-effect")
             activation.turn = turn
+            turn.has_begun = True
             timer: asyncio.TimerHandle | None = None
             try:
                 running = asyncio.ensure_future(execute(turn, handler, actor, argument, part=self._parts(turn)))
                 self._task = running
                 timer = self._limit(turn, handler)
-                if self._cancel is not None:
-                    self.stop(*self._cancel)
                 ending = await self._outlive(running)
                 if self._inner and not isinstance(ending, Abandoned):
                     await asyncio.wait(self._inner)
@@ -310,11 +371,17 @@ class Runner:
             changes |= await self._state(turn)
             changes["failures"] = 0
         changes["turns"] = activation.known.turns + 1
+        stats = activation.services.stats[activation.kind.name]
         try:
             await activation.commit(applied, to=((turn.mail, reply),), writes=writes, changes=changes)
         except TurnFencedError:
+            stats.fenced += 1
             self.forget()
             raise
+        stats.committed += 1
+        untimed = turn.journal.finishing(ttl_s=activation.services.rules.step_ttl_s)
+        if untimed:
+            _ = activation.services.spawn(resumption.store_all(activation, untimed), "actor-steps-end")
 
     async def _reply(self, turn: Turn, value: object) -> Reply:
         services = self._activation.services
@@ -331,7 +398,7 @@ class Runner:
         if self._actor is None or not activation.kind.has_state:
             return {"timers": _timers(activation.known.timers, turn)}
         data = activation.kind.dump_state(self._actor.state)
-        limit = activation.kind.options.state_limit_bytes
+        limit = activation.kind.options.state_limit_bytes or activation.services.rules.state_limit_bytes
         if len(data) > limit:
             text = f"the state of {turn.address} takes {len(data)} bytes, over its limit of {limit}: keep less in it"
             raise StateTooLargeError(text, size_bytes=len(data), limit_bytes=limit)
@@ -452,6 +519,15 @@ class Runner:
         elif self._activation.is_busy:
             self._cancel = (code, text)
         self.nudge.set()
+
+    def halt(self) -> None:
+        """Let the steps under way finish, and stop the turn when it wants to begin another: the worker drains."""
+        turn = self._activation.turn
+        if turn is None:
+            # it has not begun, or pauses between two attempts
+            self.stop(STOP_DRAIN, DRAINS)
+        else:
+            turn.journal.gate.shut(lambda: self.stop(STOP_DRAIN, DRAINS))
 
     def forget(self) -> None:
         """Throw the instance away; the next turn makes a new one from the record."""

@@ -75,6 +75,7 @@ class Turn:
         timers: Timers to be set, None for one to be taken away.
         stop: Why it was stopped from outside, as code and text, set before the cancellation.
         reentered: Mails of its own chain that were handled inside it.
+        has_begun: Set when its handler begins.
         is_over: Set when its handler has ended; what a task left behind would send now is refused.
     """
 
@@ -101,6 +102,7 @@ class Turn:
         self.timers: dict[str, Timer | None] = {}
         self.stop: tuple[str, str] | None = None
         self.reentered: list[int] = []
+        self.has_begun = False
         self.is_over = False
         self.started_at = services.clock.now()
         self._services = services
@@ -126,6 +128,11 @@ class Turn:
     def deadline(self) -> datetime | None:
         """When the answer stops being wanted."""
         return self.mail.deadline
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether the worker drains."""
+        return self._services.drain is not None
 
     @property
     def chain(self) -> tuple[Link, ...]:
