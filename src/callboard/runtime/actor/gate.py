@@ -26,9 +26,10 @@ class StepGate:
         """Pass, or wait before the shut gate to be cancelled."""
         if self._on_rest is None:
             return
-        waiter = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        waiter = loop.create_future()
         self._waiting.append(waiter)
-        self._look()
+        loop.call_soon(self._look)
         await waiter
 
     def begun(self) -> None:
@@ -38,9 +39,11 @@ class StepGate:
     def ended(self) -> None:
         """Count it no more."""
         self._running -= 1
-        self._look()
+        if self._waiting:
+            asyncio.get_running_loop().call_soon(self._look)
 
     def _look(self) -> None:
+        # never from inside the turn's own task: a task that is cancelled while it runs forgets what it returns
         if self._on_rest is None or self._running or not self._waiting:
             return
         # first the reason, then the end of those who wait: they may stand in other tasks, or be waited for by a thread

@@ -287,7 +287,7 @@ class Runner:
                 running = asyncio.ensure_future(execute(turn, handler, actor, argument, part=self._parts(turn)))
                 self._task = running
                 timer = self._limit(turn, handler)
-                ending = await self._outlive(running)
+                ending = await self._outlive(turn, running)
                 if self._inner and not isinstance(ending, Abandoned):
                     await asyncio.wait(self._inner)
             finally:
@@ -300,10 +300,13 @@ class Runner:
                 crash.at("after-effect")
             return ending
 
-    async def _outlive(self, running: asyncio.Task[Ending]) -> Ending:
+    async def _outlive(self, turn: Turn, running: asyncio.Task[Ending]) -> Ending:
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
+            if running.cancelled() and turn.stop is not None:
+                # the stop came before the handler had begun, or with its last words
+                return stopped_by(*turn.stop)
             if not running.done():
                 running.cancel()
                 await asyncio.wait([running])
