@@ -294,7 +294,7 @@ class Activation:
                 record,
                 by=self.services.worker,
                 epoch=self.owner.epoch,
-                mail=applied[-1] if applied else base.mail,
+                mail=applied[0] if applied else 0,
                 at=self.services.clock.now(),
                 **(changes or {}),
             )
@@ -338,9 +338,10 @@ class Activation:
         ``cause_seq`` is the mail that counts as handled, where it is not the same: a parked turn's awaited one.
         """
         await self.letter(mail, failure, attempts=attempts)
-        failures = self.known.failures + 1
+        # what no handler ever saw is its sender's mistake and says nothing of the actor
+        failures = self.known.failures + (1 if attempts else 0)
         changed = {**(changes or {}), "failures": failures}
-        if failures >= self.kind.options.poison_limit:
+        if attempts and failures >= self.kind.options.poison_limit:
             reason = f"{failures} mails in a row became dead letters, the last one by {failure.code}: {failure.message}"
             changed |= {"status": "failed", "reason": reason[:500]}
         kind = failure.type if isinstance(failure.type, str) else ""
