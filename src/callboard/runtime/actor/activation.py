@@ -85,6 +85,11 @@ class Activation:
         return self._task is not None
 
     @property
+    def is_gone(self) -> bool:
+        """Whether somebody else runs it, or is about to: no further turn begins here."""
+        return self._is_dropped or self.is_leaving
+
+    @property
     def known(self) -> StateRecord:
         """The record, as it stands.
 

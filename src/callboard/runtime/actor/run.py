@@ -139,6 +139,10 @@ class Runner:
         waiting: Parked | None,
     ) -> None:
         activation = self._activation
+        # what stopped the turn before is not about this one
+        self._cancel = None
+        if activation.is_gone:
+            return
         if activation.owner.suspects_crash(cause_seq):
             poison = await crashes.note(activation, mail, cause_seq)
             if poison is not None:
