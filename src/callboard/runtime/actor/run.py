@@ -140,7 +140,7 @@ class Runner:
     ) -> None:
         activation = self._activation
         # what stopped the turn before is not about this one
-        self._cancel = None
+        _ = self._take_order()
         if activation.is_gone:
             return
         if activation.owner.suspects_crash(cause_seq):
@@ -170,15 +170,20 @@ class Runner:
             if delay_s is None:
                 return
             await self._pause(delay_s)
-            if self._cancel is not None:
-                code, text = self._cancel
-                self._cancel = None
+            order = self._take_order()
+            if order is not None:
+                code, text = order
                 if code in (STOP_LOST, STOP_DRAIN):
                     activation.is_leaving = True
                     return
                 stopped = Stopped(TurnCancelledError(text))
                 await self._commit(self._turn(mail, cause_seq, attempt, parked), stopped, waiting)
                 return
+
+    def _take_order(self) -> tuple[str, str] | None:
+        """Return the stop that was asked for while no handler ran, once."""
+        order, self._cancel = self._cancel, None
+        return order
 
     def _turn(self, mail: Mail, cause_seq: int, attempt: int, parked: ParkedTurn | None) -> Turn:
         activation = self._activation
