@@ -182,6 +182,8 @@ class Partition:
         self.activations[activation.address.key] = activation
         activation.owner = self
         activation.is_leaving = False
+        # while the partition was another's, its mail came to that one
+        activation.mailbox.missed()
 
     def activation(self, key: str, *, read_from: int | None = None) -> Activation:
         """Return the actor with this key, made when it is not in memory."""
