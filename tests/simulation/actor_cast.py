@@ -94,7 +94,9 @@ class Stage:
 def cast(stage: Stage) -> type[Actor]:
     """Return an actor class that plays on ``stage``."""
 
-    class Ledger(Actor, name=KIND, retry=RetryPolicy(attempts=6, base_s=0.3, max_s=2.0), idle_s=5.0, restart_budget=1000):
+    class Ledger(
+        Actor, name=KIND, retry=RetryPolicy(attempts=6, base_s=0.3, max_s=2.0), idle_s=5.0, restart_budget=1000
+    ):
         class State(Struct):
             seen: list[str] = []
             paid: dict[str, list[Payment]] = {}
