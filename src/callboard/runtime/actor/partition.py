@@ -141,6 +141,11 @@ class Partition:
             start_seq=self.cursor.upto + 1,
         )
 
+    @property
+    def is_deaf(self) -> bool:
+        """Whether it is not being read: the broker could not be asked when it was to be opened."""
+        return self._tail is None and not self.is_lost
+
     async def close(self) -> None:
         """Stop reading, and leave the cursor as it is. Its actors stay as they are."""
         self._is_closed = True
