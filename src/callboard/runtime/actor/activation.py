@@ -260,6 +260,9 @@ class Activation:
                 await self.bury(mail, failure, attempts=0)
             case verdict.Run():
                 await self.runner.run(mail)
+            case verdict.Join(parked=parked):
+                changes = {"parked": verdict.joined(self.known, parked, mail)} if mail.reply_to else None
+                await self.commit([mail.seq], changes=changes)
             case verdict.Resume(parked=parked):
                 await self.runner.resume(mail, parked)
 
@@ -313,6 +316,8 @@ class Activation:
             crash.at("before-reply")
         for mail, reply in to:
             await self.answer(mail, reply)
+            for asker in verdict.askers_of(mail, base, record):
+                await replies.send(self.services, asker, reply)
 
     async def answer(self, mail: Mail, reply: Reply) -> None:
         """Send an answer to whoever waits for one; a lost one is asked for again under the same id."""

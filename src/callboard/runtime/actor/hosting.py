@@ -60,10 +60,8 @@ _freed = msgspec.json.Decoder(Freed)
 
 
 class Host(Struct, frozen=True):
-    """Another worker that hosts actors, by its latest beat: where it runs, and each type with its state version."""
+    """Another worker that hosts actors, by its latest beat: each type with its state version."""
 
-    name: str
-    pid: int
     types: Mapping[str, int]
     is_draining: bool
 
@@ -195,11 +193,11 @@ class ActorHost:
             self._hosts.pop(beat.worker, None)
             self._look.set()
             return
-        self.liveness.heard(beat.worker, now_s, server=beat.server)
+        self.liveness.heard(beat.worker, now_s, server=beat.server, host=beat.host, pid=beat.pid)
         if beat.worker == self._worker:
             return
         types = {load.kind: load.version for load in beat.actors}
-        host = Host(beat.host, beat.pid, types, beat.status == "draining")
+        host = Host(types, beat.status == "draining")
         if self._hosts.get(beat.worker) != host:
             self._hosts[beat.worker] = host
             self._look.set()
@@ -259,10 +257,8 @@ class ActorHost:
         if isinstance(death, Accusation):
             self.liveness.accused(death.worker, now_s)
             return
-        for worker, host in list(self._hosts.items()):
-            if (host.name, host.pid) == (death.host, death.pid):
-                self.liveness.left(worker, now_s)
-                self._look.set()
+        self.liveness.ended(death.host, death.pid, now_s)
+        self._look.set()
 
     def _on_freed(self, message: Message) -> None:
         try:

@@ -13,6 +13,8 @@ from callboard.runtime.errors import DecodeError
 
 # Replies kept for callers that repeat an ask; the ids of more are kept, so that a late repeat has no second effect.
 REPLIES_KEPT = 16
+# Repeats of one parked ask that are answered; of more the latest ones.
+ASKERS_KEPT = 8
 IDS_KEPT = 64
 
 Status = Literal["active", "paused", "failed", "killed"]
@@ -60,6 +62,8 @@ class Parked(Struct, frozen=True, kw_only=True, omit_defaults=True):
         hold: Whether later mail waits behind it.
         waits: How many waits it has finished before this one.
         since: When it was parked.
+        id: What is kept of the mail's id, if its sender gave one: a repeat of it joins this turn.
+        askers: Where the repeats want the answer as well.
     """
 
     seq: int
@@ -69,6 +73,8 @@ class Parked(Struct, frozen=True, kw_only=True, omit_defaults=True):
     until: datetime | UnsetType = UNSET
     hold: bool = False
     waits: int = 0
+    id: str = ""
+    askers: list[str] = []
 
 
 class StateRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import UNSET, Raw
 
 from callboard.runtime import codec, crash, events, logs, subjects
-from callboard.runtime.actor import crashes
+from callboard.runtime.actor import crashes, verdict
 from callboard.runtime.actor import reply as replies
 from callboard.runtime.actor.actor import Actor, turn_scope
 from callboard.runtime.actor.execute import (
@@ -361,6 +361,8 @@ class Runner:
             until=now + timedelta(seconds=wait.timeout_s) if wait.timeout_s is not None else UNSET,
             hold=wait.hold,
             waits=number,
+            id=verdict.digest_of(turn.mail.id) if turn.mail.has_own_id else "",
+            askers=waiting.askers if waiting is not None else [],
         )
         steps = {name: Raw(data) for name, data in turn.journal.entries.items()}
         steps |= {name: Raw(b"true") for name in turn.sent}
