@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from callboard.runtime.config import TopologySettings
 from callboard.runtime.errors import BusError, CallboardError
-from callboard.runtime.simulation.nemesis import Nemesis, NemesisRules
+from callboard.runtime.simulation.nemesis import ALL_FAULTS, Nemesis, NemesisRules
 from callboard.runtime.simulation.run import Simulation
 from callboard.runtime.simulation.world import World, open_world
 from tests.simulation.actor_cast import KIND, Go, Hold, Note, Script, Stage, cast
@@ -39,7 +39,9 @@ class Found(Struct, frozen=True, kw_only=True):
 class Sender:
     """Sends to the actors from a connection of the test's own, each message until it is acknowledged."""
 
-    def __init__(self, world: World, stage: Stage, watch: Watch, dice: random.Random, name: str) -> None:
+    def __init__(
+        self, world: World, stage: Stage, watch: Watch, dice: random.Random, name: str, *, is_timed: bool
+    ) -> None:
         self.acked: set[str] = set()
         self.early: list[str] = []
         self._world = world
@@ -47,6 +49,7 @@ class Sender:
         self._watch = watch
         self._dice = dice
         self._name = name
+        self._is_timed = is_timed
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as asks:
@@ -55,7 +58,7 @@ class Sender:
                 name = f"{self._name}{n}"
                 key = self._dice.choice(KEYS)
                 self._stage.scripts[name] = self._script()
-                kind = self._dice.choices(("tell", "ask", "hold"), (5, 3, 2))[0]
+                kind = self._dice.choices(("tell", "ask", "hold"), (5, 3 if self._is_timed else 0, 2))[0]
                 if kind == "ask":
                     asks.create_task(self._ask(key, name), name=f"ask-{name}")
                 elif kind == "hold":
@@ -102,7 +105,7 @@ class Sender:
             takes_s=dice.choice((0.0, 0.0, 0.1, 1.0, 4.0)),
             parts=dice.choice((0, 0, 1, 3)),
             fails=dice.choice((0, 0, 0, 1, 2)),
-            remind_s=dice.choice((0.0, 0.0, 2.0)),
+            remind_s=dice.choice((0.0, 0.0, 2.0)) if self._is_timed else 0.0,
         )
 
 
@@ -115,8 +118,11 @@ async def actors(simulation: Simulation) -> Found:
         dice = simulation.dice("load")
         for name in ("a", "b", "c", "d")[: dice.randint(2, 4)]:
             await world.start(ledger, name=name)
-        nemesis = Nemesis(world, simulation.dice("nemesis"), NemesisRules())
-        senders = [Sender(world, stage, watch, dice, name) for name in "xyz"[:SENDERS]]
+        # a wall clock that is wrong moves timers and deadlines, so these worlds have none of them
+        has_good_clocks = dice.random() < 0.7
+        faults = tuple(fault for fault in ALL_FAULTS if not (has_good_clocks and fault[0] == "jump"))
+        nemesis = Nemesis(world, simulation.dice("nemesis"), NemesisRules(faults=faults))
+        senders = [Sender(world, stage, watch, dice, name, is_timed=has_good_clocks) for name in "xyz"[:SENDERS]]
         async with asyncio.TaskGroup() as group:
             for sender in senders:
                 group.create_task(sender.run(), name="sender")

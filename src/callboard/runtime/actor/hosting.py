@@ -243,6 +243,7 @@ class ActorHost:
             found = cursors.decode(message.data)
         except DecodeError:
             return
+        self._disown((kind, int(number)), found)
         if kind in self.types and (known is None or known[0].epoch != found.epoch or known[0].owner != found.owner):
             self._read_cursors_s = float("-inf")
             self._look.set()
@@ -304,6 +305,8 @@ class ActorHost:
             if owned is not None:
                 if owner is not None and owner != self._worker:
                     await self._hand_over(owned, owner)
+                elif owned.is_deaf:
+                    await owned.go_on()
             elif not self._is_draining and (owner == self._worker or self._is_named(place)):
                 # one that was handed to us is taken even when it should go on to another: nobody else may take it
                 await self._take_if_free(kind, number)
@@ -332,7 +335,9 @@ class ActorHost:
         for stored in await self._bus.get_many(subjects.ACTORS, [f"cb.cursor.{name}.*" for name in self.types]):
             _, _, kind, number = stored.subject.split(".")
             try:
-                self._cursors[kind, int(number)] = (cursors.decode(stored.data), stored.seq)
+                found = cursors.decode(stored.data)
+                self._cursors[kind, int(number)] = (found, stored.seq)
+                self._disown((kind, int(number)), found)
             except DecodeError as error:
                 _log.error(events.PARTITION_UNPLACED, code=error.code, message=f"{stored.subject}: {error}")
 
@@ -384,8 +389,9 @@ class ActorHost:
                 return
         self._cursors[kind.name, number] = (partition.cursor, partition.cursor_seq)
         self._adopt(partition)
-        await partition.open()
+        # ours from here on; where it cannot be read now, the next look tries again
         self.partitions[kind.name, number] = partition
+        await partition.open()
         if is_from_dead:
             self.takeovers += 1
         _log.info(
@@ -474,6 +480,12 @@ class ActorHost:
         place = (partition.kind.name, partition.number)
         if self.held.pop((*place, activation.address.key), None) is not None:
             _ = self.services.spawn(self._free(place, activation.address.key), "actor-free")
+
+    def _disown(self, place: Place, found: Cursor) -> None:
+        """Say again that an actor is free which a cursor says we hold: the first notice may have been lost."""
+        for key, worker in found.held.items():
+            if worker == self._worker and place not in self.partitions and (*place, key) not in self.held:
+                _ = self.services.spawn(self._free(place, key), "actor-free")
 
     async def _free(self, place: Place, key: str) -> None:
         body = msgspec.json.encode(Freed(self._worker, place[0], place[1], key))

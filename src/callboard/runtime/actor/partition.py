@@ -141,6 +141,11 @@ class Partition:
             start_seq=self.cursor.upto + 1,
         )
 
+    @property
+    def is_deaf(self) -> bool:
+        """Whether it is not being read: the broker could not be asked when it was to be opened."""
+        return self._tail is None and not self.is_lost
+
     async def close(self) -> None:
         """Stop reading, and leave the cursor as it is. Its actors stay as they are."""
         self._is_closed = True
@@ -182,6 +187,8 @@ class Partition:
         self.activations[activation.address.key] = activation
         activation.owner = self
         activation.is_leaving = False
+        # while the partition was another's, its mail came to that one
+        activation.mailbox.missed()
 
     def activation(self, key: str, *, read_from: int | None = None) -> Activation:
         """Return the actor with this key, made when it is not in memory."""
