@@ -427,6 +427,8 @@ class Worker:
             if self.loop_lag_s > MAX_STALL_S:
                 # stopped or blocked: what comes in now may have lain in the socket, and nobody was heard meanwhile
                 self.keeper.stalled_at = self._listening_s = now_s
+                if self.host is not None:
+                    self.host.doubt()
             self.keeper.loop_ticked_at = now_s
             now = self._clock.now()
             for pool in self.pools.values():

@@ -128,7 +128,7 @@ class ActorHost:
         if await self._bus.stream_info(subjects.ACTORS) is None:
             message = f"stream {subjects.ACTORS} is missing: run 'callboard provision'"
             raise TopologyError(message)
-        self._bus.on_reconnect(self._reconnected)
+        self._bus.on_reconnect(self.doubt)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._committer.run(), name="turn-committer")
             group.create_task(Pinger(self._bus, self.liveness, clock=self._clock, me=self._worker).run(), name="pinger")
@@ -224,7 +224,11 @@ class ActorHost:
         number = Address(kind, key).partition(self.services.rules.partitions)
         return self.partitions.get((kind, number))
 
-    def _reconnected(self) -> None:
+    def doubt(self) -> None:
+        """Take nothing we knew for granted: our link was away, or this process stood still.
+
+        What comes in now, our own beats among it, may be old, and our partitions somebody else's.
+        """
         self.liveness.reconnected(self._clock.monotonic())
         for partition in self.partitions.values():
             partition.doubt()
