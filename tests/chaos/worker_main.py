@@ -103,6 +103,7 @@ if __name__ == "__main__":
     # a harness that is killed itself must not leave workers behind
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    logs.configure(level="info", form="json", file=None)
     try:
         asyncio.run(main(msgspec.json.decode(sys.argv[1], type=Options)))
     except CallboardError as error:

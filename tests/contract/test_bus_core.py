@@ -138,8 +138,16 @@ async def test_nobody_answers_for_a_connection_that_is_gone(broker: Broker) -> N
     await other.subscribe("cb.ping.w", answer)
     assert (await asker.request("cb.ping.w", timeout_s=5)).data == b""
     await other.close()
-    with pytest.raises(NoRespondersError):
-        await asker.request("cb.ping.w", timeout_s=5)
+
+    async def nobody_listens() -> bool:
+        # a question that overtakes the news of the end reaches a link that is closing, and is lost
+        try:
+            await asker.request("cb.ping.w", timeout_s=0.25)
+        except (NoRespondersError, BusTimeoutError) as error:
+            return isinstance(error, NoRespondersError)
+        return False
+
+    await eventually(nobody_listens)
 
 
 async def test_a_reconnect_that_was_asked_for_keeps_what_was_subscribed(broker: Broker) -> None:

@@ -47,6 +47,7 @@ CODES = {
     "DecodeError": "decode",
     "EncodeError": "encode",
     "HandlerExitError": "handler_exit",
+    "HistoryError": "history",
     "InputError": "input",
     "InvalidHeaderError": "invalid_header",
     "InvalidNameError": "invalid_name",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from callboard.runtime.errors import ModuleLoadError
+from callboard.runtime.errors import ActorDefinitionError, ModuleLoadError
 from callboard.runtime.loader import load_parts
 
 GOOD = "from callboard import capability\n@capability\ndef {name}(x: int) -> int:\n    return x\n"
@@ -104,3 +104,24 @@ def test_one_actor_name_in_two_modules_is_refused(folder: Path) -> None:
         (folder / f"{name}.py").write_text(ACTOR.format(name="Twin"))
     with pytest.raises(ModuleLoadError, match=r"loader_d\.py and loader_c\.py both have an actor 'twin'"):
         load_parts(["loader_c.py", "loader_d.py"])
+
+
+def test_an_imported_base_is_not_hosted_and_an_imported_actor_is(folder: Path) -> None:
+    (folder / "loader_base.py").write_text(ACTOR.format(name="Base") + ACTOR.format(name="Shared"))
+    (folder / "loader_sub.py").write_text("from loader_base import Base, Shared\nclass Sub(Base): ...\n")
+    assert [actor.actor_name for actor in load_parts(["loader_sub"]).actors] == ["shared", "sub"]
+
+
+def test_a_bad_actor_is_reported_with_its_file(folder: Path) -> None:
+    (folder / "loader_bad.py").write_text(ACTOR.format(name="Clerk").replace("m: Ask", "m: 'Nowhere'"))
+    with pytest.raises(ActorDefinitionError, match=r"loader_bad: Clerk\.hello: its message type .* cannot be resolved"):
+        load_parts(["loader_bad"])
+    (folder / "loader_worse.py").write_text("from callboard import Actor\nclass Clerk(Actor): ...\n")
+    with pytest.raises(ModuleLoadError, match=r"(?s)loader_worse.*Clerk handles nothing.*loader_worse\.py"):
+        load_parts(["loader_worse"])
+
+
+def test_a_module_with_nothing_to_serve_is_told_what_to_put_there(folder: Path) -> None:
+    (folder / "loader_empty.py").write_text("x = 1\n")
+    with pytest.raises(ModuleLoadError, match=r"loader_empty has no capability and no actor: put @capability"):
+        load_parts(["loader_empty"])

@@ -443,6 +443,12 @@ class WaitTimeoutError(ActorError):
     code = "wait_timeout"
 
 
+class HistoryError(ActorError):
+    """Raised when what an actor was at a moment cannot be told: it did not exist yet, or that is kept no more."""
+
+    code = "history"
+
+
 # --- life --------------------------------------------------------------------------------------------------------
 
 

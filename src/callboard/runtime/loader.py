@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 from msgspec import Struct
 
 from callboard.runtime.actor.actor import Actor
-from callboard.runtime.actor.definition import find_actors
+from callboard.runtime.actor.definition import ActorType, find_actors
 from callboard.runtime.capability import Capability, find_capabilities
-from callboard.runtime.errors import ModuleLoadError
+from callboard.runtime.errors import ActorDefinitionError, ModuleLoadError
 
 T = TypeVar("T")
 
@@ -66,8 +66,18 @@ def load_parts(targets: Sequence[str]) -> Parts:
         for capability in mine:
             _take(capabilities, capability.name, capability, what="a capability", target=target, owner=owner)
         for cls in classes:
+            _prepare(cls, target)
             _take(actors, cls.actor_name, cls, what="an actor", target=target, owner=owner)
     return Parts(capabilities=tuple(capabilities.values()), actors=tuple(actors.values()))
+
+
+def _prepare(cls: type[Actor], target: str) -> None:
+    """Find what is wrong with a class here, where its module is known."""
+    try:
+        ActorType.of(cls)
+    except ActorDefinitionError as error:
+        message = f"{target}: {error}"
+        raise ActorDefinitionError(message) from error
 
 
 def _take(

@@ -85,6 +85,11 @@ class Activation:
         return self._task is not None
 
     @property
+    def is_gone(self) -> bool:
+        """Whether somebody else runs it, or is about to: no further turn begins here."""
+        return self._is_dropped or self.is_leaving
+
+    @property
     def known(self) -> StateRecord:
         """The record, as it stands.
 
@@ -260,6 +265,9 @@ class Activation:
                 await self.bury(mail, failure, attempts=0)
             case verdict.Run():
                 await self.runner.run(mail)
+            case verdict.Join(parked=parked):
+                changes = {"parked": verdict.joined(self.known, parked, mail)} if mail.reply_to else None
+                await self.commit([mail.seq], changes=changes)
             case verdict.Resume(parked=parked):
                 await self.runner.resume(mail, parked)
 
@@ -291,7 +299,7 @@ class Activation:
                 record,
                 by=self.services.worker,
                 epoch=self.owner.epoch,
-                mail=applied[-1] if applied else base.mail,
+                mail=applied[0] if applied else 0,
                 at=self.services.clock.now(),
                 **(changes or {}),
             )
@@ -313,6 +321,8 @@ class Activation:
             crash.at("before-reply")
         for mail, reply in to:
             await self.answer(mail, reply)
+            for asker in verdict.askers_of(mail, base, record):
+                await replies.send(self.services, asker, reply)
 
     async def answer(self, mail: Mail, reply: Reply) -> None:
         """Send an answer to whoever waits for one; a lost one is asked for again under the same id."""
@@ -333,9 +343,10 @@ class Activation:
         ``cause_seq`` is the mail that counts as handled, where it is not the same: a parked turn's awaited one.
         """
         await self.letter(mail, failure, attempts=attempts)
-        failures = self.known.failures + 1
+        # what no handler ever saw is its sender's mistake and says nothing of the actor
+        failures = self.known.failures + (1 if attempts else 0)
         changed = {**(changes or {}), "failures": failures}
-        if failures >= self.kind.options.poison_limit:
+        if attempts and failures >= self.kind.options.poison_limit:
             reason = f"{failures} mails in a row became dead letters, the last one by {failure.code}: {failure.message}"
             changed |= {"status": "failed", "reason": reason[:500]}
         kind = failure.type if isinstance(failure.type, str) else ""

@@ -156,7 +156,7 @@ class Actor:
         return self._running("idempotency_key").idempotency_key(step_name)
 
     @overload
-    async def step(
+    def step(
         self,
         name: str,
         fn: Callable[..., Coroutine[Any, Any, T]],
@@ -166,10 +166,10 @@ class Actor:
         once: bool = ...,
         retry: RetryPolicy | None = ...,
         **kwargs: object,
-    ) -> T: ...
+    ) -> Coroutine[Any, Any, T]: ...
 
     @overload
-    async def step(
+    def step(
         self,
         name: str,
         fn: Callable[..., T],
@@ -179,9 +179,9 @@ class Actor:
         once: bool = ...,
         retry: RetryPolicy | None = ...,
         **kwargs: object,
-    ) -> T: ...
+    ) -> Coroutine[Any, Any, T]: ...
 
-    async def step(
+    def step(
         self,
         name: str,
         fn: Callable[..., Any],
@@ -191,32 +191,34 @@ class Actor:
         once: bool = False,
         retry: RetryPolicy | None = None,
         **kwargs: object,
-    ) -> Any:
-        """Run a function once and record its value; a later run of the turn, here or elsewhere, gets that value."""
-        turn = self._running("step")
-        return await turn.step(name, fn, *args, key=key, once=once, retry=retry, **kwargs)
+    ) -> Coroutine[Any, Any, Any]:
+        """Run a function once and record its value; a later run of the turn, here or elsewhere, gets that value.
 
-    async def gather(self, *aws: Awaitable[T]) -> list[T]:
+        Await it. Of identical steps the order of the calls counts, not that of the awaits.
+        """
+        # no coroutine of our own around it: the step takes its place by the call
+        return self._running("step").step(name, fn, *args, key=key, once=once, retry=retry, **kwargs)
+
+    def gather(self, *aws: Awaitable[T]) -> Coroutine[Any, Any, list[T]]:
         """Await several steps, asks or calls at a time; their values in order."""
-        return await self._running("gather").gather(*aws)
+        return self._running("gather", *aws).gather(*aws)
 
-    async def call(
+    def call(
         self,
         capability: str | Capability[..., Any],
         value: object = UNSET,
         *,
         timeout_s: float | None = None,
         key: str | None = None,
-    ) -> Any:  # noqa: ANN401 - whatever the capability returns
+    ) -> Coroutine[Any, Any, Any]:
         """Have a worker pool run a capability and return its result, journaled."""
-        return await self._running("call").call(capability, value, timeout_s=timeout_s, key=key)
+        return self._running("call").call(capability, value, timeout_s=timeout_s, key=key)
 
-    async def ask(
+    def ask(
         self, to: str | Address, message: object, *, timeout_s: float = 30.0, idempotency_key: str | None = None
-    ) -> Any:  # noqa: ANN401 - whatever the other's handler returns
+    ) -> Coroutine[Any, Any, Any]:
         """Send a message to another actor at once and return its answer, journaled."""
-        turn = self._running("ask")
-        return await turn.ask(to, message, timeout_s=timeout_s, idempotency_key=idempotency_key)
+        return self._running("ask").ask(to, message, timeout_s=timeout_s, idempotency_key=idempotency_key)
 
     def stream(self, to: str | Address, message: object, *, timeout_s: float = 30.0) -> AsyncIterator[Any]:
         """Send a message to another actor and iterate over the parts of its answer."""
@@ -247,35 +249,25 @@ class Actor:
         self._running("emit").emit(name, data)
 
     @overload
-    async def wait_for(
-        self,
-        kind: type[M],
-        *,
-        timeout: str | float | None = ...,  # noqa: ASYNC109 - stored, not awaited
-        where: Where | None = ...,
-        hold: bool = ...,
-    ) -> M: ...
+    def wait_for(
+        self, kind: type[M], *, timeout: str | float | None = ..., where: Where | None = ..., hold: bool = ...
+    ) -> Coroutine[Any, Any, M]: ...
 
     @overload
-    async def wait_for(
-        self,
-        kind: str,
-        *,
-        timeout: str | float | None = ...,  # noqa: ASYNC109 - stored, not awaited
-        where: Where | None = ...,
-        hold: bool = ...,
-    ) -> Any: ...  # noqa: ANN401 - plain values
+    def wait_for(
+        self, kind: str, *, timeout: str | float | None = ..., where: Where | None = ..., hold: bool = ...
+    ) -> Coroutine[Any, Any, Any]: ...
 
-    async def wait_for(
+    def wait_for(
         self,
         kind: type[Any] | str,
         *,
-        timeout: str | float | None = None,  # noqa: ASYNC109 - stored, not awaited
+        timeout: str | float | None = None,
         where: Where | None = None,
         hold: bool = False,
-    ) -> Any:
+    ) -> Coroutine[Any, Any, Any]:
         """Park this turn until a message of ``kind`` comes, for minutes or months, holding nothing meanwhile."""
-        return await self._running("wait_for").wait_for(kind, timeout=timeout, where=where, hold=hold)
+        return self._running("wait_for").wait_for(kind, timeout=timeout, where=where, hold=hold)
 
     def progress(self, percent: float | None = None, *, stage: str | None = None, text: str | None = None) -> bool:
         """Tell watchers how far this turn is; not stored."""
@@ -297,11 +289,10 @@ class Actor:
         Raises:
             ActorError: In an asynchronous handler, which has ``await``.
         """
-        self._running("wait")
+        self._running("wait", awaitable)
         loop = self._loop
         if loop is None or _running_loop() is loop:
-            if inspect.iscoroutine(awaitable):
-                awaitable.close()
+            _close(awaitable)
             message = f"{type(self).__name__}.wait() is for synchronous handlers: write await here"
             raise ActorError(message)
 
@@ -310,12 +301,13 @@ class Actor:
 
         return asyncio.run_coroutine_threadsafe(run(), loop).result()
 
-    def _running(self, word: str) -> TurnApi:
+    def _running(self, word: str, *given: object) -> TurnApi:
         # the context first: read-only turns run beside others on one object
         turn = turn_now.get()
         if turn is None or turn.address != self._address:
             turn = self._turn
         if turn is None:
+            _close(*given)
             message = (
                 f"{type(self).__name__}.{word} belongs to a turn and none runs: use it inside a method with @on or "
                 f"@every, while a worker hosts the actor; from outside, use a Client"
@@ -382,6 +374,13 @@ def _names_around() -> dict[str, object]:
             break
         frame = frame.f_back
     return found
+
+
+def _close(*given: object) -> None:
+    """Close coroutines that will not be awaited, so that only the error speaks of them."""
+    for item in given:
+        if inspect.iscoroutine(item):
+            item.close()
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

@@ -57,6 +57,7 @@ async def execute(turn: Turn, handler: Handler, actor: Actor, argument: object, 
     A cancellation of the calling task ends the handler; ``turn.stop`` says what it means.
     """
     pid = os.getpid()
+    turn.receive(argument, handler.shape)
     try:
         with turn_scope(actor, turn):
             value = await _invoke(handler, actor, argument, part)

@@ -60,10 +60,8 @@ _freed = msgspec.json.Decoder(Freed)
 
 
 class Host(Struct, frozen=True):
-    """Another worker that hosts actors, by its latest beat: where it runs, and each type with its state version."""
+    """Another worker that hosts actors, by its latest beat: each type with its state version."""
 
-    name: str
-    pid: int
     types: Mapping[str, int]
     is_draining: bool
 
@@ -195,11 +193,11 @@ class ActorHost:
             self._hosts.pop(beat.worker, None)
             self._look.set()
             return
-        self.liveness.heard(beat.worker, now_s, server=beat.server)
+        self.liveness.heard(beat.worker, now_s, server=beat.server, host=beat.host, pid=beat.pid)
         if beat.worker == self._worker:
             return
         types = {load.kind: load.version for load in beat.actors}
-        host = Host(beat.host, beat.pid, types, beat.status == "draining")
+        host = Host(types, beat.status == "draining")
         if self._hosts.get(beat.worker) != host:
             self._hosts[beat.worker] = host
             self._look.set()
@@ -245,6 +243,7 @@ class ActorHost:
             found = cursors.decode(message.data)
         except DecodeError:
             return
+        self._disown((kind, int(number)), found)
         if kind in self.types and (known is None or known[0].epoch != found.epoch or known[0].owner != found.owner):
             self._read_cursors_s = float("-inf")
             self._look.set()
@@ -259,10 +258,8 @@ class ActorHost:
         if isinstance(death, Accusation):
             self.liveness.accused(death.worker, now_s)
             return
-        for worker, host in list(self._hosts.items()):
-            if (host.name, host.pid) == (death.host, death.pid):
-                self.liveness.left(worker, now_s)
-                self._look.set()
+        self.liveness.ended(death.host, death.pid, now_s)
+        self._look.set()
 
     def _on_freed(self, message: Message) -> None:
         try:
@@ -288,6 +285,7 @@ class ActorHost:
 
     async def _place(self) -> None:
         """Bring what we own in line with who is alive."""
+        self._free_from_dead()
         if self._is_draining:
             return
         try:
@@ -307,7 +305,10 @@ class ActorHost:
             if owned is not None:
                 if owner is not None and owner != self._worker:
                     await self._hand_over(owned, owner)
-            elif owner == self._worker and not self._is_draining:
+                elif owned.is_deaf:
+                    await owned.go_on()
+            elif not self._is_draining and (owner == self._worker or self._is_named(place)):
+                # one that was handed to us is taken even when it should go on to another: nobody else may take it
                 await self._take_if_free(kind, number)
 
     def _candidates(self, kind: ActorType) -> set[str]:
@@ -334,9 +335,15 @@ class ActorHost:
         for stored in await self._bus.get_many(subjects.ACTORS, [f"cb.cursor.{name}.*" for name in self.types]):
             _, _, kind, number = stored.subject.split(".")
             try:
-                self._cursors[kind, int(number)] = (cursors.decode(stored.data), stored.seq)
+                found = cursors.decode(stored.data)
+                self._cursors[kind, int(number)] = (found, stored.seq)
+                self._disown((kind, int(number)), found)
             except DecodeError as error:
                 _log.error(events.PARTITION_UNPLACED, code=error.code, message=f"{stored.subject}: {error}")
+
+    def _is_named(self, place: Place) -> bool:
+        known = self._cursors.get(place)
+        return known is not None and known[0].owner == self._worker
 
     async def _take_if_free(self, kind: ActorType, number: int) -> None:
         known, _ = self._cursors.get((kind.name, number), (Cursor(), 0))
@@ -382,12 +389,14 @@ class ActorHost:
                 return
         self._cursors[kind.name, number] = (partition.cursor, partition.cursor_seq)
         self._adopt(partition)
-        await partition.open()
+        # ours from here on; where it cannot be read now, the next look tries again
         self.partitions[kind.name, number] = partition
+        await partition.open()
         if is_from_dead:
             self.takeovers += 1
         _log.info(
             events.PARTITION_TAKEN,
+            worker=self._worker,
             type=kind.name,
             partition=number,
             epoch=partition.epoch,
@@ -419,6 +428,7 @@ class ActorHost:
             await self._go_on(partition)
             return
         if not is_written:
+            await self._go_on(partition)
             return
         place = (partition.kind.name, partition.number)
         self.partitions.pop(place, None)
@@ -433,7 +443,13 @@ class ActorHost:
             if not activation.is_busy:
                 _ = self.services.spawn(activation.runner.end(), "actor-end")
         _log.info(
-            events.PARTITION_HANDED_OVER, type=place[0], partition=place[1], epoch=wanted.epoch, to=to, held=len(held)
+            events.PARTITION_HANDED_OVER,
+            worker=self._worker,
+            type=place[0],
+            partition=place[1],
+            epoch=wanted.epoch,
+            to=to,
+            held=len(held),
         )
 
     async def _go_on(self, partition: Partition) -> None:
@@ -465,6 +481,12 @@ class ActorHost:
         if self.held.pop((*place, activation.address.key), None) is not None:
             _ = self.services.spawn(self._free(place, activation.address.key), "actor-free")
 
+    def _disown(self, place: Place, found: Cursor) -> None:
+        """Say again that an actor is free which a cursor says we hold: the first notice may have been lost."""
+        for key, worker in found.held.items():
+            if worker == self._worker and place not in self.partitions and (*place, key) not in self.held:
+                _ = self.services.spawn(self._free(place, key), "actor-free")
+
     async def _free(self, place: Place, key: str) -> None:
         body = msgspec.json.encode(Freed(self._worker, place[0], place[1], key))
         try:
@@ -491,23 +513,27 @@ class ActorHost:
                     continue
             if now_s - held_s >= HELD_LOOK_EVERY_S:
                 held_s = now_s
-                await self._look_at_held(now_s)
+                await self._look_at_held()
             if now_s - passivated_s >= PASSIVATE_EVERY_S:
                 passivated_s = now_s
                 for partition in list(self.partitions.values()):
                     for activation in partition.passivate(now_s):
                         await activation.runner.end()
 
-    async def _look_at_held(self, now_s: float) -> None:
-        """Free actors whose former owner is done or dead; the notice of it may have been lost."""
-        for partition in list(self.partitions.values()):
+    def _free_from_dead(self) -> None:
+        """Free actors that a host had in mid-turn which died."""
+        now_s = self._clock.monotonic()
+        for partition in self.partitions.values():
             for key, activation in list(partition.activations.items()):
-                holder = activation.held_by
-                if holder is None:
-                    continue
-                if self.liveness.is_dead(holder, now_s):
+                if activation.held_by is not None and self.liveness.is_dead(activation.held_by, now_s):
                     partition.is_from_dead = True
                     partition.free(key)
+
+    async def _look_at_held(self) -> None:
+        """Free actors whose former owner is done; the notice of it may have been lost."""
+        for partition in list(self.partitions.values()):
+            for key, activation in list(partition.activations.items()):
+                if activation.held_by is None:
                     continue
                 try:
                     done = await activation.has_moved(partition.cursor.pending.get(key, 0))

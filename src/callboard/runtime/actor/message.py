@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from typing import Any, get_origin
+from typing import Annotated, Any, get_origin
 
 import msgspec
 from msgspec import Raw
@@ -55,6 +55,7 @@ class Shape:
         self.kind = Any if kind is object else kind
         self.name = name_of(self.kind)
         self._decode = codec.decoder(self.kind)
+        _check_strangers(self.kind)
         self.is_named, self.fields = _fields(self.kind)
 
     def decode(self, data: bytes, content_type: str | None = None) -> object:
@@ -113,12 +114,12 @@ class Originals:
     def __init__(self) -> None:
         """Know no message yet."""
         # the value stands here too, so that its id stays its own
-        self._known: dict[int, tuple[object, bytes]] = {}
+        self._known: dict[int, tuple[object, Shape, bytes]] = {}
 
-    def remember(self, value: object, data: bytes, content_type: str | None = None) -> None:
-        """Remember what ``value`` was decoded from. Values of plain types have nothing to lose and are left out."""
-        if codec.is_json(content_type) and not isinstance(value, (str, bytes, int, float, type(None))):
-            self._known[id(value)] = (value, data)
+    def remember(self, value: object, shape: Shape | None, data: bytes, content_type: str | None = None) -> None:
+        """Remember what ``value`` was decoded from, and as what. Plain types have nothing to lose and are left out."""
+        if shape is not None and shape.is_named:
+            self._known[id(value)] = (value, shape, data if codec.is_json(content_type) else b"")
 
     def encode(self, value: object) -> bytes:
         """Return ``value`` as JSON; of a message received before, with the fields that its class does not know.
@@ -126,34 +127,16 @@ class Originals:
         Raises:
             EncodeError: If it has no JSON form.
         """
+        data = codec.encode(value)
         known = self._known.get(id(value))
-        return codec.encode(value) if known is None else encode_message(value, known[1])
+        if known is None or known[1].fields is None:
+            return data
+        return _with_unknown(data, known[2], known[1].fields)
 
-
-def encode_message(value: object, original: bytes | None = None) -> bytes:
-    """Return a message as JSON, with the top-level fields of ``original`` that its class does not know.
-
-    Args:
-        value: The message.
-        original: The JSON that this very object was decoded from.
-
-    Raises:
-        EncodeError: If it has no JSON form.
-    """
-    data = codec.encode(value)
-    if original is None:
-        return data
-    known = _fields(type(value))[1] if not isinstance(value, dict) else None
-    if known is None:
-        return data
-    try:
-        before = _fields_json.decode(original)
-        now = _fields_json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        # one of them is no object: there is nothing to carry over
-        return data
-    extras = {name: raw for name, raw in before.items() if name not in known and name not in now}
-    return msgspec.json.encode({**now, **extras}) if extras else data
+    def type_name(self, value: object) -> str | None:
+        """Return the ``Cb-Type`` of ``value``, also of a TypedDict, which only its receiver could name."""
+        known = self._known.get(id(value))
+        return type_name_of(value) if known is None else known[1].name
 
 
 def name_of(kind: Any) -> str:  # noqa: ANN401 - an annotation
@@ -162,6 +145,8 @@ def name_of(kind: Any) -> str:  # noqa: ANN401 - an annotation
         return ANY
     if kind is None:
         return "NoneType"
+    if get_origin(kind) is Annotated:
+        return name_of(kind.__origin__)
     origin = get_origin(kind) or kind
     name = getattr(origin, "__name__", None) or getattr(origin, "_name", None) or str(origin)
     return str(name)
@@ -241,9 +226,39 @@ def _pydantic_fields(kind: Any, models: dict[str, Any]) -> frozenset[str] | None
     return frozenset(names)
 
 
+def _check_strangers(kind: Any) -> None:  # noqa: ANN401 - as above
+    """Refuse a type that holds, at any depth, a class that nothing can be decoded into; decoders would do so late."""
+    waiting: list[object] = [msgspec.inspect.type_info(kind)]
+    seen: set[int] = set()
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, (tuple, list)):
+            waiting.extend(item)
+            continue
+        if not isinstance(item, (msgspec.inspect.Type, msgspec.inspect.Field)) or id(item) in seen:
+            continue
+        # a recursive type holds itself
+        seen.add(id(item))
+        if isinstance(item, msgspec.inspect.CustomType) and not hasattr(item.cls, "model_validate"):
+            message = f"{item.cls.__qualname__} is no Struct, dataclass, TypedDict or pydantic model"
+            raise TypeError(message)
+        waiting.extend(getattr(item, name) for name in item.__struct_fields__)
+
+
 def _foreign_schema(kind: Any) -> dict[str, Any]:  # noqa: ANN401 - as above
     make = getattr(kind, "model_json_schema", None)
     if make is None:
         raise NotImplementedError(kind)
     found: dict[str, Any] = make()
     return found
+
+
+def _with_unknown(data: bytes, original: bytes, known: frozenset[str]) -> bytes:
+    """Return ``data`` with the fields of ``original`` that are not ``known``; both are JSON objects, or it stays."""
+    try:
+        before = _fields_json.decode(original)
+        now = _fields_json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return data
+    extras = {name: raw for name, raw in before.items() if name not in known and name not in now}
+    return msgspec.json.encode({**now, **extras}) if extras else data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
@@ -77,6 +78,8 @@ class Partition:
         self._doubts = False
         self._is_checking = False
         self._is_on_hold = False
+        self._is_closed = False
+        self._writing = asyncio.Lock()
 
     def __repr__(self) -> str:
         """Return type, number and epoch."""
@@ -138,8 +141,14 @@ class Partition:
             start_seq=self.cursor.upto + 1,
         )
 
+    @property
+    def is_deaf(self) -> bool:
+        """Whether it is not being read: the broker could not be asked when it was to be opened."""
+        return self._tail is None and not self.is_lost
+
     async def close(self) -> None:
-        """Stop reading. Its actors stay as they are."""
+        """Stop reading, and leave the cursor as it is. Its actors stay as they are."""
+        self._is_closed = True
         tail, self._tail = self._tail, None
         if tail is not None:
             await tail.close()
@@ -155,6 +164,7 @@ class Partition:
         Raises:
             BusError: If it cannot be read now.
         """
+        self._is_closed = False
         for activation in self.activations.values():
             activation.is_leaving = False
             activation.wake()
@@ -177,6 +187,8 @@ class Partition:
         self.activations[activation.address.key] = activation
         activation.owner = self
         activation.is_leaving = False
+        # while the partition was another's, its mail came to that one
+        activation.mailbox.missed()
 
     def activation(self, key: str, *, read_from: int | None = None) -> Activation:
         """Return the actor with this key, made when it is not in memory."""
@@ -251,9 +263,10 @@ class Partition:
         Raises:
             BusError: If it cannot be written now.
         """
-        wanted = self.next_cursor()
-        if wanted != self.cursor and not self.is_lost:
-            await self.write(wanted)
+        async with self._writing:
+            wanted = self.next_cursor()
+            if wanted != self.cursor and not self.is_lost and not self._is_closed:
+                _ = await self._write(wanted)
 
     async def write(self, wanted: Cursor) -> bool:
         """Write the cursor against the one we know; return False, and drop everything, when another stands.
@@ -261,6 +274,10 @@ class Partition:
         Raises:
             BusError: If it cannot be written now.
         """
+        async with self._writing:
+            return await self._write(wanted)
+
+    async def _write(self, wanted: Cursor) -> bool:
         subject = subjects.cursor(self.kind.name, self.number)
         data = cursors.encode(wanted)
         try:

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import UNSET, Raw
 
 from callboard.runtime import codec, crash, events, logs, subjects
-from callboard.runtime.actor import crashes
+from callboard.runtime.actor import crashes, verdict
 from callboard.runtime.actor import reply as replies
 from callboard.runtime.actor.actor import Actor, turn_scope
 from callboard.runtime.actor.execute import (
@@ -139,6 +139,10 @@ class Runner:
         waiting: Parked | None,
     ) -> None:
         activation = self._activation
+        # what stopped the turn before is not about this one
+        _ = self._take_order()
+        if activation.is_gone:
+            return
         if activation.owner.suspects_crash(cause_seq):
             poison = await crashes.note(activation, mail, cause_seq)
             if poison is not None:
@@ -166,15 +170,20 @@ class Runner:
             if delay_s is None:
                 return
             await self._pause(delay_s)
-            if self._cancel is not None:
-                code, text = self._cancel
-                self._cancel = None
+            order = self._take_order()
+            if order is not None:
+                code, text = order
                 if code in (STOP_LOST, STOP_DRAIN):
                     activation.is_leaving = True
                     return
                 stopped = Stopped(TurnCancelledError(text))
                 await self._commit(self._turn(mail, cause_seq, attempt, parked), stopped, waiting)
                 return
+
+    def _take_order(self) -> tuple[str, str] | None:
+        """Return the stop that was asked for while no handler ran, once."""
+        order, self._cancel = self._cancel, None
+        return order
 
     def _turn(self, mail: Mail, cause_seq: int, attempt: int, parked: ParkedTurn | None) -> Turn:
         activation = self._activation
@@ -361,6 +370,8 @@ class Runner:
             until=now + timedelta(seconds=wait.timeout_s) if wait.timeout_s is not None else UNSET,
             hold=wait.hold,
             waits=number,
+            id=verdict.digest_of(turn.mail.id) if turn.mail.has_own_id else "",
+            askers=waiting.askers if waiting is not None else [],
         )
         steps = {name: Raw(data) for name, data in turn.journal.entries.items()}
         steps |= {name: Raw(b"true") for name in turn.sent}

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import UNSET, Struct, UnsetType
 
 from callboard.runtime import codec, subjects
 from callboard.runtime.actor import answer, ref
@@ -49,7 +49,7 @@ class ParkSignal(BaseException):
 class AskOutcome(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a journaled ask came to."""
 
-    value: Raw | UnsetType = UNSET
+    value: Any = None
     error: ReplyError | UnsetType = UNSET
 
 
@@ -110,6 +110,7 @@ class Turn:
         self._waits_done = 0
         self._sent = frozenset(name for name in parked.steps if name.startswith("~out")) if parked else frozenset()
         self._outgoing: dict[str, Write] = {}
+        self._originals = messages.Originals()
         self._ordinals: dict[str, int] = {}
         self._told_s = float("-inf")
         self._stage: str | None = None
@@ -145,6 +146,16 @@ class Turn:
     def waits(self) -> list[Waited]:
         """How its waits ended so far."""
         return list(self._waits)
+
+    def receive(self, argument: object, shape: messages.Shape | None) -> None:
+        """Take note of the message that its handler is given: sent on, it keeps the fields its class does not know."""
+        data = self.mail.data
+        if self.mail.type is None:
+            envelope = messages.open_envelope(data, self.mail.content_type)
+            # the message stands inside; a class that has these fields itself is no envelope
+            if envelope is not None and shape is not None and shape.fields is not None and "data" not in shape.fields:
+                data = envelope[1]
+        self._originals.remember(argument, shape, data, self.mail.content_type)
 
     # --- steps
 
@@ -197,20 +208,22 @@ class Turn:
     ) -> Any:  # noqa: ANN401 - whatever the other's handler returns
         """See ``TurnApi``. What the other answered is recorded, an error of its handler too."""
         target = ref.ActorRef(self._services.bus, _address(to), clock=self._services.clock)
-        identity = idempotency_key if idempotency_key is not None else [messages.type_name_of(message), _plain(message)]
+        identity = (
+            idempotency_key if idempotency_key is not None else [self._originals.type_name(message), _plain(message)]
+        )
         with await self.journal.begin(f"~ask {target.address}", identity) as slot:
             if not slot.is_recorded:
                 outcome = AskOutcome()
                 try:
                     value = await target.ask(
-                        messages.encode_message(message, self.mail.data),
-                        type=messages.type_name_of(message),
+                        self._originals.encode(message),
+                        type=self._originals.type_name(message),
                         timeout_s=timeout_s,
                         deadline=self.deadline,
                         idempotency_key=idempotency_key or _short(slot.id),
                         headers=self._headers(),
                     )
-                    outcome = AskOutcome(value=Raw(codec.encode(value)))
+                    outcome = AskOutcome(value=value)
                 except AskFailedError as error:
                     outcome = AskOutcome(
                         error=ReplyError(code=error.cause_code, message=str(error), type=error.cause_type)
@@ -219,14 +232,14 @@ class Turn:
             found = msgspec.convert(slot.value, AskOutcome)
         if found.error is not UNSET:
             raise answer.exception(found.error, target.address)
-        return msgspec.json.decode(found.value) if found.value is not UNSET else None
+        return found.value
 
     async def stream(self, to: str | Address, message: object, *, timeout_s: float = 30.0) -> AsyncIterator[Any]:
         """See ``TurnApi``. Not recorded: a turn that runs again asks again."""
         target = ref.ActorRef(self._services.bus, _address(to), clock=self._services.clock)
         async with target.stream(
-            messages.encode_message(message, self.mail.data),
-            type=messages.type_name_of(message),
+            self._originals.encode(message),
+            type=self._originals.type_name(message),
             timeout_s=timeout_s,
             deadline=self.deadline,
             headers=self._headers(),
@@ -248,7 +261,7 @@ class Turn:
     ) -> None:
         """See ``TurnApi``."""
         address = _address(to)
-        data, name = messages.encode_message(message, self.mail.data), messages.type_name_of(message)
+        data, name = self._originals.encode(message), self._originals.type_name(message)
         identity = self._identity("tell", str(address), name or "", data)
         # no id: what a commit holds is stored once
         headers = mail_headers(type=name, sender=str(self.address), chain=self.chain)
@@ -287,7 +300,7 @@ class Turn:
         else:
             due = at if at is not None else now + timedelta(seconds=delay_s or 0.0)
             timer = Timer(generation=self.cause_seq, due=max(due, now + timedelta(seconds=MIN_DELAY_S)))
-        data, kind = messages.encode_message(message, self.mail.data), messages.type_name_of(message)
+        data, kind = self._originals.encode(message), self._originals.type_name(message)
         self.set_timer(name, timer, data, kind)
 
     def set_timer(
@@ -350,12 +363,22 @@ class Turn:
         if self._waits_done < len(self._waits):
             waited = self._waits[self._waits_done]
             self._waits_done += 1
-            return _waited(waited, kind)
+            return self._waited(waited, kind)
         name = kind if isinstance(kind, str) else getattr(kind, "__callboard_name__", kind.__name__)
         if where is not None:
             _ = _plain(dict(where))
         self.wait = Wait(awaiting=name, where=where, timeout_s=None if timeout is None else span_s(timeout), hold=hold)
         raise ParkSignal
+
+    def _waited(self, waited: Waited, kind: type[Any] | str) -> Any:  # noqa: ANN401 - the message
+        if waited.timed_out or waited.data is UNSET:
+            name = kind if isinstance(kind, str) else kind.__name__
+            text = f"no {name} came in time"
+            raise WaitTimeoutError(text)
+        shape = messages.Shape(Any if isinstance(kind, str) else kind)
+        value = shape.decode(waited.data, waited.content_type or None)
+        self._originals.remember(value, shape, waited.data, waited.content_type or None)
+        return value
 
     def idempotency_key(self, step_name: str) -> str:
         """See ``TurnApi``."""
@@ -416,15 +439,6 @@ def wait_timer_write(address: Address, parked: Parked, generation: int) -> Write
     }
     place = subjects.timer(address.type, address.key, f"{WAIT_TIMER}.{parked.seq}")
     return Write(place, b"null", extra)
-
-
-def _waited(waited: Waited, kind: type[Any] | str) -> Any:  # noqa: ANN401 - the message
-    if waited.timed_out or waited.data is UNSET:
-        name = kind if isinstance(kind, str) else kind.__name__
-        text = f"no {name} came in time"
-        raise WaitTimeoutError(text)
-    wanted: object = Any if isinstance(kind, str) else kind
-    return codec.decoder(wanted)(waited.data, waited.content_type or None)
 
 
 async def _quietly(call: Awaitable[None]) -> None:

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from callboard.runtime.actor.definition import ActorType
 from callboard.runtime.actor.mail import KIND_TIMER, KIND_WAIT_TIMEOUT, Mail
 from callboard.runtime.actor.mailbox import Mailbox
-from callboard.runtime.actor.record import IDS_KEPT, REPLIES_KEPT, Parked, Reply, ReplyError, StateRecord
+from callboard.runtime.actor.record import ASKERS_KEPT, IDS_KEPT, REPLIES_KEPT, Parked, Reply, ReplyError, StateRecord
 from callboard.runtime.errors import ActorStoppedError, DeadlineError, DecodeError, MailLoopError, ReplyGoneError
 from callboard.runtime.record import Failure
 
@@ -28,6 +28,12 @@ class Run(Struct, frozen=True):
 
 class Resume(Struct, frozen=True):
     """It ends the wait of this parked turn."""
+
+    parked: Parked
+
+
+class Join(Struct, frozen=True):
+    """It repeats the mail of this parked turn, and gets its answer when there is one."""
 
     parked: Parked
 
@@ -48,7 +54,7 @@ class Dead(Struct, frozen=True):
     failure: Failure
 
 
-Verdict = Run | Resume | Skip | Answer | Dead
+Verdict = Run | Resume | Join | Skip | Answer | Dead
 
 
 def next_mail(record: StateRecord, mailbox: Mailbox) -> Mail | None:
@@ -81,6 +87,9 @@ def judge(mail: Mail, record: StateRecord, kind: ActorType, *, now: datetime) ->
     if record.status != "active":
         text = f"{mail.address} is {record.status}: {record.reason or 'no reason given'}; see `callboard agents show`"
         return Answer(_error(mail, ActorStoppedError.code, text))
+    joined = parked_as(mail, record)
+    if joined is not None:
+        return Join(joined)
     if mail.problem:
         return Dead(Failure(code=DecodeError.code, message=mail.problem))
     parked = awaited_by(mail, record)
@@ -110,6 +119,26 @@ def awaited_by(mail: Mail, record: StateRecord) -> Parked | None:
         elif mail.kind is None and mail.type == parked.awaiting and _fits(mail, parked):
             return parked
     return None
+
+
+def parked_as(mail: Mail, record: StateRecord) -> Parked | None:
+    """Return the parked turn of an earlier mail with the same id."""
+    if not mail.has_own_id:
+        return None
+    known = digest_of(mail.id)
+    return next((parked for parked in record.parked if parked.id == known), None)
+
+
+def joined(record: StateRecord, joined: Parked, mail: Mail) -> list[Parked]:
+    """Return the parked turns, with one more asker of ``joined``."""
+    askers = [*(asker for asker in joined.askers if asker != mail.reply_to), mail.reply_to][-ASKERS_KEPT:]
+    return [replace(parked, askers=askers) if parked.seq == joined.seq else parked for parked in record.parked]
+
+
+def askers_of(mail: Mail, before: StateRecord, after: StateRecord) -> list[str]:
+    """Return where else the answer to a parked turn's mail goes, by the records before and after its end."""
+    going = {parked.seq for parked in after.parked}
+    return [asker for p in before.parked if p.seq == mail.seq and p.seq not in going for asker in p.askers]
 
 
 def repeated(mail: Mail, record: StateRecord) -> Reply | None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
+from callboard.runtime.actor.actor import Actor
+from callboard.runtime.actor.ref import ActorRef
 from callboard.runtime.bus.base import Bus, Stored
 from callboard.runtime.bus.provision import apply, plan
 from callboard.runtime.bus.topology import declared
@@ -21,7 +24,7 @@ from callboard.runtime.simulation.host import Host
 from callboard.runtime.simulation.run import Simulation
 from callboard.runtime.worker import Worker, WorkerOptions
 
-T = TypeVar("T")
+Serves = Capability[..., Any] | type[Actor]
 # A process that ended with an error is started again after this long, as a service manager does.
 AGAIN_S = 1.0
 _READY_S = 60.0
@@ -30,7 +33,7 @@ _READY_S = 60.0
 class Recipe(Struct, frozen=True):
     """What a worker was started with, to start it again."""
 
-    serves: tuple[Capability[..., Any], ...]
+    serves: tuple[Serves, ...]
     options: WorkerOptions
     wrap: Callable[[Bus], Bus] | None
 
@@ -45,8 +48,9 @@ class World:
         workers: The worker that runs, or ran last, under each name.
     """
 
-    def __init__(self, simulation: Simulation, bus: Bus) -> None:
+    def __init__(self, simulation: Simulation, bus: Bus, settings: TopologySettings) -> None:
         """Use ``open_world``."""
+        self._settings = settings
         self.simulation = simulation
         self.bus = bus
         self.client = Client(bus, clock=simulation.clock)
@@ -64,11 +68,15 @@ class World:
         """Open a further connection of the test's own."""
         return self.simulation.broker.connect(name=name)
 
+    def actor(self, address: str) -> ActorRef:
+        """Return an actor, ``type/key``, to tell and to ask with the test's own connection."""
+        return self.client.actor(address)
+
     # --- workers
 
     async def start(
         self,
-        *serves: Capability[..., Any],
+        *serves: Serves,
         name: str = "a",
         options: WorkerOptions | None = None,
         wrap: Callable[[Bus], Bus] | None = None,
@@ -76,7 +84,7 @@ class World:
         """Start a worker process and wait until it serves.
 
         Args:
-            serves: What it offers.
+            serves: Capabilities and actor classes.
             name: Its name in this world; a dead one of the same name is replaced.
             options: Numbers.
             wrap: Puts something between its connections and the broker.
@@ -112,10 +120,12 @@ class World:
             bus = await host.connect(bus_name)
             return bus if recipe.wrap is None else recipe.wrap(bus)
 
+        rules = replace(recipe.options.actor_rules, partitions=self._settings.partitions)
         worker = Worker(
-            recipe.serves,
+            [one for one in recipe.serves if isinstance(one, Capability)],
             connect,
-            options=recipe.options,
+            actors=[one for one in recipe.serves if isinstance(one, type)],
+            options=replace(recipe.options, actor_rules=rules),
             clock=host.clock,
             worker_id=host.name,
             keeper_in_thread=False,
@@ -198,8 +208,9 @@ class World:
 async def open_world(simulation: Simulation, settings: TopologySettings | None = None) -> AsyncIterator[World]:
     """Give a provisioned world; with its end whatever still runs is thrown away."""
     bus = simulation.broker.connect(name="world")
-    await apply(bus, await plan(bus, declared(settings or TopologySettings())))
-    yield World(simulation, bus)
+    settings = settings or TopologySettings()
+    await apply(bus, await plan(bus, declared(settings)))
+    yield World(simulation, bus, settings)
     await bus.close()
 
 
