@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from callboard.agents import stage
+from callboard.agents.digest import stage
 from callboard.agents.digest.ledger import Held, Kill, Ledger, Record, account, read_record
 from callboard.agents.digest.merge import Corpus
 from callboard.agents.digest.report import Run, Written, write_report
