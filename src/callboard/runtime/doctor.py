@@ -259,9 +259,7 @@ async def _dead(bus: Bus) -> Finding:
 
 async def _consumers(bus: Bus, settings: Settings) -> Finding:
     names = [queue.capability for queue in await lookup.queues(bus) if queue.has_consumer]
-    wanted = topology.declared(
-        settings.topology, capabilities=names, work=settings.work, audit=settings.actors.audit
-    )
+    wanted = topology.declared(settings.topology, capabilities=names, work=settings.work, audit=settings.actors.audit)
     planned = await provision.plan(bus, wanted)
     wrong = [change.name for change in planned.changes if change.consumer]
     if wrong:

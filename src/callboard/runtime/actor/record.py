@@ -60,6 +60,8 @@ class Parked(Struct, frozen=True, kw_only=True, omit_defaults=True):
         hold: Whether later mail waits behind it.
         waits: How many waits it has finished before this one.
         since: When it was parked.
+        id: Digest of the id that its sender gave, "" when it gave none: a repeat joins it and begins no turn.
+        askers: Reply subjects of repeats that wait for its answer as well.
     """
 
     seq: int
@@ -69,6 +71,8 @@ class Parked(Struct, frozen=True, kw_only=True, omit_defaults=True):
     until: datetime | UnsetType = UNSET
     hold: bool = False
     waits: int = 0
+    id: str = ""
+    askers: list[str] = []
 
 
 class StateRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
