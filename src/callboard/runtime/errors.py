@@ -309,6 +309,13 @@ class TurnCancelledError(ActorError):
     code = "turn_cancelled"
 
 
+class TurnTimeoutError(ActorError):
+    """Raised when an attempt at a turn took longer than its handler's or its actor's limit; it was stopped."""
+
+    code = "turn_timeout"
+    retryable = True
+
+
 class StepUnknownError(ActorError):
     """Raised when a step that must not run twice began before a crash and nobody knows whether it took effect.
 
