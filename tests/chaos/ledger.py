@@ -18,7 +18,7 @@ from msgspec import Struct
 from tests.chaos.checker import Evidence, Fault, Verdict, check, runs_of, table
 from tests.chaos.handlers import Job
 from tests.chaos.nemesis import Faults, Nemesis
-from tests.chaos.stage import Stage, staged
+from tests.chaos.stage import staged
 
 SETTLE_WITHIN_S = 120.0
 

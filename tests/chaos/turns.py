@@ -18,7 +18,6 @@ from tests.chaos.fleet import Fleet
 from tests.chaos.journal import Event
 from tests.chaos.troupe import LONG, SINK, Heard
 
-
 # Who looked just before a record stood may begin just after: that long a look may take on a busy machine. A step that
 # is begun again after its worker's death begins much later.
 READ_S = 0.25

@@ -91,7 +91,4 @@ def _clustered(number: int, routes: Sequence[int]) -> str:
     if not routes:
         return ""
     urls = ", ".join(f'"nats://127.0.0.1:{port}"' for port in routes)
-    return (
-        f"server_name: cb{number}\n"
-        f'cluster {{ name: cb, listen: "127.0.0.1:{routes[number]}"\n  routes: [{urls}] }}'
-    )
+    return f'server_name: cb{number}\ncluster {{ name: cb, listen: "127.0.0.1:{routes[number]}"\n  routes: [{urls}] }}'
