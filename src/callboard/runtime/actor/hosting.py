@@ -21,7 +21,7 @@ from callboard.runtime.actor.commit import TurnCommitter
 from callboard.runtime.actor.cursor import Cursor
 from callboard.runtime.actor.definition import ActorType
 from callboard.runtime.actor.execute import STOP_DRAIN
-from callboard.runtime.actor.liveness import Liveness
+from callboard.runtime.actor.liveness import MAX_ECHO_GAP_S, Liveness
 from callboard.runtime.actor.orders import OrderServer
 from callboard.runtime.actor.partition import Partition
 from callboard.runtime.actor.pinger import Pinger
@@ -201,6 +201,9 @@ class ActorHost:
             self._hosts.pop(beat.worker, None)
             self._look.set()
             return
+        if beat.worker == self._worker and self.liveness.echo_age_s(now_s) > MAX_ECHO_GAP_S:
+            # stopped or cut off, perhaps for longer than a death takes; from here on the echo alone looks well again
+            self._doubt_all()
         self.liveness.heard(beat.worker, now_s, server=beat.server, host=beat.host, pid=beat.pid)
         if beat.worker == self._worker:
             return
@@ -238,6 +241,9 @@ class ActorHost:
         What comes in now, our own beats among it, may be old, and our partitions somebody else's.
         """
         self.liveness.reconnected(self._clock.monotonic())
+        self._doubt_all()
+
+    def _doubt_all(self) -> None:
         for partition in self.partitions.values():
             partition.doubt()
         self._read_cursors_s = float("-inf")
@@ -435,11 +441,10 @@ class ActorHost:
         try:
             is_written = await partition.write(wanted)
         except BusError:
-            # unknown or refused: look again what stands
-            partition.doubt()
-            await self._go_on(partition)
-            return
+            # unknown: if it stands after all, the turns under way are ours to end; a draining worker has no time to ask
+            is_written = not self._is_draining and await partition.stands(wanted)
         if not is_written:
+            partition.doubt()
             await self._go_on(partition)
             return
         place = (partition.kind.name, partition.number)

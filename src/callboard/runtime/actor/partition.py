@@ -25,6 +25,7 @@ _log = logs.get_logger(__name__)
 
 # Actors with mail in memory before the reader pauses; the rest waits in the stream.
 MAX_WAITING = 10_000
+_RETRY_S = 0.25
 
 
 class Stage(Protocol):
@@ -287,12 +288,32 @@ class Partition:
         except ConflictError:
             stored = await self._services.bus.get_last(subjects.ACTORS, subject, from_leader=True)
             if stored is None or stored.data != data:
-                await self.check()
+                await self._check()
                 return False
             self.cursor, self.cursor_seq = wanted, stored.seq
             return True
         self.cursor, self.cursor_seq = wanted, ack.seq
         return True
+
+    async def stands(self, wanted: Cursor) -> bool:
+        """Return whether a cursor stands whose write came to no known end; waits until the leader can tell.
+
+        Returns False as well when a write that is still on its way may yet be stored; its loser learns it by the next
+        refusal.
+        """
+        subject = subjects.cursor(self.kind.name, self.number)
+        data = cursors.encode(wanted)
+        async with self._writing:
+            while True:
+                try:
+                    stored = await self._services.bus.get_last(subjects.ACTORS, subject, from_leader=True)
+                except BusError:
+                    await self._services.clock.sleep(_RETRY_S)
+                    continue
+                if stored is None or stored.data != data:
+                    return False
+                self.cursor, self.cursor_seq = wanted, stored.seq
+                return True
 
     async def check(self) -> None:
         """Read the cursor from the leader; drop everything when it is not ours any more.
@@ -300,6 +321,12 @@ class Partition:
         Raises:
             BusError: If it cannot be read now.
         """
+        # not while it is being written: what we hand over would look lost, and its turns under way be dropped
+        async with self._writing:
+            if self.cursor.owner == self._services.worker:
+                await self._check()
+
+    async def _check(self) -> None:
         subject = subjects.cursor(self.kind.name, self.number)
         stored = await self._services.bus.get_last(subjects.ACTORS, subject, from_leader=True)
         try:
