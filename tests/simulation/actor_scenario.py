@@ -20,6 +20,7 @@ SENDERS = 3
 SENDS = 10
 PARTITIONS = 3
 LOAD_S = 12.0
+# Nothing was stored for so long: nothing will.
 SETTLE_S = 30.0
 ASK_S = 6.0
 # Longer than all faults together.
@@ -150,9 +151,11 @@ async def actors(simulation: Simulation) -> Found:
 
 
 async def _settle(world: World, watch: Watch, problems: list[str]) -> None:
-    give_up_s = world.clock.monotonic() + SETTLE_S
+    done, moved_s = -1, 0.0
     while unsettled := watch.unsettled():
-        if world.clock.monotonic() > give_up_s:
+        if len(watch.committed) != done:
+            done, moved_s = len(watch.committed), world.clock.monotonic()
+        if world.clock.monotonic() - moved_s > SETTLE_S:
             problems += [f"not settled: {text}" for text in unsettled]
             return
         await world.clock.sleep(0.5)

@@ -377,21 +377,10 @@ class PortInUseError(CallboardError):
         self.port = port
 
 
-# --- simulation --------------------------------------------------------------------------------------------------
-
-
 class SimulationError(CallboardError):
-    """Raised when a simulated run failed: a simulated program let an error out, or a run cannot go on.
-
-    Attributes:
-        seed: Repeats the run.
-    """
+    """Raised when a simulated run failed: something let an error out, or did not come about in time."""
 
     code = "simulation"
-
-    def __init__(self, message: str, *, seed: int = 0) -> None:
-        super().__init__(message)
-        self.seed = seed
 
 
 class SimulationDeadlockError(SimulationError):

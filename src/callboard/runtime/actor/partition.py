@@ -223,7 +223,9 @@ class Partition:
         activation = self.activations.get(key)
         if activation is not None and activation.held_by is not None:
             activation.held_by = None
-            activation.record = None
+            if not activation.is_busy:
+                # a turn under way needs it to the end; the fence tells whether it still stands
+                activation.record = None
             activation.wake()
 
     # --- the cursor
