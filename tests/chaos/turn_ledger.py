@@ -81,8 +81,10 @@ class Report(Struct, frozen=True, kw_only=True):
         plan = self.plan
         began_s = self.began_s
         lines = [
-            f"seed {plan.seed}: {plan.turns} turns of {plan.steps} x {plan.step_s:g} s, {plan.keys} actors, "
-            f"{plan.workers} workers, {plan.servers} server(s), {len(self.faults)} faults, {self.took_s:.0f} s",
+            (
+                f"seed {plan.seed}: {plan.turns} turns of {plan.steps} x {plan.step_s:g} s, {plan.keys} actors, "
+                f"{plan.workers} workers, {plan.servers} server(s), {len(self.faults)} faults, {self.took_s:.0f} s"
+            ),
             *table(self.faults, self.runs, began_s=began_s),
             str(self.verdict),
         ]
