@@ -326,3 +326,33 @@ def test_nothing_begins_after_a_hand_over_that_may_still_arrive() -> None:
         assert Stage.begun == ["long"]
 
     _play(scene)
+
+
+def test_a_lower_bound_in_the_cursor_does_not_pass_for_a_finished_turn() -> None:
+    """``pending`` may name a mail that was handled long ago; that it is handled says nothing of the turn under way."""
+
+    async def scene(fleet: Fleet) -> None:
+        old = await fleet.start("a")
+        await fleet.tell("ann", "first")
+        await fleet.world.eventually(lambda: _is(Stage.ended), within_s=20.0)
+        await fleet.tell("ann", "long", 30.0)
+        await fleet.begun("long")
+        partition = await fleet.owned_by("a")
+        real = partition.next_cursor
+
+        def vague(**given: Any) -> Cursor:  # noqa: ANN401
+            found = real(**given)
+            return msgspec.structs.replace(found, pending=dict.fromkeys(found.pending, 1))
+
+        partition.next_cursor = vague  # type: ignore[method-assign]
+        heir = await fleet.start_heir("a")
+        await fleet.owned_by(heir)
+        await asyncio.sleep(10.0)
+        assert Stage.begun == ["first", "long"]
+        assert old.held
+        await fleet.world.eventually(lambda: _is("long" in Stage.ended), within_s=60.0)
+        await fleet.tell("ann", "last")
+        await fleet.begun("last")
+        assert await fleet.done("ann") == ["first", "long", "last"]
+
+    _play(scene)

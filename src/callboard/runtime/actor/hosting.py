@@ -395,7 +395,8 @@ class ActorHost:
             on_lost=self._lost,
             on_settled=self._settled,
         )
-        if not is_handed or found.held.keys() != held.keys() or not found.epoch:
+        # where another holds an actor it hears of this, and says if that has ended meanwhile
+        if not is_handed or found.held or not found.epoch:
             wanted = replace(partition.cursor, epoch=found.epoch + 1, owner=self._worker)
             if not await partition.write(wanted):
                 return
@@ -563,8 +564,8 @@ class ActorHost:
                 if activation.held_by is None:
                     continue
                 try:
-                    done = await activation.has_moved(partition.cursor.pending.get(key, 0))
-                except BusError:
+                    done = await activation.has_moved()
+                except (BusError, DecodeError):
                     continue
                 if done:
                     partition.free(key)
