@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -401,7 +401,8 @@ class ActorHost:
             on_lost=self._lost,
             on_settled=self._settled,
         )
-        if not is_handed or found.held.keys() != held.keys() or not found.epoch:
+        # where another holds an actor it hears of this, and says if that has ended meanwhile
+        if not is_handed or found.held or not found.epoch:
             wanted = replace(partition.cursor, epoch=found.epoch + 1, owner=self._worker)
             if not await partition.write(wanted):
                 return
@@ -441,21 +442,18 @@ class ActorHost:
         try:
             is_written = await partition.write(wanted)
         except BusError:
-            # unknown: if it stands after all, the turns under way are ours to end; a draining worker has no time to ask
-            is_written = not self._is_draining and await partition.stands(wanted)
+            # nobody knows what stands, or will: nothing begins here until another write has gone through
+            partition.is_adrift = True
+            return
         if not is_written:
             partition.doubt()
             await self._go_on(partition)
             return
+        partition.is_handed = True
         place = (partition.kind.name, partition.number)
         self.partitions.pop(place, None)
         self._cursors[place] = (partition.cursor, partition.cursor_seq)
-        for key in held:
-            activation = partition.activations[key]
-            if activation.is_busy:
-                self.held[*place, key] = activation
-            else:
-                await self._free(place, key)
+        self._hold(partition, held)
         for activation in partition.activations.values():
             if not activation.is_busy:
                 _ = self.services.spawn(activation.runner.instance.end(), "actor-end")
@@ -486,8 +484,21 @@ class ActorHost:
             _log.warning(events.PARTITION_UNPLACED, code=error.code, message=str(error))
         self.partitions.pop((partition.kind.name, partition.number), None)
 
+    def _hold(self, partition: Partition, keys: Iterable[str]) -> None:
+        """Keep the actors of a partition that are in mid-turn here; say of those that have ended that they are free."""
+        place = (partition.kind.name, partition.number)
+        for key in keys:
+            activation = partition.activations[key]
+            if activation.is_busy:
+                self.held[*place, key] = activation
+            else:
+                _ = self.services.spawn(self._free(place, key), "actor-free")
+
     def _lost(self, partition: Partition) -> None:
-        self.partitions.pop((partition.kind.name, partition.number), None)
+        place = (partition.kind.name, partition.number)
+        if self.partitions.get(place) is partition:
+            del self.partitions[place]
+            self._hold(partition, partition.activations)
         _ = self.services.spawn(partition.close(), "partition-close")
         self._read_cursors_s = float("-inf")
         self._look.set()
@@ -495,16 +506,23 @@ class ActorHost:
     def _settled(self, partition: Partition, activation: Staged) -> None:
         """An actor came to rest: one that we only held is free for its new owner."""
         place = (partition.kind.name, partition.number)
-        if self.held.pop((*place, activation.address.key), None) is not None:
+        held = (*place, activation.address.key)
+        if self.held.get(held) is activation:
+            del self.held[held]
             _ = self.services.spawn(self._free(place, activation.address.key), "actor-free")
 
     def _disown(self, place: Place, found: Cursor) -> None:
         """Say again that an actor is free which a cursor says we hold: the first notice may have been lost."""
         for key, worker in found.held.items():
-            if worker == self._worker and place not in self.partitions and (*place, key) not in self.held:
+            if worker == self._worker and self._has_let_go(place, key):
                 _ = self.services.spawn(self._free(place, key), "actor-free")
 
+    def _has_let_go(self, place: Place, key: str) -> bool:
+        return place not in self.partitions and (*place, key) not in self.held
+
     async def _free(self, place: Place, key: str) -> None:
+        if not self._has_let_go(place, key):
+            return
         body = msgspec.json.encode(Freed(self._worker, place[0], place[1], key))
         try:
             await self._bus.publish(FREED, body)
@@ -553,8 +571,8 @@ class ActorHost:
                 if activation.held_by is None:
                     continue
                 try:
-                    done = await activation.has_moved(partition.cursor.pending.get(key, 0))
-                except BusError:
+                    done = await activation.has_moved()
+                except (BusError, DecodeError):
                     continue
                 if done:
                     partition.free(key)
