@@ -157,3 +157,14 @@ def test_doctor_says_that_nothing_listens_and_what_to_do(console: Console) -> No
     assert "callboard up" in problem["fix"]
     bundle = json.loads((console.folder / "callboard-doctor.json").read_text())
     assert bundle["packages"]["msgspec"]
+
+
+def test_the_schema_of_an_actors_messages_and_state_is_printed(console: Console) -> None:
+    hello = Path(__file__).parents[2] / "examples" / "hello.py"
+    (console.folder / "hello.py").write_text(hello.read_text())
+    found = console.run("schema", "hello.py").json["greeter"]
+    assert found["messages"]["Ask"]["schema"]["$defs"]["Ask"]["required"] == ["text"]
+    assert found["state"]["$defs"]["State"]["properties"]["turns"]["default"] == 0
+    run = console.run("schema", "nothing")
+    assert run.status == 2
+    assert "neither a .py file" in run.err

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from random import Random
 
 import pytest
 import pytest_asyncio
 
 from callboard.runtime.bus.base import Bus
+from callboard.runtime.bus.faulty import FaultyBus
 from callboard.runtime.bus.jetstream import connect
 from callboard.runtime.bus.memory import MemoryBroker
 from tests.support.broker import Broker
 from tests.support.server import NatsServer
 
 
-@pytest_asyncio.fixture(params=["jetstream", "memory"])
+@pytest_asyncio.fixture(params=["jetstream", "memory", "faulty"])
 async def broker(request: pytest.FixtureRequest, make_server: Callable[..., NatsServer]) -> AsyncIterator[Broker]:
     """Return a broker that knows nothing yet; its connections are closed afterwards."""
     if request.param == "jetstream":
@@ -26,7 +28,9 @@ async def broker(request: pytest.FixtureRequest, make_server: Callable[..., Nats
         memory = MemoryBroker()
 
         async def join(name: str) -> Bus:
-            return memory.connect(name=name)
+            bus = memory.connect(name=name)
+            # Without faults it must be a bus like any other.
+            return FaultyBus(bus, Random(1)) if request.param == "faulty" else bus
 
     broker = Broker(request.param, join)
     yield broker

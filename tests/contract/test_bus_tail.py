@@ -162,7 +162,7 @@ async def test_a_start_beyond_the_end_is_a_problem_until_the_end_has_come_there(
     assert exact.tail.problem is None
     beyond = await listen(bus, start_seq=4)
     assert beyond.tail.problem == "the stream ends at 1 before the start at 4"
-    assert beyond.gaps == [beyond.tail.problem]
+    await eventually(lambda: beyond.gaps == [beyond.tail.problem])
     await fill(bus, b"2", b"3", subject="l.b")
     await eventually(lambda: beyond.tail.problem is None)
     await fill(bus, b"4", subject="l.a")

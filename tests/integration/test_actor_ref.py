@@ -16,7 +16,9 @@ from callboard.runtime import errors, subjects
 from callboard.runtime.actor import ref as refs
 from callboard.runtime.actor.mail import Mail, mail_of
 from callboard.runtime.actor.parts import AskStream, Gap
+from callboard.runtime.actor.ref import ActorRef
 from callboard.runtime.blobs import BlobStore, claim_header
+from callboard.runtime.bus import jetstream
 from callboard.runtime.bus.base import Stored
 from callboard.runtime.errors import (
     AskFailedError,
@@ -27,6 +29,7 @@ from callboard.runtime.errors import (
 )
 from tests.support.eventually import eventually
 from tests.support.hand_host import GREETER, HandHost
+from tests.support.server import NatsServer
 from tests.support.world import World
 
 
@@ -288,3 +291,28 @@ async def test_a_stream_without_end_times_out(callboard_world: World, host: Hand
         assert await anext(parts) == "begun"
         with pytest.raises(AskTimeoutError):
             await anext(parts)
+
+
+# --- a server that goes away
+
+
+async def test_a_named_ask_is_repeated_after_a_lost_connection_and_an_unnamed_one_is_not(
+    nats_server: NatsServer,
+) -> None:
+    bus = await jetstream.connect(nats_server.url, name="asker")
+    host = await HandHost(await jetstream.connect(nats_server.url, name="host")).open()
+    ann = ActorRef(bus, GREETER)
+    unnamed = asyncio.create_task(ann.ask(Ask("once"), timeout_s=20))
+    await host.asked(1)
+    named = asyncio.create_task(ann.ask(Ask("twice"), timeout_s=20, idempotency_key="k"))
+    await host.asked(2)
+    await nats_server.restart()
+    with pytest.raises(AskTimeoutError, match="connection was lost"):
+        await unnamed
+    again = await host.asked(3)
+    assert again.data == b'{"text":"twice"}'
+    await host.answer(again, "answered")
+    assert await named == "answered"
+    assert [m.data for m in host.asks].count(b'{"text":"once"}') == 1
+    await host.close()
+    await bus.close()

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from callboard.runtime.simulation.history import History
 from callboard.runtime.simulation.run import Outcome, Simulation, run
+from tests.simulation.actor_scenario import actors
 from tests.simulation.task_scenario import tasks
 
 
@@ -17,8 +18,9 @@ class Finding(Protocol):
     def problems(self) -> list[str]: ...
 
 
+MAX_TIME_S = 400.0
 Scenario = Callable[[Simulation], Awaitable[Finding]]
-SCENARIOS: dict[str, Scenario] = {"tasks": tasks}
+SCENARIOS: dict[str, Scenario] = {"actors": actors, "tasks": tasks}
 
 
 def replay_of(name: str, seed: int) -> str:
@@ -29,7 +31,7 @@ def replay_of(name: str, seed: int) -> str:
 def run_seed(name: str, seed: int, *, history: History | None = None) -> Outcome[Finding]:
     """Run one seed of a scenario; an error bears the command that repeats it."""
     try:
-        return run(SCENARIOS[name], seed, history=history)
+        return run(SCENARIOS[name], seed, history=history, max_time_s=MAX_TIME_S)
     except BaseException as error:
         error.add_note(f"again: {replay_of(name, seed)}")
         raise

@@ -14,7 +14,17 @@ ROOT = Path(__file__).parents[2]
 DOCS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 PRESENT = ["README.md", "LICENSE", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md"] + [
     f"docs/{name}.md"
-    for name in ("quickstart", "concepts", "delivery", "operations", "configuration", "metrics", "steps", "wire")
+    for name in (
+        "quickstart",
+        "actors",
+        "concepts",
+        "delivery",
+        "operations",
+        "configuration",
+        "metrics",
+        "steps",
+        "wire",
+    )
 ]
 
 
@@ -76,5 +86,5 @@ def test_its_commands_exist(path: Path) -> None:
 def test_the_check_sees_an_unknown_command() -> None:
     """Negative control."""
     assert _unknown_commands("`callboard dead list` shows")
-    assert _unknown_commands("callboard dev   # a server")
+    assert _unknown_commands("callboard devel   # a server")
     assert not _unknown_commands("`callboard dead ls`, `callboard submit count-words`, `callboard --help`")

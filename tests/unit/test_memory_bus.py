@@ -14,7 +14,6 @@ from callboard.runtime.bus.base import Bus, ConsumerConfig, Delivery, Message, S
 from callboard.runtime.bus.memory import MemoryBroker, MemoryBus
 from callboard.runtime.bus.pattern import partition_of
 from callboard.runtime.errors import (
-    ApiError,
     BackpressureError,
     BusClosedError,
     BusError,
@@ -346,7 +345,7 @@ async def test_a_batch_is_all_or_none(bus: MemoryBus) -> None:
 
 
 async def test_a_batch_cannot_expect_its_own_write(bus: MemoryBus) -> None:
-    with pytest.raises(ApiError, match="10164"):
+    with pytest.raises(ConflictError, match="10164"):
         await bus.store_batch([Write("s.a", b"1"), Write("s.a", b"2", header.build(expected_seq=1))])
 
 

@@ -91,10 +91,29 @@ def _show(found: View) -> None:
         lines.append(("state", f"{size(found.state_bytes)}; see `callboard agents state {found.address}`"))
     lines += [("parked", _parked_line(parked)) for parked in found.parked]
     lines += [("timer", _timer_line(name, timer)) for name, timer in found.timers.items()]
-    if found.running is not None:
-        lines.append(("its owner says", bytes(found.running).decode(errors="replace")))
+    lines += _owner_lines(found)
     for name, text in lines:
-        tell(f"{name + ':':<16}{text}")
+        tell(f"{name + ':':<12}{text}")
+
+
+def _owner_lines(found: View) -> list[tuple[str, str]]:
+    """Return what only the owner knows: the turn that runs, or why none does."""
+    import json
+
+    said = {} if found.running is None else json.loads(bytes(found.running))
+    lines = []
+    running = said.get("running")
+    if running:
+        steps = f", {running['steps_run']} steps run" if running.get("steps_run") else ""
+        sender = f" from {running['sender']}" if running.get("sender") else ""
+        what = f"mail {running['seq']} ({running['type'] or 'no type'}){sender}"
+        since = stamp(datetime.fromisoformat(running["since"]))
+        lines.append(("running", f"{what} since {since}, attempt {running['attempt']}{steps}"))
+    if said.get("held_by"):
+        lines.append(("held by", f"{said['held_by']}, which finishes a turn that it had begun"))
+    if said.get("problem"):
+        lines.append(("problem", str(said["problem"])))
+    return lines
 
 
 def _owner(found: View) -> str:

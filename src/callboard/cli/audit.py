@@ -15,6 +15,7 @@ from callboard.cli.output import SINCE, emit, note, shorten, stamp, tell
 from callboard.cli.session import Session, example, global_options, json_option, pass_session
 
 if TYPE_CHECKING:
+    from callboard.runtime.actor.repair import Comparison
     from callboard.runtime.audit import Entry, Filter
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -26,7 +27,7 @@ _COLUMNS = (
 
 @click.group("audit")
 def command() -> None:
-    """Read the ledger: the record of every finished task and of every run that did not finish one."""
+    """Read the ledger, the record of every finished task and of every run that did not finish one; mend the audit."""
 
 
 def _filters(function: F) -> F:
@@ -128,6 +129,47 @@ async def _export(session: Session, /, wanted: Filter, file: TextIO, *, form: st
             else:
                 file.write(msgspec.json.encode(entry).decode() + "\n")
     return count
+
+
+@command.command("repair", epilog=example("callboard audit repair --check", "callboard audit repair"))
+@click.option("--check", is_flag=True, help="Only compare; copy nothing.")
+@json_option
+@global_options
+@pass_session
+def repair(session: Session, /, *, check: bool) -> None:
+    """Compare the audit copy of the actors' messages with the originals, and copy late what it lacks.
+
+    Ends with status 1 when something is missing that was not repaired. Running it twice is harmless.
+    """
+    from callboard.runtime.actor import repair as repairs
+
+    async def work() -> Comparison:
+        async with session.bus("audit-repair") as bus:
+            return await repairs.compare(bus, repair=not check)
+
+    found = session.run(work())
+    if session.json:
+        emit(found)
+    else:
+        _tell_comparison(found, is_check=check)
+    is_whole = not found.lost and (not found.missed or not check)
+    click.get_current_context().exit(0 if is_whole else 1)
+
+
+def _tell_comparison(found: Comparison, *, is_check: bool) -> None:
+    tell(f"{found.compared} messages from sequence {found.first} to {found.upto} compared, {found.copies} copies")
+    if found.behind:
+        tell(f"{found.behind} later ones are not copied yet")
+    if found.missed:
+        first = ", ".join(map(str, found.missing[:10]))
+        more = "" if found.missed <= len(found.missing[:10]) else ", …"
+        tell(f"{found.missed} lacked a copy: {first}{more}")
+        told = "copy them with `callboard audit repair`" if is_check else f"{found.repaired} of them copied now"
+        tell(told)
+    for gap in found.lost:
+        tell(f"{gap.actor}: turns {gap.first} to {gap.last} are in neither stream")
+    if not found.missed and not found.lost:
+        tell("the copy is whole")
 
 
 def _row(entry: Entry) -> dict[str, str]:

@@ -166,7 +166,10 @@ def _tries(parts: Parts) -> list[str]:
             body = sample_of(handler.shape.schema()) if handler.shape is not None else {}
             lines.append(f"callboard ask {actor.actor_name}/ann {shlex.quote(name)} {_quoted(body)}")
     if not lines:
-        lines = [f"callboard submit {capability.name} ... --wait" for capability in parts.capabilities[:1]]
+        lines = [
+            f"callboard submit {capability.name} {_quoted(sample_of(capability.schema()))} --wait"
+            for capability in parts.capabilities[:1]
+        ]
     return lines
 
 

@@ -13,7 +13,7 @@ from callboard.cli.session import Session, example, global_options, json_option,
 if TYPE_CHECKING:
     from callboard.runtime.bus.base import Stored
 
-_STREAMS = ("CB_LEDGER", "CB_AUDIT", "CB_DEAD")
+_STREAMS = ("CB_LEDGER", "CB_AUDIT", "CB_AUDIT_GAPS", "CB_DEAD")
 _SHOWN_BYTES = 65_536
 
 

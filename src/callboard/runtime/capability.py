@@ -85,6 +85,20 @@ class Capability(Generic[P, R]):
             self._bind = _binder(self.function, self.name)
         return self._bind(data, content_type)
 
+    def schema(self) -> dict[str, Any]:
+        """Return the JSON Schema of its payload; of a type that has none, an empty one.
+
+        Raises:
+            ConfigError: If an annotation cannot be resolved.
+        """
+        fields, _ = _fields(self.function, self.name)
+        try:
+            if len(fields) == 1:
+                return msgspec.json.schema(fields[0][1])
+            return msgspec.json.schema(msgspec.defstruct("Arguments", [(n, k) for n, k, _ in fields], kw_only=True))
+        except (TypeError, ValueError, NotImplementedError):
+            return {}
+
     def prepare(self) -> None:
         """Resolve the annotations now, so that a wrong one is found at start and not by the first task.
 
@@ -163,6 +177,16 @@ def find_capabilities(module: ModuleType) -> list[Capability[..., Any]]:
 def _binder(
     function: Callable[..., Any], name: str
 ) -> Callable[[bytes, str | None], tuple[tuple[object, ...], dict[str, object]]]:
+    fields, contexts = _fields(function, name)
+    try:
+        return _bind_to(fields, contexts)
+    except (TypeError, NotImplementedError) as error:
+        message = f"capability {name!r}: a parameter's type cannot be decoded into: {error}"
+        raise ConfigError(message) from error
+
+
+def _fields(function: Callable[..., Any], name: str) -> tuple[list[tuple[str, Any, Any]], dict[str, object]]:
+    """Return name, type and default of each parameter that comes in a payload, and those that get the context."""
     try:
         signature = inspect.signature(function)
         hints = get_type_hints(function)
@@ -185,11 +209,7 @@ def _binder(
             contexts[parameter.name] = _CONTEXT
         else:
             fields.append((parameter.name, kind, parameter.default))
-    try:
-        return _bind_to(fields, contexts)
-    except (TypeError, NotImplementedError) as error:
-        message = f"capability {name!r}: a parameter's type cannot be decoded into: {error}"
-        raise ConfigError(message) from error
+    return fields, contexts
 
 
 def _bind_to(

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from msgspec import Struct
 
 from callboard.runtime import dead, lookup, roster, server_binary, subjects
+from callboard.runtime.actor import archive
 from callboard.runtime.beat import Beat
 from callboard.runtime.bus import provision, topology
 from callboard.runtime.bus.base import Bus
@@ -35,6 +36,7 @@ MIN_FREE_BYTES = 1 << 30
 MAX_SKEW_S = 2.0
 LOW_HOURS = 24.0
 FULL_SHARE = 0.8
+MAX_AUDIT_LAG_S = 60.0
 _CLOCK_KEY = "doctor.clock"
 _HTTP_TIMEOUT_S = 2.0
 _PROBE_TIMEOUT_S = 1.0
@@ -86,7 +88,10 @@ async def _examine_broker(bus: Bus, settings: Settings, clock: Clock) -> AsyncIt
         yield Finding(check="streams", level="problem", text=str(error), fix="see the server's log")
         return
     beats = await roster.live_workers(bus, clock=clock)
-    for look in (_clock(bus, clock), _dead(bus), _work(bus, beats), _paused(bus), _consumers(bus, settings)):
+    looks = [_clock(bus, clock), _dead(bus), _work(bus, beats), _paused(bus), _consumers(bus, settings)]
+    if settings.actors.audit:
+        looks.append(_audit(bus, clock))
+    for look in looks:
         try:
             yield await look
         except BusError as error:
@@ -266,6 +271,23 @@ async def _consumers(bus: Bus, settings: Settings) -> Finding:
         text = f"{len(wrong)} consumers differ from the settings: {', '.join(wrong[:5])}"
         return Finding(check="consumers", level="warning", text=text, fix=provision.REMEDY)
     return Finding(check="consumers", level="ok", text="the consumers of all capabilities are as declared")
+
+
+async def _audit(bus: Bus, clock: Clock) -> Finding:
+    extent = await archive.extent(bus)
+    if extent.problem:
+        fix = "until then handled mail and old states are not swept"
+        return Finding(check="audit", level="warning", text=extent.problem, fix=fix)
+    found = [await bus.get_next(subjects.ACTORS, extent.upto + 1, subject) for subject in subjects.AUDITED]
+    oldest = min((stored.time for stored in found if stored is not None), default=None)
+    lag_s = (clock.now() - oldest).total_seconds() if oldest is not None else 0.0
+    if lag_s > MAX_AUDIT_LAG_S:
+        text = f"the audit copy of the actors is {lag_s:.0f} s behind"
+        fix = (
+            f"see the server's log for {subjects.AUDIT}; a source goes on by itself within a minute of a leader change"
+        )
+        return Finding(check="audit", level="warning", text=text, fix=fix)
+    return Finding(check="audit", level="ok", text="the audit copy of the actors keeps up")
 
 
 # --- who works

@@ -20,7 +20,7 @@ from callboard.runtime.actor.mail import Mail, mail_of
 from callboard.runtime.actor.mailbox import Mailbox
 from callboard.runtime.actor.overflow import Overflow
 from callboard.runtime.actor.ports import Owner
-from callboard.runtime.actor.record import Parked, Reply, StateRecord, decode, encode
+from callboard.runtime.actor.record import ASKERS_KEPT, Parked, Reply, StateRecord, decode, encode
 from callboard.runtime.actor.run import Runner
 from callboard.runtime.actor.services import Services
 from callboard.runtime.actor.state import actor_of
@@ -39,8 +39,6 @@ from callboard.runtime.record import Failure
 
 _log = logs.get_logger(__name__)
 _RETRY_S = 0.25
-# Repeats of one parked question that are answered; whoever asks again later joins anew.
-MAX_ASKERS = 8
 
 
 class Activation:
@@ -87,6 +85,11 @@ class Activation:
     def is_busy(self) -> bool:
         """Whether its loop runs."""
         return self._task is not None
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether somebody else runs it, or is about to: no further turn begins here."""
+        return self._is_dropped or self.is_leaving
 
     @property
     def known(self) -> StateRecord:
@@ -302,7 +305,7 @@ class Activation:
         if not mail.reply_to or mail.reply_to in parked.askers:
             await self.commit([mail.seq])
             return
-        askers = [*parked.askers, mail.reply_to][-MAX_ASKERS:]
+        askers = [*parked.askers, mail.reply_to][-ASKERS_KEPT:]
         others = [other for other in self.known.parked if other.seq != parked.seq]
         await self.commit([mail.seq], changes={"parked": [*others, replace(parked, askers=askers)]})
 
@@ -334,7 +337,7 @@ class Activation:
                 record,
                 by=self.services.worker,
                 epoch=self.owner.epoch,
-                mail=applied[-1] if applied else base.mail,
+                mail=applied[0] if applied else 0,
                 at=self.services.clock.now(),
                 **(changes or {}),
             )
@@ -357,6 +360,8 @@ class Activation:
             crash.at("before-reply")
         for mail, reply in to:
             await self.answer(mail, reply)
+            for asker in verdict.askers_of(mail, base, record):
+                await replies.send(self.services, asker, reply)
 
     async def answer(self, mail: Mail, reply: Reply) -> None:
         """Send an answer to whoever waits for one; a lost one is asked for again under the same id."""

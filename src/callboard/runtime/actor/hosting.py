@@ -21,7 +21,7 @@ from callboard.runtime.actor.commit import TurnCommitter
 from callboard.runtime.actor.cursor import Cursor
 from callboard.runtime.actor.definition import ActorType
 from callboard.runtime.actor.execute import STOP_DRAIN
-from callboard.runtime.actor.liveness import Liveness
+from callboard.runtime.actor.liveness import MAX_ECHO_GAP_S, Liveness
 from callboard.runtime.actor.orders import OrderServer
 from callboard.runtime.actor.partition import Partition
 from callboard.runtime.actor.pinger import Pinger
@@ -64,10 +64,8 @@ _freed = msgspec.json.Decoder(Freed)
 
 
 class Host(Struct, frozen=True):
-    """Another worker that hosts actors, by its latest beat: where it runs, and each type with its state version."""
+    """Another worker that hosts actors, by its latest beat: each type with its state version."""
 
-    name: str
-    pid: int
     types: Mapping[str, int]
     is_draining: bool
 
@@ -136,7 +134,7 @@ class ActorHost:
         if await self._bus.stream_info(subjects.ACTORS) is None:
             message = f"stream {subjects.ACTORS} is missing: run 'callboard provision'"
             raise TopologyError(message)
-        self._bus.on_reconnect(self._reconnected)
+        self._bus.on_reconnect(self.doubt)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._committer.run(), name="turn-committer")
             group.create_task(Pinger(self._bus, self.liveness, clock=self._clock, me=self._worker).run(), name="pinger")
@@ -203,11 +201,14 @@ class ActorHost:
             self._hosts.pop(beat.worker, None)
             self._look.set()
             return
-        self.liveness.heard(beat.worker, now_s, server=beat.server)
+        if beat.worker == self._worker and self.liveness.echo_age_s(now_s) > MAX_ECHO_GAP_S:
+            # stopped or cut off, perhaps for longer than a death takes; from here on the echo alone looks well again
+            self._doubt_all()
+        self.liveness.heard(beat.worker, now_s, server=beat.server, host=beat.host, pid=beat.pid)
         if beat.worker == self._worker:
             return
         types = {load.kind: load.version for load in beat.actors}
-        host = Host(beat.host, beat.pid, types, beat.status == "draining")
+        host = Host(types, beat.status == "draining")
         if self._hosts.get(beat.worker) != host:
             self._hosts[beat.worker] = host
             self._look.set()
@@ -234,8 +235,15 @@ class ActorHost:
         number = Address(kind, key).partition(self.services.rules.partitions)
         return self.partitions.get((kind, number))
 
-    def _reconnected(self) -> None:
+    def doubt(self) -> None:
+        """Take nothing we knew for granted: our link was away, or this process stood still.
+
+        What comes in now, our own beats among it, may be old, and our partitions somebody else's.
+        """
         self.liveness.reconnected(self._clock.monotonic())
+        self._doubt_all()
+
+    def _doubt_all(self) -> None:
         for partition in self.partitions.values():
             partition.doubt()
         self._read_cursors_s = float("-inf")
@@ -253,6 +261,7 @@ class ActorHost:
             found = cursors.decode(message.data)
         except DecodeError:
             return
+        self._disown((kind, int(number)), found)
         if kind in self.types and (known is None or known[0].epoch != found.epoch or known[0].owner != found.owner):
             self._read_cursors_s = float("-inf")
             self._look.set()
@@ -267,10 +276,8 @@ class ActorHost:
         if isinstance(death, Accusation):
             self.liveness.accused(death.worker, now_s)
             return
-        for worker, host in list(self._hosts.items()):
-            if (host.name, host.pid) == (death.host, death.pid):
-                self.liveness.left(worker, now_s)
-                self._look.set()
+        self.liveness.ended(death.host, death.pid, now_s)
+        self._look.set()
 
     def _on_freed(self, message: Message) -> None:
         try:
@@ -316,6 +323,8 @@ class ActorHost:
             if owned is not None:
                 if owner is not None and owner != self._worker:
                     await self._hand_over(owned, owner)
+                elif owned.is_deaf:
+                    await owned.go_on()
             elif not self._is_draining and (owner == self._worker or self._is_named(place)):
                 # one that was handed to us is taken even when it should go on to another: nobody else may take it
                 await self._take_if_free(kind, number)
@@ -344,7 +353,9 @@ class ActorHost:
         for stored in await self._bus.get_many(subjects.ACTORS, [f"cb.cursor.{name}.*" for name in self.types]):
             _, _, kind, number = stored.subject.split(".")
             try:
-                self._cursors[kind, int(number)] = (cursors.decode(stored.data), stored.seq)
+                found = cursors.decode(stored.data)
+                self._cursors[kind, int(number)] = (found, stored.seq)
+                self._disown((kind, int(number)), found)
             except DecodeError as error:
                 _log.error(events.PARTITION_UNPLACED, code=error.code, message=f"{stored.subject}: {error}")
 
@@ -396,8 +407,9 @@ class ActorHost:
                 return
         self._cursors[kind.name, number] = (partition.cursor, partition.cursor_seq)
         self._adopt(partition)
-        await partition.open()
+        # ours from here on; where it cannot be read now, the next look tries again
         self.partitions[kind.name, number] = partition
+        await partition.open()
         if is_from_dead:
             self.takeovers += 1
         _log.info(
@@ -429,11 +441,10 @@ class ActorHost:
         try:
             is_written = await partition.write(wanted)
         except BusError:
-            # unknown or refused: look again what stands
-            partition.doubt()
-            await self._go_on(partition)
-            return
+            # unknown: if it stands after all, the turns under way are ours to end; a draining worker has no time to ask
+            is_written = not self._is_draining and await partition.stands(wanted)
         if not is_written:
+            partition.doubt()
             await self._go_on(partition)
             return
         place = (partition.kind.name, partition.number)
@@ -486,6 +497,12 @@ class ActorHost:
         place = (partition.kind.name, partition.number)
         if self.held.pop((*place, activation.address.key), None) is not None:
             _ = self.services.spawn(self._free(place, activation.address.key), "actor-free")
+
+    def _disown(self, place: Place, found: Cursor) -> None:
+        """Say again that an actor is free which a cursor says we hold: the first notice may have been lost."""
+        for key, worker in found.held.items():
+            if worker == self._worker and place not in self.partitions and (*place, key) not in self.held:
+                _ = self.services.spawn(self._free(place, key), "actor-free")
 
     async def _free(self, place: Place, key: str) -> None:
         body = msgspec.json.encode(Freed(self._worker, place[0], place[1], key))

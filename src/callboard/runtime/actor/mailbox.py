@@ -78,6 +78,11 @@ class Mailbox:
         """Return what is in memory, oldest first."""
         return tuple(self._mails)
 
+    def missed(self) -> None:
+        """Take note that mail may have come by unseen: whatever follows the latest is read from the stream."""
+        if self._cut_from is None:
+            self._cut_from = self.arrived + 1
+
     def remove(self, seq: int) -> None:
         """Forget a handled mail."""
         if self._mails and self._mails[0].seq == seq:

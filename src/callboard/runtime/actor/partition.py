@@ -25,6 +25,7 @@ _log = logs.get_logger(__name__)
 
 # Actors with mail in memory before the reader pauses; the rest waits in the stream.
 MAX_WAITING = 10_000
+_RETRY_S = 0.25
 
 
 class Stage(Protocol):
@@ -143,6 +144,11 @@ class Partition:
             start_seq=self.cursor.upto + 1,
         )
 
+    @property
+    def is_deaf(self) -> bool:
+        """Whether it is not being read: the broker could not be asked when it was to be opened."""
+        return self._tail is None and not self.is_lost
+
     async def close(self) -> None:
         """Stop reading, and leave the cursor as it is. Its actors stay as they are."""
         self._is_closed = True
@@ -184,6 +190,8 @@ class Partition:
         self.activations[activation.address.key] = activation
         activation.owner = self
         activation.is_leaving = False
+        # while the partition was another's, its mail came to that one
+        activation.mailbox.missed()
 
     def activation(self, key: str, *, read_from: int | None = None) -> Activation:
         """Return the actor with this key, made when it is not in memory."""
@@ -215,7 +223,9 @@ class Partition:
         activation = self.activations.get(key)
         if activation is not None and activation.held_by is not None:
             activation.held_by = None
-            activation.record = None
+            if not activation.is_busy:
+                # a turn under way needs it to the end; the fence tells whether it still stands
+                activation.record = None
             activation.wake()
 
     # --- the cursor
@@ -280,12 +290,32 @@ class Partition:
         except ConflictError:
             stored = await self._services.bus.get_last(subjects.ACTORS, subject, from_leader=True)
             if stored is None or stored.data != data:
-                await self.check()
+                await self._check()
                 return False
             self.cursor, self.cursor_seq = wanted, stored.seq
             return True
         self.cursor, self.cursor_seq = wanted, ack.seq
         return True
+
+    async def stands(self, wanted: Cursor) -> bool:
+        """Return whether a cursor stands whose write came to no known end; waits until the leader can tell.
+
+        Returns False as well when a write that is still on its way may yet be stored; its loser learns it by the next
+        refusal.
+        """
+        subject = subjects.cursor(self.kind.name, self.number)
+        data = cursors.encode(wanted)
+        async with self._writing:
+            while True:
+                try:
+                    stored = await self._services.bus.get_last(subjects.ACTORS, subject, from_leader=True)
+                except BusError:
+                    await self._services.clock.sleep(_RETRY_S)
+                    continue
+                if stored is None or stored.data != data:
+                    return False
+                self.cursor, self.cursor_seq = wanted, stored.seq
+                return True
 
     async def check(self) -> None:
         """Read the cursor from the leader; drop everything when it is not ours any more.
@@ -293,6 +323,12 @@ class Partition:
         Raises:
             BusError: If it cannot be read now.
         """
+        # not while it is being written: what we hand over would look lost, and its turns under way be dropped
+        async with self._writing:
+            if self.cursor.owner == self._services.worker:
+                await self._check()
+
+    async def _check(self) -> None:
         subject = subjects.cursor(self.kind.name, self.number)
         stored = await self._services.bus.get_last(subjects.ACTORS, subject, from_leader=True)
         try:

@@ -68,6 +68,11 @@ class Staged(Protocol):
         ...
 
     @property
+    def is_gone(self) -> bool:
+        """Whether somebody else runs it, or is about to: no further turn begins here."""
+        ...
+
+    @property
     def known(self) -> StateRecord:
         """The record that stands."""
         ...

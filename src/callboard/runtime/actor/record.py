@@ -13,6 +13,8 @@ from callboard.runtime.errors import DecodeError
 
 # Replies kept for callers that repeat an ask; the ids of more are kept, so that a late repeat has no second effect.
 REPLIES_KEPT = 16
+# Repeats of one parked ask that are answered; of more the latest ones.
+ASKERS_KEPT = 8
 IDS_KEPT = 64
 
 Status = Literal["active", "paused", "failed", "killed"]
@@ -81,8 +83,7 @@ class StateRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     Attributes:
         applied: Sequence of its last handled mail; every mail up to it is handled.
         ahead: Mails above ``applied`` that are handled already, ascending.
-        by: Worker that wrote this record, with ``epoch``, its partition's; ``mail`` is what it handled. Together they
-            are the mark by which a writer knows its own record again.
+        by: Worker that wrote this record, with ``epoch``, its partition's; ``mail`` is what it handled, 0 for an order.
         turns: Turns committed so far.
         schema: Version of the state's layout.
         state: The state as JSON; absent when it was never changed or lies in ``blob``.

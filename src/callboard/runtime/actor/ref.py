@@ -178,7 +178,7 @@ class ActorRef:
             AskTimeoutError: If no answer came in time; the mail may still be handled if its deadline allows.
             UnknownMessageError: If the actor has no handler for it.
             MailboxFullError: If its mailbox is full; it was not handled.
-            ActorStoppedError: If the actor is paused, failed or killed.
+            ActorStoppedError: If the actor has failed too often or was killed; at a paused one the question waits.
             AskFailedError: If its handler raised.
             DecodeError: If the message does not fit its handler, or the answer does not fit ``returns``.
         """

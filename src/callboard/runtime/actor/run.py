@@ -111,6 +111,8 @@ class Runner:
 
     async def _attempts(self, job: Job) -> None:
         activation = self._activation
+        if activation.is_gone:
+            return
         if activation.owner.suspects_crash(job.cause_seq):
             poison = await crashes.note(activation, job.mail, job.cause_seq)
             if poison is not None:

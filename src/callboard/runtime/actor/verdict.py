@@ -151,6 +151,12 @@ def awaited_by(mail: Mail, record: StateRecord) -> Parked | None:
     return None
 
 
+def askers_of(mail: Mail, before: StateRecord, after: StateRecord) -> list[str]:
+    """Return where else the answer to a parked turn's mail goes, by the records before and after its end."""
+    going = {parked.seq for parked in after.parked}
+    return [asker for p in before.parked if p.seq == mail.seq and p.seq not in going for asker in p.askers]
+
+
 def repeated(mail: Mail, record: StateRecord) -> Reply | None:
     """Return the answer for a mail whose id was handled before, None for a new one."""
     if not mail.has_own_id:

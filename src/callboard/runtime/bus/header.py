@@ -43,6 +43,7 @@ CHAIN = "Cb-Chain"
 TIMER = "Cb-Timer"
 TIMER_GENERATION = "Cb-Timer-Generation"
 ERROR = "Cb-Error"
+STORED_AT = "Cb-Stored-At"
 STREAM = "Cb-Stream"
 PART = "Cb-Part"
 

@@ -169,7 +169,7 @@ def _check_expected(stream: View, subject: str, headers: Headers, staged: Staged
         is_rewritten = any(matches(guarded, staged_subject) for staged_subject in staged.subjects)
         if is_rewritten:
             message = f"wrong last sequence (10164): {guarded} is written earlier in the same batch"
-            raise ApiError(message, code=400, err_code=10164)
+            raise ConflictError(message)
         if last_seq != _number(expected):
             raise _conflict(last_seq)
     expected = headers.get(memory_record.EXPECTED_LAST_SEQ)

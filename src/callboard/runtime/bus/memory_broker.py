@@ -142,6 +142,10 @@ class BrokerCore:
         """Return the names of all streams, sorted."""
         return sorted(self._streams)
 
+    def stores(self, subject: str) -> bool:
+        """Return whether a stream takes ``subject``."""
+        return self._stream_of(subject) is not None
+
     def create_stream(self, config: StreamConfig) -> StreamInfo:
         """Create a stream; succeeds when it exists with the same settings."""
         check_name(config.name, what="stream")

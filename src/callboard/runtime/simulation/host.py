@@ -21,6 +21,7 @@ class Host(Process):
     Attributes:
         clock: Its clock; ``clock.skew_s`` sets its wall time wrong.
         is_dead: It crashed or ended.
+        is_unharmed: It was never paused nor cut off.
         error: What it ended with, None while it runs and after a good end or a crash.
     """
 
@@ -29,6 +30,7 @@ class Host(Process):
         super().__init__(name, number=number)
         self.clock = VirtualClock(loop)
         self.is_dead = False
+        self.is_unharmed = True
         self.error: BaseException | None = None
         self.ended = asyncio.Event()
         self._loop = loop
@@ -77,6 +79,7 @@ class Host(Process):
         """Stand still as under SIGSTOP until ``resume``; its links stay."""
         if not self.is_dead and not self.is_held:
             self._note("pause")
+            self.is_unharmed = False
             self._loop.hold(self)
 
     def resume(self) -> None:
@@ -89,6 +92,7 @@ class Host(Process):
         """Lose the link to the broker, both ways, and go on running."""
         if not self.is_dead and not self._is_cut:
             self._note("cut")
+            self.is_unharmed = False
             self._is_cut = True
             for bus in self._buses:
                 bus.cut_by("partition")

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, TypeVar
 
+from callboard.runtime.bus import header
 from callboard.runtime.bus.base import DEFAULT_TIMEOUT_S, Delivery, Message
 from callboard.runtime.bus.header import Headers
 from callboard.runtime.bus.memory import MemoryBroker, MemoryBus
@@ -256,12 +257,12 @@ class SimulatedBus(MemoryBus):
             super()._send(message)
 
     def _publish(self, message: Message) -> None:
-        _ = self._route(message)
-
-    def _route(self, message: Message) -> bool:
         broker = self.broker
         broker.note("published", message.subject, host=self.name)
-        return broker.publish(message) if broker.gap == "none" else broker.route(message)
+        if broker.gap != "none" and broker.stores(message.subject):
+            broker.route(message)
+        else:
+            broker.publish(message)
 
     async def request(
         self, subject: str, data: bytes = b"", *, headers: Headers | None = None, timeout_s: float = DEFAULT_TIMEOUT_S
@@ -270,18 +271,14 @@ class SimulatedBus(MemoryBus):
         self._check(subject, data, headers)
         answer: asyncio.Future[Message] = self._loop.create_future()
         inbox = self.inbox()
-        subscription = await self.subscribe(inbox, partial(_fulfil, answer))
+        subscription = await self.subscribe(inbox, partial(_take_answer, answer, subject))
         try:
             if self._is_linked:
                 message = Message(subject, bytes(data), freeze(headers) or None, inbox)
-                self._travel(partial(self._request, message, answer))
+                self._travel(partial(self._publish, message))
             return await self._within(answer, timeout_s, what=f"request to {subject}")
         finally:
             await subscription.close()
-
-    def _request(self, message: Message, answer: asyncio.Future[Message]) -> None:
-        if not self._route(message):
-            self.post(partial(_fail, answer, NoRespondersError(f"nobody listens on {message.subject}")))
 
     async def _within(self, answer: asyncio.Future[T], timeout_s: float, *, what: str) -> T:
         error = BusTimeoutError(f"{what}: no answer within {timeout_s:g} s; the outcome is unknown")
@@ -292,6 +289,13 @@ class SimulatedBus(MemoryBus):
         finally:
             timer.cancel()
             del self._waiting[answer]
+
+
+def _take_answer(answer: asyncio.Future[Message], subject: str, message: Message) -> None:
+    if not message.data and (message.headers or {}).get(header.STATUS) == header.NO_RESPONDERS:
+        _fail(answer, NoRespondersError(f"nobody listens on {subject}"))
+    else:
+        _fulfil(answer, message)
 
 
 def _fulfil(answer: asyncio.Future[Any], found: object) -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
+from callboard.runtime.actor.actor import Actor
+from callboard.runtime.actor.ref import ActorRef
 from callboard.runtime.bus.base import Bus, Stored
 from callboard.runtime.bus.provision import apply, plan
 from callboard.runtime.bus.topology import declared
 from callboard.runtime.capability import Capability
 from callboard.runtime.client import Client
+from callboard.runtime.clock import Clock
 from callboard.runtime.config import TopologySettings
 from callboard.runtime.errors import BusError, InputError, SimulationError
 from callboard.runtime.simulation.clock import VirtualClock
@@ -21,7 +25,7 @@ from callboard.runtime.simulation.host import Host
 from callboard.runtime.simulation.run import Simulation
 from callboard.runtime.worker import Worker, WorkerOptions
 
-T = TypeVar("T")
+Serves = Capability[..., Any] | type[Actor]
 # A process that ended with an error is started again after this long, as a service manager does.
 AGAIN_S = 1.0
 _READY_S = 60.0
@@ -30,7 +34,7 @@ _READY_S = 60.0
 class Recipe(Struct, frozen=True):
     """What a worker was started with, to start it again."""
 
-    serves: tuple[Capability[..., Any], ...]
+    serves: tuple[Serves, ...]
     options: WorkerOptions
     wrap: Callable[[Bus], Bus] | None
 
@@ -45,8 +49,9 @@ class World:
         workers: The worker that runs, or ran last, under each name.
     """
 
-    def __init__(self, simulation: Simulation, bus: Bus) -> None:
+    def __init__(self, simulation: Simulation, bus: Bus, settings: TopologySettings) -> None:
         """Use ``open_world``."""
+        self._settings = settings
         self.simulation = simulation
         self.bus = bus
         self.client = Client(bus, clock=simulation.clock)
@@ -64,11 +69,15 @@ class World:
         """Open a further connection of the test's own."""
         return self.simulation.broker.connect(name=name)
 
+    def actor(self, address: str) -> ActorRef:
+        """Return an actor, ``type/key``, to tell and to ask with the test's own connection."""
+        return self.client.actor(address)
+
     # --- workers
 
     async def start(
         self,
-        *serves: Capability[..., Any],
+        *serves: Serves,
         name: str = "a",
         options: WorkerOptions | None = None,
         wrap: Callable[[Bus], Bus] | None = None,
@@ -76,7 +85,7 @@ class World:
         """Start a worker process and wait until it serves.
 
         Args:
-            serves: What it offers.
+            serves: Capabilities and actor classes.
             name: Its name in this world; a dead one of the same name is replaced.
             options: Numbers.
             wrap: Puts something between its connections and the broker.
@@ -112,13 +121,8 @@ class World:
             bus = await host.connect(bus_name)
             return bus if recipe.wrap is None else recipe.wrap(bus)
 
-        worker = Worker(
-            recipe.serves,
-            connect,
-            options=recipe.options,
-            clock=host.clock,
-            worker_id=host.name,
-            keeper_in_thread=False,
+        worker = worker_of(
+            recipe.serves, connect, recipe.options, clock=host.clock, name=host.name, settings=self._settings
         )
         self.hosts[name], self.workers[name] = host, worker
         self.simulation.note("start", host=host.name)
@@ -141,25 +145,27 @@ class World:
         if host.error is not None:
             raise host.error
 
-    # --- faults
+    # --- faults; by name, they hit the process that lives under it now
 
     def crash(self, name: str) -> None:
-        """End a worker as kill -9 would."""
+        """End a worker as kill -9 would: none of its code runs any more, what it has sent may still arrive."""
         self.hosts[name].crash()
 
-    async def pause(self, name: str, for_s: float) -> None:
-        """Let a worker stand still, as between SIGSTOP and SIGCONT."""
-        host = self.hosts[name]
-        host.pause()
-        await self.clock.sleep(for_s)
-        host.resume()
+    def pause(self, name: str) -> None:
+        """Let a worker stand still, as SIGSTOP does, until ``resume``; its connection stays."""
+        self.hosts[name].pause()
 
-    async def cut(self, name: str, for_s: float) -> None:
-        """Take a worker's link away; it goes on running."""
-        host = self.hosts[name]
-        host.cut()
-        await self.clock.sleep(for_s)
-        host.mend()
+    def resume(self, name: str) -> None:
+        """Let it go on; what came due meanwhile runs now."""
+        self.hosts[name].resume()
+
+    def cut(self, name: str) -> None:
+        """Take a worker's link away, both ways, until ``mend``; it goes on running."""
+        self.hosts[name].cut()
+
+    def mend(self, name: str) -> None:
+        """Give the link back."""
+        self.hosts[name].mend()
 
     async def restart_server(self, down_s: float = 1.0) -> None:
         """Kill the broker and bring it back: every link is lost, what is stored stays."""
@@ -186,7 +192,7 @@ class World:
         while not await _without_bus_error(holds):
             if self.clock.monotonic() > give_up_s:
                 message = f"not within {within_s:g} virtual seconds: {what or getattr(holds, '__name__', holds)}"
-                raise SimulationError(message, seed=self.simulation.seed)
+                raise SimulationError(message)
             await self.clock.sleep(0.25)
 
     async def stored(self, stream: str, subject: str) -> list[Stored]:
@@ -194,12 +200,34 @@ class World:
         return [found async for found in self.bus.read(stream, subjects=(subject,))]
 
 
+def worker_of(
+    serves: Sequence[Serves],
+    connect: Callable[[str], Awaitable[Bus]],
+    options: WorkerOptions,
+    *,
+    clock: Clock,
+    name: str,
+    settings: TopologySettings,
+) -> Worker:
+    """Return a worker without threads of its own, fit for streams made with ``settings``."""
+    return Worker(
+        [one for one in serves if isinstance(one, Capability)],
+        connect,
+        actors=[one for one in serves if isinstance(one, type)],
+        options=replace(options, actor_rules=replace(options.actor_rules, partitions=settings.partitions)),
+        clock=clock,
+        worker_id=name,
+        keeper_in_thread=False,
+    )
+
+
 @asynccontextmanager
 async def open_world(simulation: Simulation, settings: TopologySettings | None = None) -> AsyncIterator[World]:
     """Give a provisioned world; with its end whatever still runs is thrown away."""
     bus = simulation.broker.connect(name="world")
-    await apply(bus, await plan(bus, declared(settings or TopologySettings())))
-    yield World(simulation, bus)
+    settings = settings or TopologySettings()
+    await apply(bus, await plan(bus, declared(settings)))
+    yield World(simulation, bus, settings)
     await bus.close()
 
 

@@ -1,0 +1,195 @@
+"""The examples in other languages, run against a worker that knows nothing of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.console import Console, Run, eventually
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+INSTALL_TIMEOUT_S = 50
+WRITER = """
+import asyncio
+from collections.abc import AsyncIterator
+from msgspec import Struct
+from callboard import Actor, RetryPolicy, on
+
+class Draft(Struct):
+    words: list[str] = []
+
+class Fail(Struct):
+    text: str
+
+class Hold(Struct):
+    seconds: float
+
+class Writer(Actor, name="writer", retry=RetryPolicy(attempts=1)):
+    @on
+    async def draft(self, m: Draft) -> AsyncIterator[str]:
+        for word in m.words:
+            yield word
+
+    @on
+    async def fail(self, m: Fail) -> None:
+        raise ValueError(m.text)
+
+    @on
+    async def hold(self, m: Hold) -> str:
+        await asyncio.sleep(m.seconds)
+        return "held"
+"""
+
+Ask = Callable[..., Run]
+
+
+@pytest.fixture(scope="module")
+def console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Console]:
+    found = Console(tmp_path_factory.mktemp("examples"))
+    (found.folder / "hello.py").write_text((EXAMPLES / "hello.py").read_text())
+    (found.folder / "writer.py").write_text(WRITER)
+    dev = found.start("dev", "hello.py", "writer.py", "--port", "0", "--profile", "fast", "--json")
+    eventually(lambda: dev.events or dev.process.poll() is not None, dev.err)
+    assert dev.events, "".join(dev.err)
+    host, port = dev.events[0]["url"].removeprefix("nats://").split(":")
+    found.env |= {"NATS_HOST": host, "NATS_PORT": port, "NATS_URL": f"{host}:{port}"}
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the Node examples and what they import."""
+    folder = tmp_path_factory.mktemp("node")
+    for file in (EXAMPLES / "node").iterdir():
+        if file.is_file():
+            shutil.copy(file, folder)
+    npm = shutil.which("npm")
+    if shutil.which("node") is None or npm is None:
+        pytest.skip("Node.js is not on this machine")
+    try:
+        done = subprocess.run(
+            [npm, "install", "--no-package-lock", "--no-audit", "--no-fund"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=INSTALL_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        pytest.skip("npm did not finish: no way to its registry?")
+    if done.returncode:
+        pytest.skip(f"npm cannot install the client: {done.stderr[-200:]}")
+    return folder
+
+
+def run(console: Console, *command: str, **env: str) -> Run:
+    done = subprocess.run(
+        command,
+        cwd=console.folder,
+        env=os.environ | console.env | env,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    return Run(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture(params=["bash", pytest.param("node", marks=pytest.mark.node)])
+def ask(request: pytest.FixtureRequest, console: Console) -> Ask:
+    """Return what asks in either language: ``ask(*flags, address, message, body, key=…, timeout=…)``."""
+    if request.param == "bash":
+
+        def by_bash(*words: str, key: str = "", timeout: int = 15) -> Run:
+            options = [*(word for word in words if word.startswith("--")), "--timeout", str(timeout)]
+            if key:
+                options += ["--key", key]
+            rest = [word for word in words if not word.startswith("--")]
+            return run(console, str(EXAMPLES / "ask.sh"), *options, *rest)
+
+        return by_bash
+    folder: Path = request.getfixturevalue("node")
+
+    def by_node(*words: str, key: str = "", timeout: int = 15) -> Run:
+        return run(console, "node", str(folder / "ask.mjs"), *words, *([key] if key else []), WAIT=str(timeout))
+
+    return by_node
+
+
+def test_an_actor_is_asked_and_a_repeat_gets_the_same_answer(ask: Ask, request: pytest.FixtureRequest) -> None:
+    actor = f"greeter/{request.node.callspec.id} a.b*c ü"
+    first = ask(actor, "Ask", '{"text":"bob"}', key="one")
+    assert (first.status, first.json) == (0, {"text": "hi bob", "turn": 1}), first.err
+    assert ask(actor, "Ask", '{"text":"bob"}', key="one").json == first.json
+    assert ask(actor, "Ask", '{"text":"bob"}').json["turn"] == 2
+
+
+def test_an_actor_is_told_and_a_repeat_has_no_second_effect(
+    ask: Ask, console: Console, request: pytest.FixtureRequest
+) -> None:
+    actor = f"greeter/told by {request.node.callspec.id}"
+    first = ask("--tell", actor, "Ask", '{"text":"bob"}', key="one")
+    assert (first.status, first.out.strip().isdecimal()) == (0, True), first.err
+    assert ask("--tell", actor, "Ask", '{"text":"bob"}', key="one").out == first.out
+    # behind it in the mailbox
+    assert ask(actor, "Ask", '{"text":"eve"}').json == {"text": "hi eve", "turn": 2}
+
+
+def test_parts_come_before_the_end(ask: Ask) -> None:
+    found = ask("--stream", "writer/1", "Draft", '{"words":["a","b"]}')
+    assert found.status == 0, found.err
+    assert [json.loads(line) for line in found.out.splitlines()[:2]] == ["a", "b"]
+    assert len(found.out.splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (["writer/2", "Fail", '{"text":"no ink"}'], 1, "no ink"),
+        (["writer/2", "Unheard", "{}"], 1, "has no handler for"),
+        (["nobody/2", "Fail", "{}"], 5, "no worker hosts nobody"),
+        (["writer", "Fail", "{}"], 2, ""),
+        (["Big Type/1", "Fail", "{}"], 2, ""),
+    ],
+)
+def test_what_goes_wrong_has_a_status(
+    ask: Ask, words: list[str], status: int, said: str, request: pytest.FixtureRequest
+) -> None:
+    # each language has a writer of its own: three dead letters in a row stop an actor
+    address = words[0].replace("writer/2", f"writer/{request.node.callspec.id[:4]}")
+    found = ask(address, *words[1:])
+    assert found.status == status, found.err
+    assert said in found.err
+    assert found.out == ""
+
+
+def test_a_late_answer_is_not_waited_for(ask: Ask) -> None:
+    found = ask("writer/3", "Hold", '{"seconds":30}', timeout=1)
+    assert found.status in (1, 6), found.err
+    assert found.out == ""
+
+
+def test_a_server_that_is_not_there_is_said(console: Console) -> None:
+    found = run(console, str(EXAMPLES / "ask.sh"), "greeter/ann", "Ask", "{}", NATS_PORT="9")
+    assert found.status == 3
+    assert "no server" in found.err
+
+
+def test_a_task_is_submitted_by_a_shell(console: Console) -> None:
+    found = run(console, str(EXAMPLES / "publish.sh"), "--wait", "20", "shout", '"hey"', "shout/by hand")
+    assert found.status == 0, found.err
+    name, record = found.out.splitlines()
+    assert (name, json.loads(record)["result"]) == ("shout/by hand", "HEY")
+
+
+@pytest.mark.node
+def test_a_task_is_submitted_by_node(console: Console, node: Path) -> None:
+    found = run(console, "node", str(node / "submit.mjs"), "shout", '"hey"')
+    assert (found.status, found.json) == (0, "HEY"), found.err
