@@ -89,7 +89,7 @@ class Fleet:
     async def start(self, name: str) -> ActorHost:
         def wrap(bus: Bus) -> Bus:
             self.buses.setdefault(name, []).append(Between(bus))
-            return self.buses[name][-1]  # type: ignore[return-value] # what it has not itself is handed on
+            return self.buses[name][-1]
 
         await self.world.start(Desk, name=name, wrap=wrap)
         return self.host(name)
@@ -354,5 +354,28 @@ def test_a_lower_bound_in_the_cursor_does_not_pass_for_a_finished_turn() -> None
         await fleet.tell("ann", "last")
         await fleet.begun("last")
         assert await fleet.done("ann") == ["first", "long", "last"]
+
+    _play(scene)
+
+
+def test_an_order_reaches_the_host_that_still_has_the_actor_in_mid_turn() -> None:
+    """Carried out by the new owner it would write the record, and the turn's own commit would be refused."""
+
+    async def scene(fleet: Fleet) -> None:
+        await fleet.start("a")
+        await fleet.tell("ann", "long", 20.0)
+        await fleet.begun("long")
+        heir = await fleet.start_heir("a")
+        await fleet.owned_by(heir)
+        order = msgspec.json.encode({"op": "pause", "reason": "lunch"})
+        answer = await fleet.world.bus.request(subjects.ctl_actor("desk", "ann"), order)
+        assert msgspec.json.decode(answer.data) == {"ok": True, "status": "paused"}
+        await fleet.tell("ann", "next")
+        await asyncio.sleep(30.0)
+        assert Stage.begun == ["long"]
+        assert await fleet.done("ann") == ["long"]
+        order = msgspec.json.encode({"op": "resume"})
+        await fleet.world.bus.request(subjects.ctl_actor("desk", "ann"), order)
+        await fleet.begun("next")
 
     _play(scene)

@@ -88,5 +88,3 @@ async def failed(world: World, address: str) -> StateRecord:
 
     await eventually(done, within_s=15, what=f"{address} fails")
     return await record_of(world, address)
-
-

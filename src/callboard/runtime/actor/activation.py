@@ -337,7 +337,7 @@ class Activation:
         """
         async with self._lock:
             base = self.known
-            record = verdict.apply(base, applied, self.mailbox.oldest_but(applied))
+            record = verdict.apply(base, applied, self.mailbox.oldest_but({*applied, *base.ahead}))
             if remembers:
                 record = verdict.remember(record, to)
             record = replace(

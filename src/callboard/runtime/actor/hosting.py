@@ -235,6 +235,10 @@ class ActorHost:
         number = Address(kind, key).partition(self.services.rules.partitions)
         return self.partitions.get((kind, number))
 
+    def find_held(self, kind: str, key: str) -> Activation | None:
+        """Return an actor that we still have in mid-turn although its partition is another's."""
+        return self.held.get((kind, Address(kind, key).partition(self.services.rules.partitions), key))
+
     def doubt(self) -> None:
         """Take nothing we knew for granted: our link was away, or this process stood still.
 

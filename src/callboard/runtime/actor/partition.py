@@ -38,6 +38,10 @@ class Stage(Protocol):
         """Return the partition of an actor if we own it."""
         ...
 
+    def find_held(self, kind: str, key: str) -> Activation | None:
+        """Return an actor that we still have in mid-turn although its partition is another's."""
+        ...
+
 
 class Partition:
     """What the owner of one partition has in memory. It owns until its cursor says otherwise.
@@ -99,6 +103,11 @@ class Partition:
         """Epoch of our ownership."""
         return self.cursor.epoch
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether it is another's."""
+        return self.is_lost or self.is_handed
+
     def may_have_run(self, seq: int) -> bool:
         """Return whether another host may have begun the mail with this sequence."""
         return seq <= self.taken_at
@@ -109,11 +118,11 @@ class Partition:
 
     async def is_ours(self) -> bool:
         """Return whether we still own it; asks the broker when our own beats do not come back."""
-        if self.is_lost or self.is_handed:
+        if self.is_gone:
             return False
         if self._doubts or self._services.echo_age_s() > self._services.rules.echo_limit_s:
             await self.check()
-        return not self.is_lost and not self.is_handed
+        return not self.is_gone
 
     def doubt(self) -> None:
         """Look at the cursor before the next turn, and now."""
@@ -184,7 +193,7 @@ class Partition:
 
     def lose(self, held: Mapping[str, str] | None = None) -> None:
         """Drop everything at once: somebody else owns it. What its cursor says we hold goes on."""
-        if self.is_lost or self.is_handed:
+        if self.is_gone:
             return
         self.is_lost = True
         for key, activation in list(self.activations.items()):
@@ -322,7 +331,7 @@ class Partition:
     async def _check(self) -> None:
         subject = subjects.cursor(self.kind.name, self.number)
         stored = await self._services.bus.get_last(subjects.ACTORS, subject, from_leader=True)
-        if self.is_handed or self.is_lost:
+        if self.is_gone:
             return
         try:
             found = cursors.decode(stored.data) if stored is not None else Cursor()
