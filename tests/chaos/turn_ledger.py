@@ -80,14 +80,11 @@ class Report(Struct, frozen=True, kw_only=True):
         """Return the table."""
         plan = self.plan
         began_s = self.began_s
-        lines = [
-            (
-                f"seed {plan.seed}: {plan.turns} turns of {plan.steps} x {plan.step_s:g} s, {plan.keys} actors, "
-                f"{plan.workers} workers, {plan.servers} server(s), {len(self.faults)} faults, {self.took_s:.0f} s"
-            ),
-            *table(self.faults, self.runs, began_s=began_s),
-            str(self.verdict),
-        ]
+        head = (
+            f"seed {plan.seed}: {plan.turns} turns of {plan.steps} x {plan.step_s:g} s, {plan.keys} actors, "
+            f"{plan.workers} workers, {plan.servers} server(s), {len(self.faults)} faults, {self.took_s:.0f} s"
+        )
+        lines = [head, *table(self.faults, self.runs, began_s=began_s), str(self.verdict)]
         lines += [f"  second run: {a.task} by {a.pid} {a.start_s - began_s:.2f}..{a.end_s - began_s:.2f}, "
                   f"by {b.pid} at {b.start_s - began_s:.2f}" for a, b in self.verdict.overlaps[:10]]  # fmt: skip
         return "\n".join(lines)

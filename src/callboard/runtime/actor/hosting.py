@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -21,7 +21,7 @@ from callboard.runtime.actor.commit import TurnCommitter
 from callboard.runtime.actor.cursor import Cursor
 from callboard.runtime.actor.definition import ActorType
 from callboard.runtime.actor.execute import STOP_DRAIN
-from callboard.runtime.actor.liveness import Liveness
+from callboard.runtime.actor.liveness import MAX_ECHO_GAP_S, Liveness
 from callboard.runtime.actor.orders import OrderServer
 from callboard.runtime.actor.partition import Partition
 from callboard.runtime.actor.pinger import Pinger
@@ -201,6 +201,9 @@ class ActorHost:
             self._hosts.pop(beat.worker, None)
             self._look.set()
             return
+        if beat.worker == self._worker and self.liveness.echo_age_s(now_s) > MAX_ECHO_GAP_S:
+            # stopped or cut off, perhaps for longer than a death takes; from here on the echo alone looks well again
+            self._doubt_all()
         self.liveness.heard(beat.worker, now_s, server=beat.server, host=beat.host, pid=beat.pid)
         if beat.worker == self._worker:
             return
@@ -232,12 +235,19 @@ class ActorHost:
         number = Address(kind, key).partition(self.services.rules.partitions)
         return self.partitions.get((kind, number))
 
+    def find_held(self, kind: str, key: str) -> Activation | None:
+        """Return an actor that we still have in mid-turn although its partition is another's."""
+        return self.held.get((kind, Address(kind, key).partition(self.services.rules.partitions), key))
+
     def doubt(self) -> None:
         """Take nothing we knew for granted: our link was away, or this process stood still.
 
         What comes in now, our own beats among it, may be old, and our partitions somebody else's.
         """
         self.liveness.reconnected(self._clock.monotonic())
+        self._doubt_all()
+
+    def _doubt_all(self) -> None:
         for partition in self.partitions.values():
             partition.doubt()
         self._read_cursors_s = float("-inf")
@@ -395,7 +405,8 @@ class ActorHost:
             on_lost=self._lost,
             on_settled=self._settled,
         )
-        if not is_handed or found.held.keys() != held.keys() or not found.epoch:
+        # where another holds an actor it hears of this, and says if that has ended meanwhile
+        if not is_handed or found.held or not found.epoch:
             wanted = replace(partition.cursor, epoch=found.epoch + 1, owner=self._worker)
             if not await partition.write(wanted):
                 return
@@ -434,22 +445,18 @@ class ActorHost:
         try:
             is_written = await partition.write(wanted)
         except BusError:
-            # unknown or refused: look again what stands
+            # nobody knows what stands, or will: nothing begins here until another write has gone through
+            partition.is_adrift = True
+            return
+        if not is_written:
             partition.doubt()
             await self._go_on(partition)
             return
-        if not is_written:
-            await self._go_on(partition)
-            return
+        partition.is_handed = True
         place = (partition.kind.name, partition.number)
         self.partitions.pop(place, None)
         self._cursors[place] = (partition.cursor, partition.cursor_seq)
-        for key in held:
-            activation = partition.activations[key]
-            if activation.is_busy:
-                self.held[*place, key] = activation
-            else:
-                await self._free(place, key)
+        self._hold(partition, held)
         for activation in partition.activations.values():
             if not activation.is_busy:
                 _ = self.services.spawn(activation.runner.instance.end(), "actor-end")
@@ -480,8 +487,21 @@ class ActorHost:
             _log.warning(events.PARTITION_UNPLACED, code=error.code, message=str(error))
         self.partitions.pop((partition.kind.name, partition.number), None)
 
+    def _hold(self, partition: Partition, keys: Iterable[str]) -> None:
+        """Keep the actors of a partition that are in mid-turn here; say of those that have ended that they are free."""
+        place = (partition.kind.name, partition.number)
+        for key in keys:
+            activation = partition.activations[key]
+            if activation.is_busy:
+                self.held[*place, key] = activation
+            else:
+                _ = self.services.spawn(self._free(place, key), "actor-free")
+
     def _lost(self, partition: Partition) -> None:
-        self.partitions.pop((partition.kind.name, partition.number), None)
+        place = (partition.kind.name, partition.number)
+        if self.partitions.get(place) is partition:
+            del self.partitions[place]
+            self._hold(partition, partition.activations)
         _ = self.services.spawn(partition.close(), "partition-close")
         self._read_cursors_s = float("-inf")
         self._look.set()
@@ -489,16 +509,23 @@ class ActorHost:
     def _settled(self, partition: Partition, activation: Staged) -> None:
         """An actor came to rest: one that we only held is free for its new owner."""
         place = (partition.kind.name, partition.number)
-        if self.held.pop((*place, activation.address.key), None) is not None:
+        held = (*place, activation.address.key)
+        if self.held.get(held) is activation:
+            del self.held[held]
             _ = self.services.spawn(self._free(place, activation.address.key), "actor-free")
 
     def _disown(self, place: Place, found: Cursor) -> None:
         """Say again that an actor is free which a cursor says we hold: the first notice may have been lost."""
         for key, worker in found.held.items():
-            if worker == self._worker and place not in self.partitions and (*place, key) not in self.held:
+            if worker == self._worker and self._has_let_go(place, key):
                 _ = self.services.spawn(self._free(place, key), "actor-free")
 
+    def _has_let_go(self, place: Place, key: str) -> bool:
+        return place not in self.partitions and (*place, key) not in self.held
+
     async def _free(self, place: Place, key: str) -> None:
+        if not self._has_let_go(place, key):
+            return
         body = msgspec.json.encode(Freed(self._worker, place[0], place[1], key))
         try:
             await self._bus.publish(FREED, body)
@@ -547,8 +574,8 @@ class ActorHost:
                 if activation.held_by is None:
                     continue
                 try:
-                    done = await activation.has_moved(partition.cursor.pending.get(key, 0))
-                except BusError:
+                    done = await activation.has_moved()
+                except (BusError, DecodeError):
                     continue
                 if done:
                     partition.free(key)

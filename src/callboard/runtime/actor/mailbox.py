@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection
 
 from callboard.runtime import subjects
 from callboard.runtime.actor.address import Address
@@ -67,7 +67,7 @@ class Mailbox:
         """Return the oldest mail, which stays."""
         return self._mails[0] if self._mails else None
 
-    def oldest_but(self, handled: Sequence[int]) -> int | None:
+    def oldest_but(self, handled: Collection[int]) -> int | None:
         """Return the sequence of the oldest waiting mail that is not among ``handled``, or a lower bound of it."""
         for mail in self._mails:
             if mail.seq not in handled:

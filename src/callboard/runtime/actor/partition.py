@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from callboard.runtime import events, logs, subjects
@@ -25,6 +25,7 @@ _log = logs.get_logger(__name__)
 
 # Actors with mail in memory before the reader pauses; the rest waits in the stream.
 MAX_WAITING = 10_000
+_RETRY_S = 0.25
 
 
 class Stage(Protocol):
@@ -37,6 +38,10 @@ class Stage(Protocol):
         """Return the partition of an actor if we own it."""
         ...
 
+    def find_held(self, kind: str, key: str) -> Activation | None:
+        """Return an actor that we still have in mid-turn although its partition is another's."""
+        ...
+
 
 class Partition:
     """What the owner of one partition has in memory. It owns until its cursor says otherwise.
@@ -47,6 +52,8 @@ class Partition:
         taken_at: Last sequence of the stream when we took it: what came before may have been begun by another host.
         is_from_dead: Whether we took it from a host that died.
         is_lost: Somebody else owns it; its actors are dropped.
+        is_handed: We gave it away: somebody else owns it, and the actors that we have in mid-turn go on.
+        is_adrift: A hand-over was sent and may still arrive: nothing begins before another write keeps it out.
         activations: Actors in memory, by key.
     """
 
@@ -71,6 +78,8 @@ class Partition:
         self.taken_at = taken_at
         self.is_from_dead = is_from_dead
         self.is_lost = False
+        self.is_handed = False
+        self.is_adrift = False
         self.activations: dict[str, Activation] = {}
         self._services = services
         self._on_lost = on_lost
@@ -94,6 +103,11 @@ class Partition:
         """Epoch of our ownership."""
         return self.cursor.epoch
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether it is another's."""
+        return self.is_lost or self.is_handed
+
     def may_have_run(self, seq: int) -> bool:
         """Return whether another host may have begun the mail with this sequence."""
         return seq <= self.taken_at
@@ -104,11 +118,11 @@ class Partition:
 
     async def is_ours(self) -> bool:
         """Return whether we still own it; asks the broker when our own beats do not come back."""
-        if self.is_lost:
+        if self.is_gone:
             return False
         if self._doubts or self._services.echo_age_s() > self._services.rules.echo_limit_s:
             await self.check()
-        return not self.is_lost
+        return not self.is_gone
 
     def doubt(self) -> None:
         """Look at the cursor before the next turn, and now."""
@@ -166,6 +180,9 @@ class Partition:
         Raises:
             BusError: If it cannot be read now.
         """
+        if self.is_adrift and not await self.write(self.next_cursor()):
+            return
+        self.is_adrift = False
         self._is_closed = False
         for activation in self.activations.values():
             activation.is_leaving = False
@@ -174,14 +191,17 @@ class Partition:
             subjects.ACTORS, subjects.mailbox(self.kind.name, self.number), self._on_mail, start_seq=self._seen + 1
         )
 
-    def lose(self) -> None:
-        """Drop everything at once: somebody else owns it."""
-        if self.is_lost:
+    def lose(self, held: Mapping[str, str] | None = None) -> None:
+        """Drop everything at once: somebody else owns it. What its cursor says we hold goes on."""
+        if self.is_gone:
             return
         self.is_lost = True
-        for activation in list(self.activations.values()):
-            activation.drop()
-        self.activations.clear()
+        for key, activation in list(self.activations.items()):
+            if activation.is_busy and (held or {}).get(key) == self._services.worker:
+                activation.is_leaving = True
+            else:
+                del self.activations[key]
+                activation.drop()
         self._on_lost(self)
 
     def adopt(self, activation: Activation) -> None:
@@ -189,6 +209,7 @@ class Partition:
         self.activations[activation.address.key] = activation
         activation.owner = self
         activation.is_leaving = False
+        activation.use(self.kind)
         # while the partition was another's, its mail came to that one
         activation.mailbox.missed()
 
@@ -289,7 +310,7 @@ class Partition:
         except ConflictError:
             stored = await self._services.bus.get_last(subjects.ACTORS, subject, from_leader=True)
             if stored is None or stored.data != data:
-                await self.check()
+                await self._check()
                 return False
             self.cursor, self.cursor_seq = wanted, stored.seq
             return True
@@ -302,8 +323,16 @@ class Partition:
         Raises:
             BusError: If it cannot be read now.
         """
+        # not while it is being written: what we hand over would look lost, and its turns under way be dropped
+        async with self._writing:
+            if self.cursor.owner == self._services.worker:
+                await self._check()
+
+    async def _check(self) -> None:
         subject = subjects.cursor(self.kind.name, self.number)
         stored = await self._services.bus.get_last(subjects.ACTORS, subject, from_leader=True)
+        if self.is_gone:
+            return
         try:
             found = cursors.decode(stored.data) if stored is not None else Cursor()
         except DecodeError:
@@ -313,7 +342,7 @@ class Partition:
             self.cursor_seq = stored.seq
             return
         _log.warning(events.PARTITION_LOST, type=self.kind.name, partition=self.number, epoch=self.cursor.epoch)
-        self.lose()
+        self.lose(found.held)
 
     async def _check_quietly(self) -> None:
         if self._is_checking:
@@ -331,7 +360,7 @@ class Partition:
     # --- the reader
 
     def _on_mail(self, stored: Stored) -> None:
-        if self.is_lost:
+        if self.is_lost or self._is_closed:
             return
         self._seen = stored.seq
         mail: Mail = mail_of(stored)
