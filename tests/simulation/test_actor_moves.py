@@ -196,7 +196,7 @@ def test_an_actor_in_mid_turn_is_not_called_free_while_its_partition_is_being_ha
             if subject == FREED:
                 stored = await fleet.world.bus.get_last(subjects.ACTORS, CURSOR)
                 assert stored is not None
-                old._on_cursor(Message(CURSOR, stored.data))  # noqa: SLF001 - heard at this very moment
+                old._on_cursor(Message(CURSOR, stored.data))
                 await asyncio.sleep(0.01)
 
         for bus in fleet.buses["a"]:

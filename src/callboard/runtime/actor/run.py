@@ -17,7 +17,7 @@ from callboard.runtime.actor.journal import Journal
 from callboard.runtime.actor.mail import KIND_TIMER, Mail
 from callboard.runtime.actor.outbox import event_write, untimer_write
 from callboard.runtime.actor.ports import Staged
-from callboard.runtime.actor.record import Parked, Reply
+from callboard.runtime.actor.record import Parked
 from callboard.runtime.actor.reenter import Reentry
 from callboard.runtime.actor.supervise import Budget, failing
 from callboard.runtime.actor.turn import Turn
@@ -223,7 +223,6 @@ class Runner:
         await activation.commit(
             turn.handled, to=[(turn.mail, kept), *self.inner.answers], writes=writes, changes=changes
         )
-        await self._tell_askers(job.waiting, kept)
 
     async def _stopped(self, turn: Turn, job: Job, error: CallboardError) -> None:
         """What it had changed is thrown away, what it did stands in its steps, and why in an event."""
@@ -235,7 +234,6 @@ class Runner:
         found = replies.error_reply(turn.mail.id, error)
         await activation.commit([job.cause_seq], to=((turn.mail, found),), writes=writes, changes=changes)
         _log.info(events.TURN_CANCELLED, actor=str(turn.address), seq=turn.mail.seq, reason=str(error))
-        await self._tell_askers(job.waiting, found)
 
     async def _park(self, turn: Turn, job: Job) -> None:
         activation = self._activation
@@ -268,11 +266,6 @@ class Runner:
         remaining = [other for other in self._activation.known.parked if other.seq != waiting.seq]
         return {"parked": remaining}, park.end_writes(self._activation, waiting)
 
-    async def _tell_askers(self, waiting: Parked | None, found: Reply) -> None:
-        """Answer those who asked again while the turn was parked."""
-        for asker in waiting.askers if waiting is not None else ():
-            await replies.send(self._activation.services, asker, found)
-
     async def _bury(
         self, mail: Mail, cause_seq: int, waiting: Parked | None, failure: Failure, *, attempts: int
     ) -> None:
@@ -281,7 +274,6 @@ class Runner:
         await self._activation.bury(
             mail, failure, attempts=attempts, cause_seq=cause_seq, changes=changes, writes=writes
         )
-        await self._tell_askers(waiting, replies.failure_reply(mail.id, failure))
 
     async def _after_error(self, turn: Turn, job: Job, error: BaseException) -> float | None:
         """Decide what follows from a failed attempt; return the seconds until the next, None when it was the last."""
