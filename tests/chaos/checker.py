@@ -228,6 +228,18 @@ def account(faults: Sequence[Fault], runs: Sequence[Run]) -> list[Row]:
     return rows
 
 
+def table(faults: Sequence[Fault], runs: Sequence[Run], *, began_s: float) -> list[str]:
+    """Return lines that say what each fault did; times count from ``began_s``."""
+    lines = [f"{'at s':>6}  {'fault':<28}{'starts so far':>14}{'in flight':>11}{'re-runs':>9}{'first after s':>15}"]
+    for row in account(faults, runs):
+        first = f"{row.first_rerun_s:.1f}" if row.reruns else "-"
+        lines.append(
+            f"{row.fault.at_s - began_s:6.1f}  {row.fault.name:<28}{row.starts:>14}{row.in_flight:>11}"
+            f"{row.reruns:>9}{first:>15}"
+        )
+    return lines
+
+
 def spins(events: Iterable[Event], *, gap_s: float) -> Counter[str]:
     """Return how often each task was handed out again sooner than ``gap_s`` after it was handed out before."""
     last: dict[str, float] = {}

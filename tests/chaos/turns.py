@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 
 import msgspec
 from msgspec import UNSET, Struct
@@ -15,6 +17,17 @@ from tests.chaos.checker import Run, overlaps, repeats, runs_of
 from tests.chaos.fleet import Fleet
 from tests.chaos.journal import Event
 from tests.chaos.troupe import LONG, SINK, Heard
+
+# Who looked just before a record stood may begin just after: that long a look may take on a busy machine. A step that
+# is begun again after its worker's death begins much later.
+READ_S = 0.25
+
+
+class Recorded(Struct, frozen=True):
+    """The record of a step: the process whose run it is, and when it was stored, in monotonic seconds."""
+
+    pid: int
+    at_s: float
 
 
 class TurnVerdict(Struct, frozen=True, kw_only=True):
@@ -96,36 +109,35 @@ async def heard(bus: Bus, kind: str) -> dict[str, list[int]]:
     return found
 
 
-async def recorded_by(bus: Bus) -> dict[tuple[int, int], int]:
-    """Return the process whose run of a step was recorded, by turn and step."""
-    found: dict[tuple[int, int], int] = {}
+async def recorded_by(bus: Bus) -> dict[tuple[int, int], Recorded]:
+    """Return what was recorded of each step, by turn and step."""
+    found: dict[tuple[int, int], Recorded] = {}
+    # the server stamps what it stores with the wall clock of this machine
+    offset_s = datetime.now(UTC).timestamp() - time.monotonic()
     async for stored in bus.read(subjects.ACTORS, subjects=(f"cb.step.{LONG}.>",)):
         entry = step.decode(stored.data)
         if entry.name.startswith("step "):
             # the value names the step, the arguments the turn: both stand in the mail, so it is read from there
             mail_seq = int(stored.subject.split(".")[4])
-            found[mail_seq, int(entry.name.removeprefix("step "))] = int(entry.worker.split("-")[-2])
+            place = mail_seq, int(entry.name.removeprefix("step "))
+            found[place] = Recorded(pid=int(entry.worker.split("-")[-2]), at_s=stored.time.timestamp() - offset_s)
     numbers = {}
     async for stored in bus.read(subjects.ACTORS, subjects=(f"cb.mbox.{LONG}.*.*",)):
         numbers[stored.seq] = int(msgspec.json.decode(stored.data)["n"])
-    return {(numbers[seq], number): pid for (seq, number), pid in found.items() if seq in numbers}
+    return {(numbers[seq], number): entry for (seq, number), entry in found.items() if seq in numbers}
 
 
-def repeated_steps(events: list[Event], recorded: dict[tuple[int, int], int]) -> list[tuple[int, int]]:
-    """Return the steps that began once more after the run that was recorded had returned."""
+def repeated_steps(events: list[Event], recorded: Mapping[tuple[int, int], Recorded]) -> list[tuple[int, int]]:
+    """Return the steps that began once more after a run of them was recorded, or whose record nobody ran."""
     begun: dict[tuple[int, int], list[Event]] = defaultdict(list)
-    ended: dict[tuple[int, int], list[Event]] = defaultdict(list)
+    ended: dict[tuple[int, int], set[int]] = defaultdict(set)
     for event in events:
         if event.kind == "step":
             begun[event.n, event.step].append(event)
         elif event.kind == "stepped":
-            ended[event.n, event.step].append(event)
-    found = []
-    for place, pid in recorded.items():
-        returned = [event.at_s for event in ended[place] if event.pid == pid]
-        if not returned:
-            # recorded by a process that never ran it to its end
-            found.append(place)
-        elif any(event.at_s > max(returned) for event in begun[place]):
-            found.append(place)
-    return found
+            ended[event.n, event.step].add(event.pid)
+    return [
+        place
+        for place, record in recorded.items()
+        if record.pid not in ended[place] or any(event.at_s > record.at_s + READ_S for event in begun[place])
+    ]

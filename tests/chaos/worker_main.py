@@ -36,6 +36,7 @@ class Options(Struct, frozen=True, kw_only=True):
         is_keeper_apart: False runs the lease keeper on the worker's own loop.
         logs_claims: Write every arrival down, too.
         has_actors: Host the chaos actors in place of serving the capabilities.
+        log_level: Lowest level that goes to the log.
     """
 
     url: str
@@ -52,10 +53,12 @@ class Options(Struct, frozen=True, kw_only=True):
     is_keeper_apart: bool = True
     logs_claims: bool = False
     has_actors: bool = False
+    log_level: str = "info"
 
 
 async def main(options: Options) -> None:
     """Serve until SIGTERM."""
+    logs.configure(level=options.log_level, form="json")
     journal = Journal(Path(options.folder))
     for name in options.breaks:
         breakage.BREAKAGES[name]()

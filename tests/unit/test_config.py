@@ -11,16 +11,17 @@ from pydantic import ValidationError
 from callboard.runtime.config import Settings, WorkSettings, leaves
 from callboard.runtime.errors import ConfigError
 
+SECTIONS = "nats, server, work, worker, log, topology, actors"
 BAD_FILES = [
     ("nats: [", ":1: not valid YAML: expected the node content, but found '<stream end>'"),
-    ("- a\n- b", ": must be a mapping with any of the sections nats, server, work, worker, log, topology, is a list"),
-    ("just words", ": must be a mapping with any of the sections nats, server, work, worker, log, topology, is a text"),
+    ("- a\n- b", f": must be a mapping with any of the sections {SECTIONS}, is a list"),
+    ("just words", f": must be a mapping with any of the sections {SECTIONS}, is a text"),
     ("log:\n  level: info\n  level: debug", ":3: not valid YAML: key 'level' is written twice"),
     ("? [a, b]\n: 1", ":1: not valid YAML: a key must be a plain word"),
     ("!!python/object:os.system {}", (":1: not valid YAML: could not determine a constructor for the tag "
      "'tag:yaml.org,2002:python/object:os.system'")),
     ("wurker:\n  concurrency: 2", ": wurker: unknown section; did you mean worker?"),
-    ("zzz: 1", ": zzz: unknown section; sections are log, nats, server, topology, work, worker"),
+    ("zzz: 1", ": zzz: unknown section; sections are actors, log, nats, server, topology, work, worker"),
     ("worker:\n  concurency: 2", ": worker.concurency: unknown key; did you mean worker.concurrency?"),
     ("work:\n  drain_grace_s: 2", ": work.drain_grace_s: unknown key; did you mean worker.drain_grace_s?"),
     ("log:\n  zzz: 2", ": log.zzz: unknown key; log has level, format, file"),
@@ -54,6 +55,9 @@ BAD_FILES = [
      "two extensions may be lost before the task is given to another worker")),
     ("work:\n  holds_wait_s: 4", (": work.holds_wait_s: must be below ack_wait_s (4), is 4: "
      "the claim would be lost while asking")),
+    ("actors:\n  event_ttl_s: 300", (": actors.event_ttl_s: must be at least twice audit_settle_s (360), is 300: "
+     "events would expire before their copy is on disk")),
+    ("actors:\n  retention_s: 5", ": actors.retention_s: must be at least 60, is 5"),
     ("work:\n  retry: {base_s: 9, max_s: 5}", ": work.retry.max_s: must be at least base_s (9), is 5"),
 ]  # fmt: skip
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
@@ -20,7 +21,7 @@ from callboard.runtime.actor.commit import TurnCommitter
 from callboard.runtime.actor.cursor import Cursor
 from callboard.runtime.actor.definition import ActorType
 from callboard.runtime.actor.execute import STOP_DRAIN
-from callboard.runtime.actor.liveness import Liveness
+from callboard.runtime.actor.liveness import MAX_ECHO_GAP_S, Liveness
 from callboard.runtime.actor.orders import OrderServer
 from callboard.runtime.actor.partition import Partition
 from callboard.runtime.actor.pinger import Pinger
@@ -29,6 +30,7 @@ from callboard.runtime.actor.services import ActorRules, Services
 from callboard.runtime.beat import ActorLoad, Beat
 from callboard.runtime.blobs import BlobStore
 from callboard.runtime.bus.base import Bus, Message, Subscription
+from callboard.runtime.client import Client
 from callboard.runtime.clock import Clock
 from callboard.runtime.control import Accusation, decode_death
 from callboard.runtime.errors import BusError, DecodeError, TopologyError
@@ -41,6 +43,8 @@ HELD_LOOK_EVERY_S = 1.0
 # what was cancelled ends within a moment
 END_WAIT_S = 2.0
 PASSIVATE_EVERY_S = 5.0
+# a thread starts only when no idle one is left
+MAX_THREADS = 1024
 FREED = "cb.ctl.freed"
 CURSORS = "cb.cursor.*.*"
 
@@ -105,10 +109,12 @@ class ActorHost:
             clock=clock,
             committer=self._committer,
             blobs=BlobStore(bus),
+            client=Client(bus, clock=clock),
             rules=rules,
             spawn=spawn,
             slots=asyncio.Semaphore(rules.turns),
             echo_age_s=lambda: self.liveness.echo_age_s(clock.monotonic()),
+            executor=ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="cb-actor"),
         )
         self._look = asyncio.Event()
         self._is_draining = False
@@ -128,7 +134,7 @@ class ActorHost:
         if await self._bus.stream_info(subjects.ACTORS) is None:
             message = f"stream {subjects.ACTORS} is missing: run 'callboard provision'"
             raise TopologyError(message)
-        self._bus.on_reconnect(self._reconnected)
+        self._bus.on_reconnect(self.doubt)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._committer.run(), name="turn-committer")
             group.create_task(Pinger(self._bus, self.liveness, clock=self._clock, me=self._worker).run(), name="pinger")
@@ -145,6 +151,8 @@ class ActorHost:
             finally:
                 for subscription in self._subscriptions:
                     await subscription.close()
+                if self.services.executor is not None:
+                    self.services.executor.shutdown(wait=False, cancel_futures=True)
 
     async def drain(self, *, grace_s: Callable[[], float]) -> None:
         """Hand everything on: idle actors at once, those in mid-turn when they are done or the grace time is over.
@@ -193,6 +201,9 @@ class ActorHost:
             self._hosts.pop(beat.worker, None)
             self._look.set()
             return
+        if beat.worker == self._worker and self.liveness.echo_age_s(now_s) > MAX_ECHO_GAP_S:
+            # stopped or cut off, perhaps for longer than a death takes; from here on the echo alone looks well again
+            self._doubt_all()
         self.liveness.heard(beat.worker, now_s, server=beat.server, host=beat.host, pid=beat.pid)
         if beat.worker == self._worker:
             return
@@ -224,8 +235,19 @@ class ActorHost:
         number = Address(kind, key).partition(self.services.rules.partitions)
         return self.partitions.get((kind, number))
 
-    def _reconnected(self) -> None:
+    def find_held(self, kind: str, key: str) -> Activation | None:
+        """Return an actor that we still have in mid-turn although its partition is another's."""
+        return self.held.get((kind, Address(kind, key).partition(self.services.rules.partitions), key))
+
+    def doubt(self) -> None:
+        """Take nothing we knew for granted: our link was away, or this process stood still.
+
+        What comes in now, our own beats among it, may be old, and our partitions somebody else's.
+        """
         self.liveness.reconnected(self._clock.monotonic())
+        self._doubt_all()
+
+    def _doubt_all(self) -> None:
         for partition in self.partitions.values():
             partition.doubt()
         self._read_cursors_s = float("-inf")
@@ -243,6 +265,7 @@ class ActorHost:
             found = cursors.decode(message.data)
         except DecodeError:
             return
+        self._disown((kind, int(number)), found)
         if kind in self.types and (known is None or known[0].epoch != found.epoch or known[0].owner != found.owner):
             self._read_cursors_s = float("-inf")
             self._look.set()
@@ -304,6 +327,8 @@ class ActorHost:
             if owned is not None:
                 if owner is not None and owner != self._worker:
                     await self._hand_over(owned, owner)
+                elif owned.is_deaf:
+                    await owned.go_on()
             elif not self._is_draining and (owner == self._worker or self._is_named(place)):
                 # one that was handed to us is taken even when it should go on to another: nobody else may take it
                 await self._take_if_free(kind, number)
@@ -332,7 +357,9 @@ class ActorHost:
         for stored in await self._bus.get_many(subjects.ACTORS, [f"cb.cursor.{name}.*" for name in self.types]):
             _, _, kind, number = stored.subject.split(".")
             try:
-                self._cursors[kind, int(number)] = (cursors.decode(stored.data), stored.seq)
+                found = cursors.decode(stored.data)
+                self._cursors[kind, int(number)] = (found, stored.seq)
+                self._disown((kind, int(number)), found)
             except DecodeError as error:
                 _log.error(events.PARTITION_UNPLACED, code=error.code, message=f"{stored.subject}: {error}")
 
@@ -378,14 +405,16 @@ class ActorHost:
             on_lost=self._lost,
             on_settled=self._settled,
         )
-        if not is_handed or found.held.keys() != held.keys() or not found.epoch:
+        # where another holds an actor it hears of this, and says if that has ended meanwhile
+        if not is_handed or found.held or not found.epoch:
             wanted = replace(partition.cursor, epoch=found.epoch + 1, owner=self._worker)
             if not await partition.write(wanted):
                 return
         self._cursors[kind.name, number] = (partition.cursor, partition.cursor_seq)
         self._adopt(partition)
-        await partition.open()
+        # ours from here on; where it cannot be read now, the next look tries again
         self.partitions[kind.name, number] = partition
+        await partition.open()
         if is_from_dead:
             self.takeovers += 1
         _log.info(
@@ -417,25 +446,21 @@ class ActorHost:
         try:
             is_written = await partition.write(wanted)
         except BusError:
-            # unknown or refused: look again what stands
+            # nobody knows what stands, or will: nothing begins here until another write has gone through
+            partition.is_adrift = True
+            return
+        if not is_written:
             partition.doubt()
             await self._go_on(partition)
             return
-        if not is_written:
-            await self._go_on(partition)
-            return
+        partition.is_handed = True
         place = (partition.kind.name, partition.number)
         self.partitions.pop(place, None)
         self._cursors[place] = (partition.cursor, partition.cursor_seq)
-        for key in held:
-            activation = partition.activations[key]
-            if activation.is_busy:
-                self.held[*place, key] = activation
-            else:
-                await self._free(place, key)
+        self._hold(partition, held)
         for activation in partition.activations.values():
             if not activation.is_busy:
-                _ = self.services.spawn(activation.runner.end(), "actor-end")
+                _ = self.services.spawn(activation.runner.instance.end(), "actor-end")
         _log.info(
             events.PARTITION_HANDED_OVER,
             worker=self._worker,
@@ -456,15 +481,28 @@ class ActorHost:
         await partition.close()
         partition.leave()
         for activation in partition.activations.values():
-            await activation.runner.end()
+            await activation.runner.instance.end()
         try:
             _ = await partition.write(partition.next_cursor(epoch=partition.epoch + 1, owner=""))
         except BusError as error:
             _log.warning(events.PARTITION_UNPLACED, code=error.code, message=str(error))
         self.partitions.pop((partition.kind.name, partition.number), None)
 
+    def _hold(self, partition: Partition, keys: Iterable[str]) -> None:
+        """Keep the actors of a partition that are in mid-turn here; say of those that have ended that they are free."""
+        place = (partition.kind.name, partition.number)
+        for key in keys:
+            activation = partition.activations[key]
+            if activation.is_busy:
+                self.held[*place, key] = activation
+            else:
+                _ = self.services.spawn(self._free(place, key), "actor-free")
+
     def _lost(self, partition: Partition) -> None:
-        self.partitions.pop((partition.kind.name, partition.number), None)
+        place = (partition.kind.name, partition.number)
+        if self.partitions.get(place) is partition:
+            del self.partitions[place]
+            self._hold(partition, partition.activations)
         _ = self.services.spawn(partition.close(), "partition-close")
         self._read_cursors_s = float("-inf")
         self._look.set()
@@ -472,10 +510,23 @@ class ActorHost:
     def _settled(self, partition: Partition, activation: Staged) -> None:
         """An actor came to rest: one that we only held is free for its new owner."""
         place = (partition.kind.name, partition.number)
-        if self.held.pop((*place, activation.address.key), None) is not None:
+        held = (*place, activation.address.key)
+        if self.held.get(held) is activation:
+            del self.held[held]
             _ = self.services.spawn(self._free(place, activation.address.key), "actor-free")
 
+    def _disown(self, place: Place, found: Cursor) -> None:
+        """Say again that an actor is free which a cursor says we hold: the first notice may have been lost."""
+        for key, worker in found.held.items():
+            if worker == self._worker and self._has_let_go(place, key):
+                _ = self.services.spawn(self._free(place, key), "actor-free")
+
+    def _has_let_go(self, place: Place, key: str) -> bool:
+        return place not in self.partitions and (*place, key) not in self.held
+
     async def _free(self, place: Place, key: str) -> None:
+        if not self._has_let_go(place, key):
+            return
         body = msgspec.json.encode(Freed(self._worker, place[0], place[1], key))
         try:
             await self._bus.publish(FREED, body)
@@ -506,7 +557,7 @@ class ActorHost:
                 passivated_s = now_s
                 for partition in list(self.partitions.values()):
                     for activation in partition.passivate(now_s):
-                        await activation.runner.end()
+                        await activation.runner.instance.end()
 
     def _free_from_dead(self) -> None:
         """Free actors that a host had in mid-turn which died."""
@@ -524,8 +575,8 @@ class ActorHost:
                 if activation.held_by is None:
                     continue
                 try:
-                    done = await activation.has_moved(partition.cursor.pending.get(key, 0))
-                except BusError:
+                    done = await activation.has_moved()
+                except (BusError, DecodeError):
                     continue
                 if done:
                     partition.free(key)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection
 
 from callboard.runtime import subjects
 from callboard.runtime.actor.address import Address
@@ -67,7 +67,7 @@ class Mailbox:
         """Return the oldest mail, which stays."""
         return self._mails[0] if self._mails else None
 
-    def oldest_but(self, handled: Sequence[int]) -> int | None:
+    def oldest_but(self, handled: Collection[int]) -> int | None:
         """Return the sequence of the oldest waiting mail that is not among ``handled``, or a lower bound of it."""
         for mail in self._mails:
             if mail.seq not in handled:
@@ -78,13 +78,18 @@ class Mailbox:
         """Return what is in memory, oldest first."""
         return tuple(self._mails)
 
+    def missed(self) -> None:
+        """Take note that mail may have come by unseen: whatever follows the latest is read from the stream."""
+        if self._cut_from is None:
+            self._cut_from = self.arrived + 1
+
     def remove(self, seq: int) -> None:
         """Forget a handled mail."""
         if self._mails and self._mails[0].seq == seq:
             self._mails.popleft()
         else:
             kept = [mail for mail in self._mails if mail.seq != seq]
-            if len(kept) == len(self._mails):
+            if len(kept) == len(self._mails) and (self._cut_from is None or seq < self._cut_from):
                 return
             self._mails = deque(kept)
         self.count = max(0, self.count - 1)
