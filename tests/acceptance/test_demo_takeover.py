@@ -93,6 +93,16 @@ def test_stopping_it_ends_all_it_started(console: Console, number: signal.Signal
     assert not family(demo.process.pid, console.folder / "data")
 
 
+def test_a_second_one_on_the_same_data_is_refused_and_spoils_nothing_of_the_first(console: Console) -> None:
+    demo, started = begin(console, until="questions wait")
+    refused = console.run("demo", "takeover", "texts", *OPTIONS, *QUICK)
+    assert refused.status == 4
+    assert "--data" in refused.err
+    assert (console.folder / "out" / "takeover-notes.jsonl").read_bytes()
+    assert [pid for pid in started if is_alive(pid)]
+    demo.stop(signal.SIGINT, timeout_s=15)
+
+
 def test_a_folder_of_one_file_makes_a_turn_of_three_steps(console: Console) -> None:
     (console.folder / "few").mkdir()
     (console.folder / "few" / "a.txt").write_text("Some words about a lease.", "utf-8")

@@ -91,7 +91,6 @@ async def run_takeover(options: Options, tell: Tell) -> Shown:
     skip = (options.out, options.data_dir)
     found = await stage.apart(lambda: stage.listed(options.folder, max_files=options.max_files, skip=skip))
     stage.check_out(options.out)
-    _clear(options.out)
     await stage.make_room(options.data_dir)
     steps = max(LEAST_STEPS, min(options.steps, len(found.files) + LEAST_STEPS - 1))
     scene = Scene(total=steps, pace_s=options.turn_s / steps)
@@ -99,11 +98,11 @@ async def run_takeover(options: Options, tell: Tell) -> Shown:
     text = f"a server that syncs every write, {WORKERS} workers; one turn of {steps} steps{few}"
     facts: dict[str, object] = {"files": len(found.files), "steps": steps, "pace_s": scene.pace_s}
     tell(scene, News(event="starting", text=text, facts=facts))
-    async with (
-        stage.server(options.data_dir) as (url, bus),
-        stage.workers(SERVICE, processes=WORKERS, concurrency=1, url=url) as group,
-    ):
-        return await stage.until_group_ends(group, _Takeover(bus, options, scene, tell).run())
+    async with stage.server(options.data_dir) as (url, bus):
+        # not sooner: another demonstration on this data would still be writing there
+        _clear(options.out)
+        async with stage.workers(SERVICE, processes=WORKERS, concurrency=1, url=url) as group:
+            return await stage.until_group_ends(group, _Takeover(bus, options, scene, tell).run())
 
 
 def _clear(out: Path) -> None:
