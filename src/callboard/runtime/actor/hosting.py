@@ -427,10 +427,10 @@ class ActorHost:
         held = {key: self._worker for key, activation in partition.activations.items() if activation.is_busy}
         wanted = partition.next_cursor(epoch=partition.epoch + 1, owner=to, held=held)
         try:
-            is_written = await partition.write(wanted)
+            # a worker that drains has no time to wait for a broker that is away
+            is_written = await partition.give(wanted, is_patient=not self._is_draining)
         except BusError:
-            # unknown: if it stands after all, the turns under way are ours to end; a draining worker has no time to ask
-            is_written = not self._is_draining and await partition.stands(wanted)
+            is_written = False
         if not is_written:
             partition.doubt()
             await self._go_on(partition)
@@ -439,8 +439,9 @@ class ActorHost:
         self.partitions.pop(place, None)
         self._cursors[place] = (partition.cursor, partition.cursor_seq)
         for key in held:
-            activation = partition.activations[key]
-            if activation.is_busy:
+            # it may have ended, and even been forgotten, while the cursor was written
+            activation = partition.activations.get(key)
+            if activation is not None and activation.is_busy:
                 self.held[*place, key] = activation
             else:
                 await self._free(place, key)

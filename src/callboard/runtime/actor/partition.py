@@ -293,22 +293,30 @@ class Partition:
         self.cursor, self.cursor_seq = wanted, ack.seq
         return True
 
-    async def stands(self, wanted: Cursor) -> bool:
-        """Return whether a cursor stands whose write came to no known end; waits until the leader can tell.
+    async def give(self, wanted: Cursor, *, is_patient: bool) -> bool:
+        """Write the cursor that names another owner; return whether it stands.
 
-        Returns False as well when a write that is still on its way may yet be stored; its loser learns it by the next
-        refusal.
+        Where the write comes to no known end and ``is_patient``, the leader is asked until it tells: if the cursor
+        stands, the turns under way are ours to end. A write that is still on its way then may be stored later; it is
+        found by the next refusal. Nobody looks at the cursor meanwhile, who might take what we gave for lost.
+
+        Raises:
+            BusError: If it cannot be written now, or nobody knows; only without patience.
         """
         subject = subjects.cursor(self.kind.name, self.number)
-        data = cursors.encode(wanted)
         async with self._writing:
+            try:
+                return await self._write(wanted)
+            except BusError:
+                if not is_patient:
+                    raise
             while True:
                 try:
                     stored = await self._services.bus.get_last(subjects.ACTORS, subject, from_leader=True)
                 except BusError:
                     await self._services.clock.sleep(_RETRY_S)
                     continue
-                if stored is None or stored.data != data:
+                if stored is None or stored.data != cursors.encode(wanted):
                     return False
                 self.cursor, self.cursor_seq = wanted, stored.seq
                 return True
