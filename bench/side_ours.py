@@ -77,4 +77,4 @@ def _note(worker: Worker) -> str:
 
 
 if __name__ == "__main__":
-    main(work)
+    main(work, Job)

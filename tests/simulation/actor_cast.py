@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from msgspec import Struct
 
@@ -11,7 +13,8 @@ from callboard.runtime.actor.actor import Actor
 from callboard.runtime.actor.handler import on
 from callboard.runtime.errors import RetryableError
 from callboard.runtime.retry import RetryPolicy
-from callboard.runtime.simulation.loop import process
+from callboard.runtime.simulation.host import Host
+from callboard.runtime.simulation.loop import Process, process
 from callboard.runtime.simulation.world import World
 
 KIND = "ledger"
@@ -72,6 +75,7 @@ class Stage:
         scripts: By message id; a message without one is written down and that is all.
         paid_again: Payments for a part whose record stood, on hosts that fared well.
         wrong: Values that a step returned and that were another one's.
+        beside: Turns that began while another host, which fared well, was in the midst of them.
     """
 
     def __init__(self, world: World, dice: random.Random, *, stands: Callable[[str, int], bool]) -> None:
@@ -80,13 +84,31 @@ class Stage:
         self.scripts: dict[str, Script] = {}
         self.paid_again: list[str] = []
         self.wrong: list[str] = []
+        self.beside: list[str] = []
+        self._running: dict[str, list[Process]] = {}
         self.turns = 0
         self.receipts = 0
         self.stands = stands
 
+    @contextmanager
+    def run(self, turn: str, what: str) -> Iterator[None]:
+        """Note a run of a turn, and whether it goes on elsewhere at the same time."""
+        self.turns += 1
+        me = process.get()
+        self.world.simulation.note("turn", f"{turn} {what}", host=me.name)
+        others = self._running.setdefault(turn, [])
+        for other in others:
+            if other is not me and _fares_well(other) and _fares_well(me):
+                self.beside.append(f"{turn} began on {me.name} while it ran on {other.name}")
+        others.append(me)
+        try:
+            yield
+        finally:
+            others.remove(me)
+
     def pay(self, turn: str, part: int) -> Payment:
         self.receipts += 1
-        if self.stands(turn, part) and getattr(process.get(), "is_unharmed", False):
+        if self.stands(turn, part) and _fares_well(process.get()):
             self.paid_again.append(f"{turn} part {part}")
         return Payment(part, self.receipts)
 
@@ -105,14 +127,18 @@ def cast(stage: Stage) -> type[Actor]:
 
         @on
         async def note(self, m: Note) -> str:
-            stage.turns += 1
             script = stage.scripts.get(m.id, Script())
             turn = f"{self.address}/{self.mail.seq}"
-            _mark(stage, "turn", f"{turn} {m.id} {self.attempt}")
 
             async def pay(part: int) -> Payment:
                 return stage.pay(turn, part)
 
+            with stage.run(turn, f"{m.id} {self.attempt}"):
+                return await self.told(m, script, turn, pay)
+
+        async def told(
+            self, m: Note, script: Script, turn: str, pay: Callable[[int], Coroutine[Any, Any, Payment]]
+        ) -> str:
             parts = list(range(script.parts))
             # another order in each attempt: steps are found by what they are for
             stage.dice.shuffle(parts)
@@ -136,8 +162,8 @@ def cast(stage: Stage) -> type[Actor]:
 
         @on
         async def hold(self, m: Hold) -> None:
-            _mark(stage, "turn", f"{self.address}/{self.mail.seq} hold {m.id} {self.attempt}")
-            found = await self.wait_for(Go, where={"id": m.id})
+            with stage.run(f"{self.address}/{self.mail.seq}", f"hold {m.id} {self.attempt}"):
+                found = await self.wait_for(Go, where={"id": m.id})
             self.state.seen.append(f"went/{found.id}")
 
         @on
@@ -151,5 +177,5 @@ def cast(stage: Stage) -> type[Actor]:
     return Ledger
 
 
-def _mark(stage: Stage, name: str, detail: str) -> None:
-    stage.world.simulation.note(name, detail, host=process.get().name)
+def _fares_well(owner: Process) -> bool:
+    return isinstance(owner, Host) and not owner.is_dead and owner.is_unharmed

@@ -20,8 +20,11 @@ SENDERS = 3
 SENDS = 10
 PARTITIONS = 3
 LOAD_S = 12.0
-SETTLE_S = 150.0
+# Nothing was stored for so long: nothing will.
+SETTLE_S = 30.0
 ASK_S = 6.0
+# Longer than all faults together.
+PATIENCE_S = 60.0
 # The answer that is kept for the question: its time was over in mid-turn.
 FINAL = ("turn_cancelled", "reply_gone")
 
@@ -43,7 +46,7 @@ class Sender:
         self, world: World, stage: Stage, watch: Watch, dice: random.Random, name: str, *, is_timed: bool
     ) -> None:
         self.acked: set[str] = set()
-        self.early: list[str] = []
+        self.complaints: list[str] = []
         self._world = world
         self._stage = stage
         self._watch = watch
@@ -84,7 +87,8 @@ class Sender:
         self.acked.add(f"went/{name}")
 
     async def _ask(self, key: str, name: str) -> None:
-        while True:
+        give_up_s = self._world.clock.monotonic() + PATIENCE_S
+        while self._world.clock.monotonic() < give_up_s:
             try:
                 value = await self._world.actor(f"{KIND}/{key}").ask(Note(name), idempotency_key=name, timeout_s=ASK_S)
             except CallboardError as error:
@@ -94,9 +98,12 @@ class Sender:
                 await self._world.clock.sleep(0.5)
                 continue
             break
+        else:
+            self.complaints.append(f"{name} was never answered")
+            return
         self._world.simulation.note("answered", name)
         if name not in self._watch.committed or value != name:
-            self.early.append(f"{name} was answered {value!r} before its turn was stored")
+            self.complaints.append(f"{name} was answered {value!r} before its turn was stored")
         self.acked.add(name)
 
     def _script(self) -> Script:
@@ -127,7 +134,9 @@ async def actors(simulation: Simulation) -> Found:
             for sender in senders:
                 group.create_task(sender.run(), name="sender")
             group.create_task(nemesis.run(LOAD_S), name="nemesis")
-        problems = [early for sender in senders for early in sender.early] + stage.paid_again + stage.wrong
+        problems = (
+            [text for sender in senders for text in sender.complaints] + stage.paid_again + stage.wrong + stage.beside
+        )
         acked = {name for sender in senders for name in sender.acked}
         await _settle(world, watch, problems)
         for name in sorted(world.hosts):
@@ -142,9 +151,11 @@ async def actors(simulation: Simulation) -> Found:
 
 
 async def _settle(world: World, watch: Watch, problems: list[str]) -> None:
-    give_up_s = world.clock.monotonic() + SETTLE_S
+    done, moved_s = -1, 0.0
     while unsettled := watch.unsettled():
-        if world.clock.monotonic() > give_up_s:
+        if len(watch.committed) != done:
+            done, moved_s = len(watch.committed), world.clock.monotonic()
+        if world.clock.monotonic() - moved_s > SETTLE_S:
             problems += [f"not settled: {text}" for text in unsettled]
             return
         await world.clock.sleep(0.5)

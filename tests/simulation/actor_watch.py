@@ -122,7 +122,7 @@ class Watch:
         found = []
         for key, mails in self.mails.items():
             state = self.states.get(key, (StateRecord(), Seen()))[0]
-            behind = sum(not state.has_applied(mail.seq) for mail in mails)
+            behind = sum(mail.seq > state.applied and mail.seq not in state.ahead for mail in mails)
             if behind or state.parked or state.timers:
                 found.append(f"{key}: {behind} unapplied, parked {state.parked}, timers {sorted(state.timers)}")
         return found

@@ -11,10 +11,11 @@ from pydantic import ValidationError
 from callboard.runtime.config import Settings, WorkSettings, leaves
 from callboard.runtime.errors import ConfigError
 
+SECTIONS = "nats, server, work, worker, log, topology, actors"
 BAD_FILES = [
     ("nats: [", ":1: not valid YAML: expected the node content, but found '<stream end>'"),
-    ("- a\n- b", ": must be a mapping with any of the sections nats, server, work, worker, log, topology, actors, is a list"),
-    ("just words", ": must be a mapping with any of the sections nats, server, work, worker, log, topology, actors, is a text"),
+    ("- a\n- b", f": must be a mapping with any of the sections {SECTIONS}, is a list"),
+    ("just words", f": must be a mapping with any of the sections {SECTIONS}, is a text"),
     ("log:\n  level: info\n  level: debug", ":3: not valid YAML: key 'level' is written twice"),
     ("? [a, b]\n: 1", ":1: not valid YAML: a key must be a plain word"),
     ("!!python/object:os.system {}", (":1: not valid YAML: could not determine a constructor for the tag "

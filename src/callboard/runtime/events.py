@@ -50,6 +50,7 @@ ACTOR_FAILED: Final = "callboard.v1.actor.failed"  # error: actor, code, message
 TURN_FAILED: Final = "callboard.v1.turn.failed"  # warning: actor, seq, attempt, code, type
 TURN_FENCED: Final = "callboard.v1.turn.fenced"  # warning: actor, epoch; another host wrote since, thrown away
 TURN_CANCELLED: Final = "callboard.v1.turn.cancelled"  # info: actor, seq, reason
+HANDLER_ABANDONED: Final = "callboard.v1.handler.abandoned"  # error: actor, seq; it swallows every cancellation
 MAIL_DEAD_LETTERED: Final = "callboard.v1.mail.dead_lettered"  # error: actor, seq, attempts, code
 MAIL_REFUSED: Final = "callboard.v1.mail.refused"  # warning: actor, mails, policy, problem; the mailbox is full
 HOOK_FAILED: Final = "callboard.v1.hook.failed"  # warning: actor, hook, type

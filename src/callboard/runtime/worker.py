@@ -427,6 +427,8 @@ class Worker:
             if self.loop_lag_s > MAX_STALL_S:
                 # stopped or blocked: what comes in now may have lain in the socket, and nobody was heard meanwhile
                 self.keeper.stalled_at = self._listening_s = now_s
+                if self.host is not None:
+                    self.host.doubt()
             self.keeper.loop_ticked_at = now_s
             now = self._clock.now()
             for pool in self.pools.values():
@@ -444,7 +446,10 @@ class Worker:
         problems = [p for pool in self.pools.values() if (p := pool.problem())]
         if fetches:
             self._fetched_s = min(fetches)
-        silent_s = 0.0 if self._fetched_s is None or not fetches else now_s - self._fetched_s
+        silent_s = 0.0
+        if self._fetched_s is not None and fetches:
+            # what came while we stood still is not read yet
+            silent_s = now_s - max(self._fetched_s, self.keeper.stalled_at)
         self.problem = problems[0] if problems else None
         if silent_s > DEAF_AFTER_S:
             self.problem = f"the broker has not answered a pull for {silent_s:.0f} s"

@@ -70,6 +70,7 @@ class Actor:
         poison_limit: int | UnsetType = UNSET,
         state_limit_bytes: int | UnsetType = UNSET,
         max_chain: int | UnsetType = UNSET,
+        supervisor: str | Address | UnsetType | None = UNSET,
         abstract: bool = False,
         **others: Any,  # noqa: ANN401 - whatever a mixin takes
     ) -> None:
@@ -86,6 +87,7 @@ class Actor:
             "poison_limit": poison_limit,
             "state_limit_bytes": state_limit_bytes,
             "max_chain": max_chain,
+            "supervisor": supervisor,
         }
         _check_keywords(cls, others, given)
         super().__init_subclass__(**others)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
@@ -29,6 +30,7 @@ from callboard.runtime.actor.services import ActorRules, Services
 from callboard.runtime.beat import ActorLoad, Beat
 from callboard.runtime.blobs import BlobStore
 from callboard.runtime.bus.base import Bus, Message, Subscription
+from callboard.runtime.client import Client
 from callboard.runtime.clock import Clock
 from callboard.runtime.control import Accusation, decode_death
 from callboard.runtime.errors import BusError, DecodeError, TopologyError
@@ -41,6 +43,8 @@ HELD_LOOK_EVERY_S = 1.0
 # what was cancelled ends within a moment
 END_WAIT_S = 2.0
 PASSIVATE_EVERY_S = 5.0
+# a thread starts only when no idle one is left
+MAX_THREADS = 1024
 FREED = "cb.ctl.freed"
 CURSORS = "cb.cursor.*.*"
 
@@ -105,10 +109,12 @@ class ActorHost:
             clock=clock,
             committer=self._committer,
             blobs=BlobStore(bus),
+            client=Client(bus, clock=clock),
             rules=rules,
             spawn=spawn,
             slots=asyncio.Semaphore(rules.turns),
             echo_age_s=lambda: self.liveness.echo_age_s(clock.monotonic()),
+            executor=ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="cb-actor"),
         )
         self._look = asyncio.Event()
         self._is_draining = False
@@ -128,7 +134,7 @@ class ActorHost:
         if await self._bus.stream_info(subjects.ACTORS) is None:
             message = f"stream {subjects.ACTORS} is missing: run 'callboard provision'"
             raise TopologyError(message)
-        self._bus.on_reconnect(self._reconnected)
+        self._bus.on_reconnect(self.doubt)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._committer.run(), name="turn-committer")
             group.create_task(Pinger(self._bus, self.liveness, clock=self._clock, me=self._worker).run(), name="pinger")
@@ -145,6 +151,8 @@ class ActorHost:
             finally:
                 for subscription in self._subscriptions:
                     await subscription.close()
+                if self.services.executor is not None:
+                    self.services.executor.shutdown(wait=False, cancel_futures=True)
 
     async def drain(self, *, grace_s: Callable[[], float]) -> None:
         """Hand everything on: idle actors at once, those in mid-turn when they are done or the grace time is over.
@@ -227,7 +235,11 @@ class ActorHost:
         number = Address(kind, key).partition(self.services.rules.partitions)
         return self.partitions.get((kind, number))
 
-    def _reconnected(self) -> None:
+    def doubt(self) -> None:
+        """Take nothing we knew for granted: our link was away, or this process stood still.
+
+        What comes in now, our own beats among it, may be old, and our partitions somebody else's.
+        """
         self.liveness.reconnected(self._clock.monotonic())
         self._doubt_all()
 
@@ -447,7 +459,7 @@ class ActorHost:
                 await self._free(place, key)
         for activation in partition.activations.values():
             if not activation.is_busy:
-                _ = self.services.spawn(activation.runner.end(), "actor-end")
+                _ = self.services.spawn(activation.runner.instance.end(), "actor-end")
         _log.info(
             events.PARTITION_HANDED_OVER,
             worker=self._worker,
@@ -468,7 +480,7 @@ class ActorHost:
         await partition.close()
         partition.leave()
         for activation in partition.activations.values():
-            await activation.runner.end()
+            await activation.runner.instance.end()
         try:
             _ = await partition.write(partition.next_cursor(epoch=partition.epoch + 1, owner=""))
         except BusError as error:
@@ -524,7 +536,7 @@ class ActorHost:
                 passivated_s = now_s
                 for partition in list(self.partitions.values()):
                     for activation in partition.passivate(now_s):
-                        await activation.runner.end()
+                        await activation.runner.instance.end()
 
     def _free_from_dead(self) -> None:
         """Free actors that a host had in mid-turn which died."""

@@ -89,7 +89,7 @@ class Mailbox:
             self._mails.popleft()
         else:
             kept = [mail for mail in self._mails if mail.seq != seq]
-            if len(kept) == len(self._mails):
+            if len(kept) == len(self._mails) and (self._cut_from is None or seq < self._cut_from):
                 return
             self._mails = deque(kept)
         self.count = max(0, self.count - 1)

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from msgspec import Struct, structs
 
 from callboard.runtime import subjects
-from callboard.runtime.actor.address import check_type
+from callboard.runtime.actor.address import Address, check_type, parse
 from callboard.runtime.actor.handler import check_retry, check_seconds
 from callboard.runtime.capability import Capability
 from callboard.runtime.errors import ActorDefinitionError, ConfigError, InvalidNameError
@@ -45,6 +45,8 @@ class ActorOptions(Struct, frozen=True, kw_only=True):
         poison_limit: Mails in a row that may become dead letters before it waits for a person.
         state_limit_bytes: Largest state as JSON; a turn that leaves more is not committed.
         max_chain: Turns that may lead to one another before the chain is cut.
+        supervisor: Address, ``type/key``, of the actor that is told ``ActorFailed`` when this one fails; None for
+            nobody. It is told in the commit that fails this one.
     """
 
     capabilities: tuple[str, ...] = ()
@@ -59,6 +61,7 @@ class ActorOptions(Struct, frozen=True, kw_only=True):
     poison_limit: int = 3
     state_limit_bytes: int = 1 << 20
     max_chain: int = 50
+    supervisor: Address | None = None
 
 
 def checked(cls: type, given: Mapping[str, Any], *, base: ActorOptions) -> ActorOptions:
@@ -84,6 +87,8 @@ def checked(cls: type, given: Mapping[str, Any], *, base: ActorOptions) -> Actor
     if values.get("mailbox_policy", "reject") not in policies:
         message = f"{where}: mailbox_policy is {values['mailbox_policy']!r}, take one of {', '.join(policies)}"
         raise ConfigError(message)
+    if isinstance(values.get("supervisor"), str):
+        values["supervisor"] = _supervisor(values["supervisor"], where)
     if "retry" in values:
         check_retry(values["retry"], what=f"{where}: retry")
     return structs.replace(base, **values)
@@ -100,6 +105,14 @@ def type_name(cls: type, name: str | None) -> str:
         return check_type(found)
     except InvalidNameError as error:
         message = f'actor {cls.__qualname__}: {error}; write class {cls.__name__}(Actor, name="...")'
+        raise ActorDefinitionError(message) from error
+
+
+def _supervisor(given: str, where: str) -> Address:
+    try:
+        return parse(given)
+    except InvalidNameError as error:
+        message = f"{where}: supervisor: {error}"
         raise ActorDefinitionError(message) from error
 
 

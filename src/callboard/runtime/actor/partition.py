@@ -12,12 +12,14 @@ from callboard.runtime.actor.activation import Activation
 from callboard.runtime.actor.address import Address
 from callboard.runtime.actor.cursor import Cursor
 from callboard.runtime.actor.definition import ActorType
-from callboard.runtime.actor.mail import Mail, mail_of
+from callboard.runtime.actor.letter import letter_of, write_letter
+from callboard.runtime.actor.mail import Mail, mail_of, wrong_key
 from callboard.runtime.actor.ports import Staged
 from callboard.runtime.actor.services import Services
 from callboard.runtime.bus import header
 from callboard.runtime.bus.base import Stored, Tail, Write
-from callboard.runtime.errors import BusError, ConflictError, DecodeError
+from callboard.runtime.errors import BusError, ConflictError, DecodeError, InvalidNameError
+from callboard.runtime.record import failure_of
 
 _log = logs.get_logger(__name__)
 
@@ -221,7 +223,9 @@ class Partition:
         activation = self.activations.get(key)
         if activation is not None and activation.held_by is not None:
             activation.held_by = None
-            activation.record = None
+            if not activation.is_busy:
+                # a turn under way needs it to the end; the fence tells whether it still stands
+                activation.record = None
             activation.wake()
 
     # --- the cursor
@@ -366,8 +370,33 @@ class Partition:
             return
         self._seen = stored.seq
         mail: Mail = mail_of(stored)
+        token = stored.subject.split(".", 4)[4]
+        if not _is_key(mail.address.key, token):
+            _ = self._services.spawn(self._bury_stray(mail, token), "mail-stray")
+            return
         self.activation(mail.address.key).deliver(mail)
         if not self._is_on_hold and len(self.activations) >= MAX_WAITING and self.waiting >= MAX_WAITING:
             self._is_on_hold = True
             if self._tail is not None:
                 self._tail.hold()
+
+    async def _bury_stray(self, mail: Mail, token: str) -> None:
+        """Make a dead letter of a mail for what is no key: it has no actor that could handle it."""
+        services = self._services
+        failure = failure_of(wrong_key(token))
+        try:
+            letter = await letter_of(
+                mail, failure, attempts=0, worker=services.worker, at=services.clock.now(), blobs=services.blobs
+            )
+            await write_letter(services.bus, mail, letter, token=token)
+        except BusError as error:
+            _log.warning(events.MAIL_REFUSED, actor=str(mail.address), mails=1, policy="", problem=str(error))
+            return
+        _log.error(events.MAIL_DEAD_LETTERED, actor=str(mail.address), seq=mail.seq, attempts=0, code=failure.code)
+
+
+def _is_key(key: str, token: str) -> bool:
+    try:
+        return subjects.escape(key) == token
+    except InvalidNameError:
+        return False

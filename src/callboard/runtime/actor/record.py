@@ -62,8 +62,8 @@ class Parked(Struct, frozen=True, kw_only=True, omit_defaults=True):
         hold: Whether later mail waits behind it.
         waits: How many waits it has finished before this one.
         since: When it was parked.
-        id: What is kept of the mail's id, if its sender gave one: a repeat of it joins this turn.
-        askers: Where the repeats want the answer as well.
+        id: Digest of the id that its sender gave, "" when it gave none: a repeat joins it and begins no turn.
+        askers: Reply subjects of repeats that wait for its answer as well.
     """
 
     seq: int

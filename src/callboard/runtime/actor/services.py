@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Executor
 from typing import Any
 
 from msgspec import Struct
@@ -11,6 +12,7 @@ from msgspec import Struct
 from callboard.runtime.actor.commit import TurnCommitter
 from callboard.runtime.blobs import CLAIM_CHECK_BYTES, BlobStore
 from callboard.runtime.bus.base import Bus
+from callboard.runtime.client import Client
 from callboard.runtime.clock import Clock
 
 DAY_S = 86400.0
@@ -48,7 +50,9 @@ class Services(Struct, kw_only=True):
 
     Attributes:
         spawn: Starts a task that the worker's group owns.
-        slots: Turns that may begin; a parked turn holds none.
+        client: Submits the tasks of turns and waits for them.
+        executor: Threads of synchronous handlers; None for the loop's own few, which steps use.
+        slots: Turns that may run at once; a parked turn, and one that waits for another actor, holds none.
         echo_age_s: Seconds since the worker's own beat came back to it.
     """
 
@@ -57,7 +61,9 @@ class Services(Struct, kw_only=True):
     clock: Clock
     committer: TurnCommitter
     blobs: BlobStore
+    client: Client
     rules: ActorRules
     spawn: Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None] | None]
     slots: asyncio.Semaphore
     echo_age_s: Callable[[], float]
+    executor: Executor | None = None

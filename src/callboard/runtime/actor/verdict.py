@@ -10,16 +10,18 @@ import msgspec
 from msgspec import UNSET, Struct
 from msgspec.structs import replace
 
+from callboard.runtime.actor import message
 from callboard.runtime.actor.definition import ActorType
 from callboard.runtime.actor.mail import KIND_TIMER, KIND_WAIT_TIMEOUT, Mail
 from callboard.runtime.actor.mailbox import Mailbox
-from callboard.runtime.actor.record import ASKERS_KEPT, IDS_KEPT, REPLIES_KEPT, Parked, Reply, ReplyError, StateRecord
+from callboard.runtime.actor.outbox import WAIT_TIMER
+from callboard.runtime.actor.record import IDS_KEPT, REPLIES_KEPT, Parked, Reply, ReplyError, StateRecord
 from callboard.runtime.errors import ActorStoppedError, DeadlineError, DecodeError, MailLoopError, ReplyGoneError
 from callboard.runtime.record import Failure
 
-WAIT_TIMER = "~wait"
 # A turn may come by the same actor again in a chain, a circle may not go on for ever.
 MAX_VISITS = 10
+CHAIN_SHOWN = 12
 
 
 class Run(Struct, frozen=True):
@@ -33,7 +35,7 @@ class Resume(Struct, frozen=True):
 
 
 class Join(Struct, frozen=True):
-    """It repeats the mail of this parked turn, and gets its answer when there is one."""
+    """It repeats the question of this parked turn, and is answered with it."""
 
     parked: Parked
 
@@ -87,11 +89,11 @@ def judge(mail: Mail, record: StateRecord, kind: ActorType, *, now: datetime) ->
     if record.status != "active":
         text = f"{mail.address} is {record.status}: {record.reason or 'no reason given'}; see `callboard agents show`"
         return Answer(_error(mail, ActorStoppedError.code, text))
-    joined = parked_as(mail, record)
-    if joined is not None:
-        return Join(joined)
     if mail.problem:
         return Dead(Failure(code=DecodeError.code, message=mail.problem))
+    twin = parked_twin(mail, record)
+    if twin is not None:
+        return Join(twin)
     parked = awaited_by(mail, record)
     if parked is not None:
         return Resume(parked)
@@ -103,11 +105,37 @@ def judge(mail: Mail, record: StateRecord, kind: ActorType, *, now: datetime) ->
     if mail.deadline is not None and mail.deadline <= now:
         text = f"its deadline passed {(now - mail.deadline).total_seconds():.1f} s before its turn"
         return Answer(_error(mail, DeadlineError.code, text)) if mail.reply_to else Skip()
-    visits = sum(1 for link in mail.chain if link.address == mail.address)
-    if len(mail.chain) >= kind.options.max_chain or visits >= MAX_VISITS:
-        text = f"the chain of messages has {len(mail.chain)} turns, {visits} of them {mail.address}'s: it was cut here"
-        return Dead(Failure(code=MailLoopError.code, message=text))
-    return Run()
+    loop = loop_of(mail, kind)
+    return Run() if loop is None else Dead(loop)
+
+
+def loop_of(mail: Mail, kind: ActorType) -> Failure | None:
+    """Return why the chain of messages that led to ``mail`` is cut, None when it may go on; names its last turns."""
+    chain = mail.chain
+    visits = sum(1 for link in chain if link.address == mail.address)
+    if len(chain) < kind.options.max_chain and visits < MAX_VISITS:
+        return None
+    shown = " -> ".join(str(link.address) for link in chain[-CHAIN_SHOWN:])
+    dots = "... -> " if len(chain) > CHAIN_SHOWN else ""
+    text = f"{len(chain)} turns led to one another, {visits} of them {mail.address}'s, and the chain was cut here"
+    return Failure(code=MailLoopError.code, message=f"{text}: {dots}{shown} -> {mail.address}")
+
+
+def parked_twin(mail: Mail, record: StateRecord) -> Parked | None:
+    """Return the parked turn that the mail's id names already."""
+    if not (mail.has_own_id and record.parked):
+        return None
+    digest = digest_of(mail.id)
+    return next((parked for parked in record.parked if parked.id == digest), None)
+
+
+def said(mail: Mail) -> tuple[str | None, bytes]:
+    """Return the name of a mail's message type and the message, which may stand in an envelope."""
+    if mail.type is None:
+        envelope = message.open_envelope(mail.data, mail.content_type)
+        if envelope is not None:
+            return envelope
+    return mail.type, mail.data
 
 
 def awaited_by(mail: Mail, record: StateRecord) -> Parked | None:
@@ -116,23 +144,11 @@ def awaited_by(mail: Mail, record: StateRecord) -> Parked | None:
         if mail.kind == KIND_WAIT_TIMEOUT:
             if mail.timer == f"{WAIT_TIMER}.{parked.seq}.{parked.waits}":
                 return parked
-        elif mail.kind is None and mail.type == parked.awaiting and _fits(mail, parked):
-            return parked
+        elif mail.kind is None:
+            name, data = said(mail)
+            if name == parked.awaiting and _fits(mail, data, parked):
+                return parked
     return None
-
-
-def parked_as(mail: Mail, record: StateRecord) -> Parked | None:
-    """Return the parked turn of an earlier mail with the same id."""
-    if not mail.has_own_id:
-        return None
-    known = digest_of(mail.id)
-    return next((parked for parked in record.parked if parked.id == known), None)
-
-
-def joined(record: StateRecord, joined: Parked, mail: Mail) -> list[Parked]:
-    """Return the parked turns, with one more asker of ``joined``."""
-    askers = [*(asker for asker in joined.askers if asker != mail.reply_to), mail.reply_to][-ASKERS_KEPT:]
-    return [replace(parked, askers=askers) if parked.seq == joined.seq else parked for parked in record.parked]
 
 
 def askers_of(mail: Mail, before: StateRecord, after: StateRecord) -> list[str]:
@@ -183,13 +199,13 @@ def digest_of(mail_id: str) -> str:
     return hashlib.blake2b(mail_id.encode(), digest_size=8).hexdigest()
 
 
-def _fits(mail: Mail, parked: Parked) -> bool:
+def _fits(mail: Mail, data: bytes, parked: Parked) -> bool:
     if parked.where is UNSET:
         return True
     try:
-        found = msgspec.json.decode(mail.data)
+        found = message.plain(data, mail.content_type)
         wanted = msgspec.json.decode(parked.where)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, DecodeError):
         return False
     return isinstance(found, dict) and all(found.get(name, UNSET) == value for name, value in wanted.items())
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable
 
 from msgspec import Struct
 
+from callboard.runtime.simulation.host import Host
 from callboard.runtime.simulation.world import World, alive
 
 WORKER_FAULTS = (("crash", 4), ("pause", 3), ("cut", 3), ("jump", 1))
@@ -82,8 +84,9 @@ class Nemesis:
                 world.crash(name)
                 group.create_task(self._revive(name, for_s), name="nemesis-revive")
             else:
-                fault = world.pause if kind == "pause" else world.cut
-                group.create_task(fault(name, for_s), name=f"nemesis-{kind}")
+                begin, end = (Host.pause, Host.resume) if kind == "pause" else (Host.cut, Host.mend)
+                begin(world.hosts[name])
+                group.create_task(self._end(world.hosts[name], end, for_s), name=f"nemesis-{kind}")
         self.strikes[kind] = self.strikes.get(kind, 0) + 1
 
     async def _hit_server(self, kind: str) -> None:
@@ -95,6 +98,10 @@ class Nemesis:
                 await world.lose_leader(dice.uniform(*rules.gap_s), is_hung=kind == "silent")
         finally:
             self._is_server_hit = False
+
+    async def _end(self, host: Host, end: Callable[[Host], None], after_s: float) -> None:
+        await self._world.clock.sleep(after_s)
+        end(host)
 
     async def _revive(self, name: str, after_s: float) -> None:
         await self._world.clock.sleep(after_s)
