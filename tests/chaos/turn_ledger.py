@@ -183,6 +183,12 @@ def small(seed: int) -> Plan:
     return Plan(turns=60, seed=seed, keys=15, queued=2, faults=faults)
 
 
+def clustered(seed: int) -> Plan:
+    """Return the plan of a small run on three servers, whose leader is killed, is away and hangs."""
+    faults = Faults(worker_kills=2, freezes=1, server_kills=2, server_freezes=2)
+    return Plan(turns=100, seed=seed, keys=15, queued=2, servers=3, faults=faults)
+
+
 def main() -> int:
     """Run from the command line; the status is 1 when a promise was broken."""
     parser = argparse.ArgumentParser(description=__doc__)

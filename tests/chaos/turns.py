@@ -76,8 +76,9 @@ class TurnVerdict(Struct, frozen=True, kw_only=True):
     def __str__(self) -> str:
         """Return one line of figures."""
         return (
-            f"turns begun {self.starts}, begun again {self.reruns}, second runs of a living worker's "
-            f"turn {len(self.overlaps)}, broken off {len(self.broken_off)}; steps begun {self.steps}, unrecorded ones begun again {self.steps_again}, "
+            f"turns begun {self.starts}, begun again {self.reruns}, second runs of a living worker's turn "
+            f"{len(self.overlaps)}, broken off {len(self.broken_off)}; steps begun {self.steps}, unrecorded ones begun "
+            f"again {self.steps_again}, "
             f"recorded ones repeated {len(self.repeated)}; lost {len(self.lost)}, doubled {len(self.doubled)}, "
             f"out of order {len(self.disordered)}"
         )

@@ -120,7 +120,7 @@ async def test_a_turn_under_way_ends_where_it_runs_when_the_answer_to_a_hand_ove
     first = await callboard_world.start(Slow, wrap=wrap)
     if is_cut_off:
         for bus in buses:
-            bus.on_loss = lambda: cast("ActorHost", first.worker.host)._reconnected()
+            bus.on_loss = lambda: cast("ActorHost", first.worker.host).doubt()
     asked = [
         asyncio.create_task(ActorRef(callboard_world.bus, f"slow/k{n}").ask(Hello(n), timeout_s=30)) for n in range(16)
     ]
