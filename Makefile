@@ -19,7 +19,7 @@ BENCH_ARGS ?=
 PYTEST_ARGS ?=
 JOBS ?= auto
 CHAOS ?=
-SCENARIO ?= tasks
+SCENARIO ?= actors
 SEED ?= 0
 
 # A Python will do if it is new enough and can get pip into a venv, by ensurepip or by a pip of its own.
@@ -61,7 +61,7 @@ chaos: $(VENV)/.dev ## kill workers and servers under 5,000 tasks and account fo
 	@$(BIN)/python -m tests.chaos.ledger $(CHAOS)
 
 .PHONY: simulate
-simulate: $(VENV)/.dev ## replay one simulated run and print its history (SCENARIO=tasks SEED=7)
+simulate: $(VENV)/.dev ## replay one simulated run and print its history (SCENARIO=actors SEED=7)
 	@$(BIN)/python -m tests.simulation.replay --scenario $(SCENARIO) --seed $(SEED)
 
 .PHONY: check

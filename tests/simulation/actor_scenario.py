@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from callboard.runtime.config import TopologySettings
 from callboard.runtime.errors import BusError, CallboardError
-from callboard.runtime.simulation.nemesis import ALL_FAULTS, Nemesis, NemesisRules
+from callboard.runtime.simulation.nemesis import FAULTS, FAULTS_AND_CLOCKS, Nemesis, NemesisRules
 from callboard.runtime.simulation.run import Simulation
 from callboard.runtime.simulation.world import World, open_world
 from tests.simulation.actor_cast import KIND, Go, Hold, Note, Script, Stage, cast
@@ -129,7 +129,7 @@ async def actors(simulation: Simulation) -> Found:
             await world.start(ledger, name=name, wrap=weather.wrap)
         # a wall clock that is wrong moves timers and deadlines, so these worlds have none of them
         has_good_clocks = dice.random() < 0.7
-        faults = tuple(fault for fault in ALL_FAULTS if not (has_good_clocks and fault[0] == "jump"))
+        faults = FAULTS if has_good_clocks else FAULTS_AND_CLOCKS
         nemesis = Nemesis(world, simulation.dice("nemesis"), NemesisRules(faults=faults))
         senders = [Sender(world, stage, watch, dice, name, is_timed=has_good_clocks) for name in "xyz"[:SENDERS]]
         async with asyncio.TaskGroup() as group:

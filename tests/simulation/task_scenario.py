@@ -15,7 +15,7 @@ from callboard.runtime.errors import BusError, RetryableError
 from callboard.runtime.retry import RetryPolicy
 from callboard.runtime.simulation.history import Event as Note
 from callboard.runtime.simulation.loop import process
-from callboard.runtime.simulation.nemesis import Nemesis
+from callboard.runtime.simulation.nemesis import FAULTS_AND_CLOCKS, Nemesis, NemesisRules
 from callboard.runtime.simulation.run import Simulation
 from callboard.runtime.simulation.world import World, open_world
 from tests.chaos.checker import Death, Evidence, Verdict, check
@@ -111,7 +111,7 @@ async def tasks(simulation: Simulation) -> Found:
         load = Load(world, simulation.dice("load"))
         for name in WORKERS:
             await world.start(load.capability(), name=name, wrap=weather.wrap)
-        nemesis = Nemesis(world, simulation.dice("nemesis"))
+        nemesis = Nemesis(world, simulation.dice("nemesis"), NemesisRules(faults=FAULTS_AND_CLOCKS))
         async with asyncio.TaskGroup() as group:
             group.create_task(load.submit_all(), name="submit")
             group.create_task(_strike(nemesis, weather), name="nemesis")
