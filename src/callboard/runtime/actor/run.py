@@ -165,7 +165,7 @@ class Runner:
             activation.services,
             address=activation.address,
             mail=job.mail,
-            journal=self._journal(job.mail, is_fresh=is_fresh, steps=steps),
+            journal=lambda: self._journal(job.mail, is_fresh=is_fresh, steps=steps),
             attempt=attempt,
             epoch=activation.owner.epoch,
             cause_seq=job.cause_seq,
