@@ -452,7 +452,6 @@ class ActorHost:
                 return
         self._cursors[kind.name, number] = (partition.cursor, partition.cursor_seq)
         self._adopt(partition)
-        # ours from here on; where it cannot be read now, the next look tries again
         self.partitions[kind.name, number] = partition
         await partition.open()
         if is_from_dead:
