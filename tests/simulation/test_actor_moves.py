@@ -36,6 +36,7 @@ CURSOR = subjects.cursor("desk", 0)
 class Work(Struct):
     name: str
     takes_s: float = 0.0
+    keeps: int = 0
 
 
 class Stage:
@@ -49,6 +50,7 @@ class Stage:
 class Desk(Actor, name="desk"):
     class State(Struct):
         done: list[str] = []
+        kept: str = ""
 
     state: State
 
@@ -57,6 +59,7 @@ class Desk(Actor, name="desk"):
         Stage.begun.append(m.name)
         await asyncio.sleep(m.takes_s)
         self.state.done.append(m.name)
+        self.state.kept = "x" * m.keeps
         Stage.ended.append(m.name)
         return m.name
 
@@ -518,5 +521,25 @@ def test_mail_is_not_lost_to_a_server_that_is_behind() -> None:
         await fleet.owned_by(heir)
         await fleet.begun("next")
         assert Stage.begun == ["long", "next"]
+
+    _play(scene)
+
+
+def test_a_turn_is_not_run_again_because_its_large_state_could_not_be_stored_at_once() -> None:
+    async def scene(fleet: Fleet) -> None:
+        await fleet.start("a")
+        refused: list[str] = []
+
+        async def store(write: Write, act: Callable[[], Awaitable[PubAck]]) -> PubAck:
+            if write.subject.startswith("$O.") and len(refused) < 4:
+                refused.append(write.subject)
+                raise BusTimeoutError(LOST)
+            return await act()
+
+        for bus in fleet.buses["a"]:
+            bus.on_store = store
+        assert await fleet.world.actor("desk/ann").ask(Work("large", keeps=300_000), timeout_s=60.0) == "large"
+        assert len(refused) == 4
+        assert Stage.begun == ["large"]
 
     _play(scene)

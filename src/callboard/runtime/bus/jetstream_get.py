@@ -65,7 +65,7 @@ class Reader(Work):
         return await self._get(stream, {"seq": seq})
 
     async def get_next(self, stream: str, seq: int, subject: str, *, from_leader: bool = False) -> Stored | None:
-        """Return the first message on ``subject`` with a sequence of at least ``seq``, or None; costs as ``get_seq``."""
+        """Return the first message on ``subject`` with a sequence of at least ``seq``, or None; cost as ``get_seq``."""
         check_filter(subject)
         ask: Json = {"seq": max(1, seq), "next_by_subj": subject}
         if from_leader and await self._has_followers(stream):
