@@ -17,7 +17,7 @@ from callboard.runtime.actor.definition import ActorType
 from callboard.runtime.actor.execute import STOP_LOST
 from callboard.runtime.actor.letter import letter_of, write_letter
 from callboard.runtime.actor.mail import Mail, mail_of
-from callboard.runtime.actor.mailbox import Mailbox
+from callboard.runtime.actor.mailbox import Mailbox, next_stored
 from callboard.runtime.actor.overflow import Overflow
 from callboard.runtime.actor.ports import Owner
 from callboard.runtime.actor.record import ASKERS_KEPT, Parked, Reply, StateRecord, decode, encode
@@ -281,13 +281,13 @@ class Activation:
         if self.mailbox.cut_from is None:
             return None
         subject = subjects.mailbox(self.address.type, self.owner.number, self.address.key)
-        stored = await self.services.bus.get_next(subjects.ACTORS, start, subject)
+        stored = await next_stored(self.services.bus, start, subject)
         while stored is not None:
             mail = mail_of(stored)
             if not self.known.has_applied(mail.seq) and verdict.awaited_by(mail, self.known) is not None:
                 return mail
             self._scanned = stored.seq
-            stored = await self.services.bus.get_next(subjects.ACTORS, stored.seq + 1, subject)
+            stored = await next_stored(self.services.bus, stored.seq + 1, subject)
         return None
 
     async def _handle(self, mail: Mail) -> None:

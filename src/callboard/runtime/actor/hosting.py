@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import traceback
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -29,11 +30,12 @@ from callboard.runtime.actor.ports import Staged
 from callboard.runtime.actor.services import ActorRules, Services
 from callboard.runtime.beat import ActorLoad, Beat
 from callboard.runtime.blobs import BlobStore
-from callboard.runtime.bus.base import Bus, Message, Subscription
+from callboard.runtime.bus import header
+from callboard.runtime.bus.base import Bus, Message, Stored, Subscription, Write
 from callboard.runtime.client import Client
 from callboard.runtime.clock import Clock
 from callboard.runtime.control import Accusation, decode_death
-from callboard.runtime.errors import BusError, DecodeError, TopologyError
+from callboard.runtime.errors import BusError, CallboardError, DecodeError, TopologyError
 
 _log = logs.get_logger(__name__)
 
@@ -98,6 +100,8 @@ class ActorHost:
         self.takeovers = 0
         self.liveness = Liveness(worker, now_s=clock.monotonic())
         self._worker = worker
+        self._spawn = spawn
+        self._tasks: set[asyncio.Task[None]] = set()
         self._bus = bus
         self._clock = clock
         self._hosts: dict[str, Host] = {}
@@ -111,13 +115,15 @@ class ActorHost:
             blobs=BlobStore(bus),
             client=Client(bus, clock=clock),
             rules=rules,
-            spawn=spawn,
+            spawn=self._start,
             slots=asyncio.Semaphore(rules.turns),
             echo_age_s=lambda: self.liveness.echo_age_s(clock.monotonic()),
             executor=ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="cb-actor"),
         )
         self._look = asyncio.Event()
         self._is_draining = False
+        self._is_over = False
+        self._moving = asyncio.Lock()
         self._subscriptions: list[Subscription] = []
         self._asks = AskServer(self)
         self._orders = OrderServer(self)
@@ -162,11 +168,7 @@ class ActorHost:
         """
         self._is_draining = True
         await self._asks.close()
-        for place in sorted(self.partitions):
-            partition = self.partitions.get(place)
-            heir = self._heir(partition.kind.name, partition.number) if partition is not None else None
-            if partition is not None and heir is not None:
-                await self._hand_over(partition, heir)
+        await self._place()
         for partition in self.partitions.values():
             partition.leave()
         while self._running() and grace_s() > 0:
@@ -176,9 +178,14 @@ class ActorHost:
         give_up_s = self._clock.monotonic() + END_WAIT_S
         while self._running() and self._clock.monotonic() < give_up_s:
             await self._clock.sleep(LOOK_EVERY_S / 5)
-        for partition in list(self.partitions.values()):
-            await self._give_up(partition)
+        await self._leave_rest()
         await self._orders.close()
+        give_up_s = self._clock.monotonic() + END_WAIT_S
+        while self._tasks and (grace_s() > 0 or self._clock.monotonic() < give_up_s):
+            await self._clock.sleep(LOOK_EVERY_S / 5)
+        # a hook that never ends, say
+        for task in self._tasks:
+            task.cancel()
 
     def swap(self, types: Sequence[ActorType]) -> None:
         """Use new classes of the same names from the next turn on: state and mail stay, instances are made anew."""
@@ -190,6 +197,18 @@ class ActorHost:
             for activation in partition.activations.values():
                 activation.use(kind)
         self._look.set()
+
+    def _start(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None] | None:
+        """Start a task whose error is its own: it ends neither its neighbours nor the worker."""
+        task = self._spawn(_alone(coroutine, name), name)
+        if task is None:
+            coroutine.close()
+            return None
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        # one that is cancelled before it began is never awaited
+        task.add_done_callback(lambda _: coroutine.close())
+        return task
 
     # --- what it hears
 
@@ -308,14 +327,30 @@ class ActorHost:
     async def _place(self) -> None:
         """Bring what we own in line with who is alive."""
         self._free_from_dead()
-        if self._is_draining:
-            return
-        try:
-            await self._read_cursors()
-            for kind in list(self.types.values()):
-                await self._place_type(kind)
-        except BusError as error:
-            _log.debug(events.PARTITION_UNPLACED, code=error.code, message=str(error))
+        # one at a time: a drain begins while this is under way
+        async with self._moving:
+            if self._is_over:
+                return
+            try:
+                await self._read_cursors()
+                if self._is_draining:
+                    await self._hand_on()
+                    return
+                for kind in list(self.types.values()):
+                    await self._place_type(kind)
+            except BusError as error:
+                _log.debug(events.PARTITION_UNPLACED, code=error.code, message=str(error))
+
+    async def _hand_on(self) -> None:
+        """Give everything to others, what was handed to us meanwhile too: nobody else may take that."""
+        for kind in self.types:
+            for number in range(self.services.rules.partitions):
+                heir = self._heir(kind, number)
+                owned = self.partitions.get((kind, number))
+                if heir is not None and owned is not None:
+                    await self._hand_over(owned, heir)
+                elif heir is not None and self._is_named((kind, number)):
+                    await self._pass_on(kind, number, heir)
 
     async def _place_type(self, kind: ActorType) -> None:
         hosts = self._candidates(kind)
@@ -325,6 +360,9 @@ class ActorHost:
             owned = self.partitions.get(place)
             owner = wanted.get(number)
             if owned is not None:
+                if self._is_draining:
+                    # what is left goes to others in the next round
+                    return
                 if owner is not None and owner != self._worker:
                     await self._hand_over(owned, owner)
                 elif owned.is_deaf:
@@ -378,7 +416,9 @@ class ActorHost:
         """Become the owner, against the record that stands at the leader."""
         subject = subjects.cursor(kind.name, number)
         stored = await self._bus.get_last(subjects.ACTORS, subject, from_leader=True)
-        found = cursors.decode(stored.data) if stored is not None else Cursor()
+        found = _decoded(subject, stored)
+        if found is None:
+            return
         self._cursors[kind.name, number] = (found, stored.seq if stored is not None else 0)
         now_s = self._clock.monotonic()
         is_handed = found.owner == self._worker
@@ -436,6 +476,18 @@ class ActorHost:
                 del self.held[kind, number, key]
                 partition.adopt(activation)
 
+    async def _pass_on(self, kind: str, number: int, to: str) -> None:
+        """Give a partition that was handed to us and never taken to another worker, as it stands."""
+        subject = subjects.cursor(kind, number)
+        stored = await self._bus.get_last(subjects.ACTORS, subject, from_leader=True)
+        found = _decoded(subject, stored)
+        if stored is None or found is None or found.owner != self._worker:
+            self._read_cursors_s = float("-inf")
+            return
+        wanted = replace(found, epoch=found.epoch + 1, owner=to)
+        ack = await self._bus.store(Write(subject, cursors.encode(wanted), header.build(expected_seq=stored.seq)))
+        self._cursors[kind, number] = (wanted, ack.seq)
+
     async def _hand_over(self, partition: Partition, to: str) -> None:
         """Give a partition to another worker; actors in mid-turn stay until they are done."""
         await partition.close()
@@ -447,7 +499,7 @@ class ActorHost:
         except BusError:
             # nobody knows what stands, or will: nothing begins here until another write has gone through
             partition.is_adrift = True
-            return
+            raise
         if not is_written:
             partition.doubt()
             await self._go_on(partition)
@@ -475,17 +527,27 @@ class ActorHost:
             return
         await partition.go_on()
 
+    async def _leave_rest(self) -> None:
+        """Leave the partitions that have no heir: whoever comes next finds everything as it stands."""
+        async with self._moving:
+            self._is_over = True
+            try:
+                for partition in list(self.partitions.values()):
+                    await self._give_up(partition)
+            except BusError as error:
+                # the others would fare no better, each after its time
+                _log.warning(events.PARTITION_UNPLACED, code=error.code, message=str(error))
+
     async def _give_up(self, partition: Partition) -> None:
-        """Leave a partition without an heir: whoever comes next finds everything as it stands."""
         await partition.close()
         partition.leave()
         for activation in partition.activations.values():
-            await activation.runner.instance.end()
-        try:
-            _ = await partition.write(partition.next_cursor(epoch=partition.epoch + 1, owner=""))
-        except BusError as error:
-            _log.warning(events.PARTITION_UNPLACED, code=error.code, message=str(error))
-        self.partitions.pop((partition.kind.name, partition.number), None)
+            _ = self.services.spawn(activation.runner.instance.end(), "actor-end")
+        # what would not end in time runs until this process is gone
+        held = {key: self._worker for key, activation in partition.activations.items() if activation.is_busy}
+        if await partition.write(partition.next_cursor(epoch=partition.epoch + 1, owner="", held=held)):
+            partition.is_handed = True
+            self.partitions.pop((partition.kind.name, partition.number), None)
 
     def _hold(self, partition: Partition, keys: Iterable[str]) -> None:
         """Keep the actors of a partition that are in mid-turn here; say of those that have ended that they are free."""
@@ -547,7 +609,7 @@ class ActorHost:
             for partition in list(self.partitions.values()):
                 try:
                     await partition.save()
-                except BusError:
+                except CallboardError:
                     continue
             if now_s - held_s >= HELD_LOOK_EVERY_S:
                 held_s = now_s
@@ -556,7 +618,7 @@ class ActorHost:
                 passivated_s = now_s
                 for partition in list(self.partitions.values()):
                     for activation in partition.passivate(now_s):
-                        await activation.runner.instance.end()
+                        _ = self.services.spawn(activation.runner.instance.end(), "actor-end")
 
     def _free_from_dead(self) -> None:
         """Free actors that a host had in mid-turn which died."""
@@ -579,3 +641,21 @@ class ActorHost:
                     continue
                 if done:
                     partition.free(key)
+
+
+async def _alone(coroutine: Coroutine[Any, Any, None], name: str) -> None:
+    try:
+        await coroutine
+    except Exception as error:  # noqa: BLE001 - a mistake, ours or the user's, of which the other actors know nothing
+        code = error.code if isinstance(error, CallboardError) else "internal"
+        trace = "".join(traceback.format_exception(error, limit=-8))
+        _log.error(events.ACTOR_FAILED, actor=name, code=code, message=trace)
+
+
+def _decoded(subject: str, stored: Stored | None) -> Cursor | None:
+    """Return a cursor as stored, a first one when there is none, and None when it cannot be understood."""
+    try:
+        return cursors.decode(stored.data) if stored is not None else Cursor()
+    except DecodeError as error:
+        _log.debug(events.PARTITION_UNPLACED, code=error.code, message=f"{subject}: {error}")
+        return None

@@ -90,6 +90,7 @@ class Partition:
         self._is_checking = False
         self._is_on_hold = False
         self._is_closed = False
+        self._is_left = False
         self._writing = asyncio.Lock()
 
     def __repr__(self) -> str:
@@ -171,6 +172,7 @@ class Partition:
 
     def leave(self) -> None:
         """Begin no further turn: somebody else goes on."""
+        self._is_left = True
         for activation in self.activations.values():
             activation.is_leaving = True
 
@@ -183,7 +185,7 @@ class Partition:
         if self.is_adrift and not await self.write(self.next_cursor()):
             return
         self.is_adrift = False
-        self._is_closed = False
+        self._is_closed = self._is_left = False
         for activation in self.activations.values():
             activation.is_leaving = False
             activation.wake()
@@ -219,6 +221,7 @@ class Partition:
         if found is None:
             address = Address(self.kind.name, key)
             found = Activation(self._services, self.kind, address, self, read_from=read_from)
+            found.is_leaving = self._is_left
             self.activations[key] = found
         return found
 

@@ -24,6 +24,7 @@ from callboard.runtime.actor.turn import Turn
 from callboard.runtime.bus.base import Write
 from callboard.runtime.errors import (
     BusClosedError,
+    BusError,
     CallboardError,
     DecodeError,
     PayloadTooLargeError,
@@ -35,6 +36,7 @@ from callboard.runtime.record import Failure, failure_of
 
 _log = logs.get_logger(__name__)
 CANCELLED = "cancelled"
+_RETRY_S = 0.25
 
 
 class Runner:
@@ -195,21 +197,29 @@ class Runner:
     # --- what follows
 
     async def _commit(self, turn: Turn, job: Job, ending: Done | Waits | Stopped) -> CallboardError | None:
-        """Write the end of a turn; return why that can never be, after which it counts as failed."""
-        try:
-            match ending:
-                case Done(value=value):
-                    await self._done(turn, job, value)
-                case Waits():
-                    await self._park(turn, job)
-                case Stopped(error=error):
-                    await self._stopped(turn, job, error)
-        except (TurnFencedError, BusClosedError):
-            self.forget()
-            raise
-        except CallboardError as error:
-            return error
-        return None
+        """Write the end of a turn, however long that takes; return why that can never be, then it counts as failed."""
+        while True:
+            try:
+                await self._write(turn, job, ending)
+            except (TurnFencedError, BusClosedError):
+                self.forget()
+                raise
+            except CallboardError as error:
+                if not (isinstance(error, BusError) and error.retryable):
+                    return error
+                # a large value could not be put into the store now: no reason to run the turn again
+                await self._activation.services.clock.sleep(_RETRY_S)
+            else:
+                return None
+
+    async def _write(self, turn: Turn, job: Job, ending: Done | Waits | Stopped) -> None:
+        match ending:
+            case Done(value=value):
+                await self._done(turn, job, value)
+            case Waits():
+                await self._park(turn, job)
+            case Stopped(error=error):
+                await self._stopped(turn, job, error)
 
     async def _done(self, turn: Turn, job: Job, value: object) -> None:
         activation = self._activation
