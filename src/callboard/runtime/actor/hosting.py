@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import traceback
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import msgspec
-from msgspec import Struct
 from msgspec.structs import replace
 
 from callboard.runtime import events, logs, subjects
@@ -22,6 +20,8 @@ from callboard.runtime.actor.commit import TurnCommitter
 from callboard.runtime.actor.cursor import Cursor
 from callboard.runtime.actor.definition import ActorType
 from callboard.runtime.actor.execute import STOP_DRAIN
+from callboard.runtime.actor.fleet import Fleet
+from callboard.runtime.actor.held import FREED, Held, Place
 from callboard.runtime.actor.liveness import MAX_ECHO_GAP_S, Liveness
 from callboard.runtime.actor.orders import OrderServer
 from callboard.runtime.actor.partition import Partition
@@ -47,29 +47,7 @@ END_WAIT_S = 2.0
 PASSIVATE_EVERY_S = 5.0
 # a thread starts only when no idle one is left
 MAX_THREADS = 1024
-FREED = "cb.ctl.freed"
 CURSORS = "cb.cursor.*.*"
-
-Place = tuple[str, int]
-
-
-class Freed(Struct, frozen=True):
-    """Body of ``cb.ctl.freed``: a former owner has finished, or given up, an actor that it held in mid-turn."""
-
-    worker: str
-    kind: str
-    partition: int
-    key: str
-
-
-_freed = msgspec.json.Decoder(Freed)
-
-
-class Host(Struct, frozen=True):
-    """Another worker that hosts actors, by its latest beat: each type with its state version."""
-
-    types: Mapping[str, int]
-    is_draining: bool
 
 
 class ActorHost:
@@ -78,7 +56,8 @@ class ActorHost:
     Attributes:
         types: By name.
         partitions: Those that we own.
-        held: Actors of partitions that we handed over and still have in mid-turn.
+        held: Actors of partitions that went to others in mid-turn.
+        fleet: The other hosts.
         liveness: Who is alive.
         takeovers: Partitions taken from the dead.
     """
@@ -96,7 +75,7 @@ class ActorHost:
         """Prepare; ``run`` does the work."""
         self.types = {kind.name: kind for kind in types}
         self.partitions: dict[Place, Partition] = {}
-        self.held: dict[tuple[str, int, str], Activation] = {}
+        self.fleet = Fleet(worker)
         self.takeovers = 0
         self.liveness = Liveness(worker, now_s=clock.monotonic())
         self._worker = worker
@@ -104,7 +83,6 @@ class ActorHost:
         self._tasks: set[asyncio.Task[None]] = set()
         self._bus = bus
         self._clock = clock
-        self._hosts: dict[str, Host] = {}
         self._cursors: dict[Place, tuple[Cursor, int]] = {}
         self._committer = TurnCommitter(bus, clock=clock)
         self.services = Services(
@@ -120,6 +98,7 @@ class ActorHost:
             echo_age_s=lambda: self.liveness.echo_age_s(clock.monotonic()),
             executor=ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="cb-actor"),
         )
+        self.held = Held(self.services, self.partitions, self.liveness)
         self._look = asyncio.Event()
         self._is_draining = False
         self._is_over = False
@@ -217,7 +196,7 @@ class ActorHost:
         now_s = self._clock.monotonic()
         if status_left or beat.status == "stopped":
             self.liveness.left(beat.worker, now_s)
-            self._hosts.pop(beat.worker, None)
+            self.fleet.left(beat.worker)
             self._look.set()
             return
         if beat.worker == self._worker and self.liveness.echo_age_s(now_s) > MAX_ECHO_GAP_S:
@@ -226,10 +205,7 @@ class ActorHost:
         self.liveness.heard(beat.worker, now_s, server=beat.server, host=beat.host, pid=beat.pid)
         if beat.worker == self._worker:
             return
-        types = {load.kind: load.version for load in beat.actors}
-        host = Host(types, beat.status == "draining")
-        if self._hosts.get(beat.worker) != host:
-            self._hosts[beat.worker] = host
+        if self.fleet.heard(beat, self.types):
             self._look.set()
 
     def load(self) -> list[ActorLoad]:
@@ -256,7 +232,7 @@ class ActorHost:
 
     def find_held(self, kind: str, key: str) -> Activation | None:
         """Return an actor that we still have in mid-turn although its partition is another's."""
-        return self.held.get((kind, Address(kind, key).partition(self.services.rules.partitions), key))
+        return self.held.activations.get((kind, Address(kind, key).partition(self.services.rules.partitions), key))
 
     def doubt(self) -> None:
         """Take nothing we knew for granted: our link was away, or this process stood still.
@@ -273,7 +249,7 @@ class ActorHost:
 
     async def _listen(self) -> None:
         self._subscriptions.append(await self._bus.subscribe(CURSORS, self._on_cursor))
-        self._subscriptions.append(await self._bus.subscribe(FREED, self._on_freed))
+        self._subscriptions.append(await self._bus.subscribe(FREED, self.held.hear))
         self._subscriptions.append(await self._bus.subscribe(subjects.CTL_DEAD, self._on_death))
 
     def _on_cursor(self, message: Message) -> None:
@@ -284,7 +260,7 @@ class ActorHost:
             found = cursors.decode(message.data)
         except DecodeError:
             return
-        self._disown((kind, int(number)), found)
+        self.held.disown((kind, int(number)), found)
         if kind in self.types and (known is None or known[0].epoch != found.epoch or known[0].owner != found.owner):
             self._read_cursors_s = float("-inf")
             self._look.set()
@@ -302,16 +278,6 @@ class ActorHost:
         self.liveness.ended(death.host, death.pid, now_s)
         self._look.set()
 
-    def _on_freed(self, message: Message) -> None:
-        try:
-            freed = _freed.decode(message.data)
-        except msgspec.DecodeError:
-            return
-        partition = self.partitions.get((freed.kind, freed.partition))
-        activation = partition.activations.get(freed.key) if partition is not None else None
-        if partition is not None and activation is not None and activation.held_by == freed.worker:
-            partition.free(freed.key)
-
     # --- who owns what
 
     async def _wait(self) -> None:
@@ -326,7 +292,7 @@ class ActorHost:
 
     async def _place(self) -> None:
         """Bring what we own in line with who is alive."""
-        self._free_from_dead()
+        self.held.free_from_dead(self._clock.monotonic())
         # one at a time: a drain begins while this is under way
         async with self._moving:
             if self._is_over:
@@ -343,17 +309,18 @@ class ActorHost:
 
     async def _hand_on(self) -> None:
         """Give everything to others, what was handed to us meanwhile too: nobody else may take that."""
-        for kind in self.types:
+        for kind in self.types.values():
             for number in range(self.services.rules.partitions):
+                place = (kind.name, number)
                 heir = self._heir(kind, number)
-                owned = self.partitions.get((kind, number))
+                owned = self.partitions.get(place)
                 if heir is not None and owned is not None:
                     await self._hand_over(owned, heir)
-                elif heir is not None and self._is_named((kind, number)):
-                    await self._pass_on(kind, number, heir)
+                elif heir is not None and self._is_named(place):
+                    await self._pass_on(place, heir)
 
     async def _place_type(self, kind: ActorType) -> None:
-        hosts = self._candidates(kind)
+        hosts = self.fleet.candidates(kind, self.liveness.live(self._clock.monotonic()))
         wanted = placement.assign(kind.name, self.services.rules.partitions, sorted(hosts))
         for number in range(self.services.rules.partitions):
             place = (kind.name, number)
@@ -371,21 +338,8 @@ class ActorHost:
                 # one that was handed to us is taken even when it should go on to another: nobody else may take it
                 await self._take_if_free(kind, number)
 
-    def _candidates(self, kind: ActorType) -> set[str]:
-        """Return the live hosts of a type with the newest version of its state, ourselves among them."""
-        live = self.liveness.live(self._clock.monotonic())
-        versions = {
-            worker: host.types[kind.name]
-            for worker, host in self._hosts.items()
-            if worker in live and not host.is_draining and kind.name in host.types
-        }
-        versions[self._worker] = kind.version
-        newest = max(versions.values())
-        return {worker for worker, version in versions.items() if version == newest}
-
-    def _heir(self, kind: str, number: int) -> str | None:
-        hosts = self._candidates(self.types[kind]) - {self._worker}
-        return placement.owner_of(kind, number, sorted(hosts)) if hosts else None
+    def _heir(self, kind: ActorType, number: int) -> str | None:
+        return self.fleet.heir(kind, number, self.liveness.live(self._clock.monotonic()))
 
     async def _read_cursors(self) -> None:
         now_s = self._clock.monotonic()
@@ -397,7 +351,7 @@ class ActorHost:
             try:
                 found = cursors.decode(stored.data)
                 self._cursors[kind, int(number)] = (found, stored.seq)
-                self._disown((kind, int(number)), found)
+                self.held.disown((kind, int(number)), found)
             except DecodeError as error:
                 _log.error(events.PARTITION_UNPLACED, code=error.code, message=f"{stored.subject}: {error}")
 
@@ -451,18 +405,21 @@ class ActorHost:
             if not await partition.write(wanted):
                 return
         self._cursors[kind.name, number] = (partition.cursor, partition.cursor_seq)
-        self._adopt(partition)
+        self.held.adopt(partition)
+        # ours from here on; where it cannot be read now, the next look tries again
         self.partitions[kind.name, number] = partition
         await partition.open()
-        if is_from_dead:
-            self.takeovers += 1
+        self._taken(partition, from_worker=found.owner, is_from_dead=is_from_dead)
+
+    def _taken(self, partition: Partition, *, from_worker: str, is_from_dead: bool) -> None:
+        self.takeovers += is_from_dead
         _log.info(
             events.PARTITION_TAKEN,
             worker=self._worker,
-            type=kind.name,
-            partition=number,
+            type=partition.kind.name,
+            partition=partition.number,
             epoch=partition.epoch,
-            from_worker=found.owner,
+            from_worker=from_worker,
             is_from_dead=is_from_dead,
             pending=len(partition.cursor.pending),
         )
@@ -470,15 +427,9 @@ class ActorHost:
     def _still_holds(self, worker: str, now_s: float) -> bool:
         return worker == self._worker or not self.liveness.is_dead(worker, now_s)
 
-    def _adopt(self, partition: Partition) -> None:
-        for (kind, number, key), activation in list(self.held.items()):
-            if (kind, number) == (partition.kind.name, partition.number):
-                del self.held[kind, number, key]
-                partition.adopt(activation)
-
-    async def _pass_on(self, kind: str, number: int, to: str) -> None:
+    async def _pass_on(self, place: Place, to: str) -> None:
         """Give a partition that was handed to us and never taken to another worker, as it stands."""
-        subject = subjects.cursor(kind, number)
+        subject = subjects.cursor(*place)
         stored = await self._bus.get_last(subjects.ACTORS, subject, from_leader=True)
         found = _decoded(subject, stored)
         if stored is None or found is None or found.owner != self._worker:
@@ -486,7 +437,7 @@ class ActorHost:
             return
         wanted = replace(found, epoch=found.epoch + 1, owner=to)
         ack = await self._bus.store(Write(subject, cursors.encode(wanted), header.build(expected_seq=stored.seq)))
-        self._cursors[kind, number] = (wanted, ack.seq)
+        self._cursors[place] = (wanted, ack.seq)
 
     async def _hand_over(self, partition: Partition, to: str) -> None:
         """Give a partition to another worker; actors in mid-turn stay until they are done."""
@@ -508,7 +459,7 @@ class ActorHost:
         place = (partition.kind.name, partition.number)
         self.partitions.pop(place, None)
         self._cursors[place] = (partition.cursor, partition.cursor_seq)
-        self._hold(partition, held)
+        self.held.keep(partition, held)
         for activation in partition.activations.values():
             if not activation.is_busy:
                 _ = self.services.spawn(activation.runner.instance.end(), "actor-end")
@@ -549,55 +500,21 @@ class ActorHost:
             partition.is_handed = True
             self.partitions.pop((partition.kind.name, partition.number), None)
 
-    def _hold(self, partition: Partition, keys: Iterable[str]) -> None:
-        """Keep the actors of a partition that are in mid-turn here; say of those that have ended that they are free."""
-        place = (partition.kind.name, partition.number)
-        for key in keys:
-            activation = partition.activations[key]
-            if activation.is_busy:
-                self.held[*place, key] = activation
-            else:
-                _ = self.services.spawn(self._free(place, key), "actor-free")
-
     def _lost(self, partition: Partition) -> None:
         place = (partition.kind.name, partition.number)
         if self.partitions.get(place) is partition:
             del self.partitions[place]
-            self._hold(partition, partition.activations)
+            self.held.keep(partition, partition.activations)
         _ = self.services.spawn(partition.close(), "partition-close")
         self._read_cursors_s = float("-inf")
         self._look.set()
 
     def _settled(self, partition: Partition, activation: Staged) -> None:
-        """An actor came to rest: one that we only held is free for its new owner."""
-        place = (partition.kind.name, partition.number)
-        held = (*place, activation.address.key)
-        if self.held.get(held) is activation:
-            del self.held[held]
-            _ = self.services.spawn(self._free(place, activation.address.key), "actor-free")
-
-    def _disown(self, place: Place, found: Cursor) -> None:
-        """Say again that an actor is free which a cursor says we hold: the first notice may have been lost."""
-        for key, worker in found.held.items():
-            if worker == self._worker and self._has_let_go(place, key):
-                _ = self.services.spawn(self._free(place, key), "actor-free")
-
-    def _has_let_go(self, place: Place, key: str) -> bool:
-        return place not in self.partitions and (*place, key) not in self.held
-
-    async def _free(self, place: Place, key: str) -> None:
-        if not self._has_let_go(place, key):
-            return
-        body = msgspec.json.encode(Freed(self._worker, place[0], place[1], key))
-        try:
-            await self._bus.publish(FREED, body)
-        except BusError:
-            # the new owner looks for itself as well
-            return
+        self.held.settled((partition.kind.name, partition.number), activation)
 
     def _running(self) -> list[Activation]:
         mine = [a for p in self.partitions.values() for a in p.activations.values() if a.is_busy]
-        return [*mine, *self.held.values()]
+        return [*mine, *self.held.activations.values()]
 
     # --- what is kept up to date
 
@@ -613,34 +530,12 @@ class ActorHost:
                     continue
             if now_s - held_s >= HELD_LOOK_EVERY_S:
                 held_s = now_s
-                await self._look_at_held()
+                await self.held.look()
             if now_s - passivated_s >= PASSIVATE_EVERY_S:
                 passivated_s = now_s
                 for partition in list(self.partitions.values()):
                     for activation in partition.passivate(now_s):
                         _ = self.services.spawn(activation.runner.instance.end(), "actor-end")
-
-    def _free_from_dead(self) -> None:
-        """Free actors that a host had in mid-turn which died."""
-        now_s = self._clock.monotonic()
-        for partition in self.partitions.values():
-            for key, activation in list(partition.activations.items()):
-                if activation.held_by is not None and self.liveness.is_dead(activation.held_by, now_s):
-                    partition.is_from_dead = True
-                    partition.free(key)
-
-    async def _look_at_held(self) -> None:
-        """Free actors whose former owner is done; the notice of it may have been lost."""
-        for partition in list(self.partitions.values()):
-            for key, activation in list(partition.activations.items()):
-                if activation.held_by is None:
-                    continue
-                try:
-                    done = await activation.has_moved()
-                except (BusError, DecodeError):
-                    continue
-                if done:
-                    partition.free(key)
 
 
 async def _alone(coroutine: Coroutine[Any, Any, None], name: str) -> None:
