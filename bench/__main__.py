@@ -9,14 +9,25 @@ import sys
 import time
 from pathlib import Path
 
-from bench import machine, rows_latency, rows_submit, rows_work, table
+from bench import (
+    machine,
+    rows_asks,
+    rows_idle,
+    rows_joining,
+    rows_latency,
+    rows_submit,
+    rows_turns,
+    rows_work,
+    table,
+)
 from bench.broker import MODES, Broker
 from bench.options import ROWS, Options
 from bench.table import Row
 from callboard.runtime import server_binary
 
-HELP = """rows: a tasks/s, b CPU a task, c submit, d latency, e lanes, f other concurrencies, g recovery after kill -9,
-h profile of row a"""
+HELP = """rows of tasks: a tasks/s, b CPU a task, c submit, d latency, e lanes, f other concurrencies, g recovery after
+kill -9, h profile of row a; rows of actors: i one ask, j asks/s, k turns that send, l replay, m idle actors, n beside a
+blocked actor, o a host joins, p a step, q profile of row j"""
 
 
 def main() -> None:
@@ -37,10 +48,17 @@ async def _run(options: Options, path: Path) -> None:
     rows: list[Row] = []
     profiles: list[str] = []
     for mode in options.modes:
-        async with Broker(mode, options.folder) as broker:
-            rows += await _rows(broker, options)
-            if "h" in options.rows:
-                profiles.append(f"profile, {mode}, {await rows_work.profile(broker, options)}")
+        if set("abcdefgh") & set(options.rows):
+            async with Broker(mode, options.folder) as broker:
+                rows += await _rows(broker, options)
+                if "h" in options.rows:
+                    profiles.append(f"profile, {mode}, {await rows_work.profile(broker, options)}")
+        if set("ijklmnopq") & set(options.rows):
+            # a server without what the tasks have left
+            async with Broker(mode, options.folder) as broker:
+                rows += await _actor_rows(broker, options)
+                if "q" in options.rows:
+                    profiles.append(f"profile of asks, {mode}, {await rows_asks.profile(broker, options)}")
     rows.sort(key=lambda row: row.key)
     print()
     print(table.render(rows))
@@ -67,6 +85,29 @@ async def _rows(broker: Broker, options: Options) -> list[Row]:
     if "g" in wanted and broker.mode == "always":
         _say(f"{broker.mode}: recovery")
         rows += await rows_latency.recovery(broker, options)
+    return rows
+
+
+async def _actor_rows(broker: Broker, options: Options) -> list[Row]:
+    rows: list[Row] = []
+    sides = {
+        "i": ("one ask", rows_asks.latency),
+        "p": ("steps", rows_asks.steps),
+        "j": ("many asks", rows_asks.rate),
+        "k": ("turns that send", rows_turns.sending),
+        "l": ("replay", rows_turns.replay),
+        "n": ("a blocked actor", rows_asks.blocked),
+    }
+    for key, (what, measure) in sides.items():
+        if key in options.rows:
+            _say(f"{broker.mode}: {what}")
+            rows += await measure(broker, options)
+    if "m" in options.rows:
+        _say(f"{broker.mode}: idle actors")
+        rows += await rows_idle.rows(options, broker.mode)
+    if "o" in options.rows and broker.mode == "always":
+        _say("always: a host joins")
+        rows += await rows_joining.rows(options)
     return rows
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import os
 import shutil
 import subprocess
 import tempfile
@@ -38,9 +40,12 @@ jetstream {{ store_dir: "{folder}/store"{sync} }}
 class Broker:
     """``async with Broker(mode, folder) as broker``: started, provisioned, and removed at the end."""
 
-    def __init__(self, mode: Mode, parent: Path | None = None) -> None:
+    def __init__(self, mode: Mode, parent: Path | None = None, *, more: str = "") -> None:
+        """Prepare. ``more`` are further lines of its configuration."""
         self.mode = mode
         self.url = ""
+        self.ports: dict[str, list[str]] = {}
+        self._more = more
         self._folder = Path(tempfile.mkdtemp(prefix=f"cb-bench-{mode}-", dir=parent))
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -90,20 +95,43 @@ class Broker:
                     if isinstance(answer, BusError):
                         raise answer
 
+    @property
+    def cpu_s(self) -> float:
+        """CPU seconds that the server has taken; 0 where the system does not tell."""
+        try:
+            text = Path(f"/proc/{self._pid}/stat").read_text("ascii")
+        except OSError:
+            return 0.0
+        user, system = text.rpartition(")")[2].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of memory that the server occupies; 0 where the system does not tell."""
+        try:
+            return int(Path(f"/proc/{self._pid}/statm").read_text("ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        except OSError:
+            return 0
+
+    @property
+    def _pid(self) -> int:
+        return self._process.pid if self._process is not None else 0
+
     async def _start(self) -> None:
         binary = server_binary.find()
         sync = ", sync_interval: always" if self.mode == "always" else ""
         config = self._folder / "server.conf"
-        config.write_text(_CONFIG.format(folder=self._folder, sync=sync), encoding="utf-8")
+        config.write_text(_CONFIG.format(folder=self._folder, sync=sync) + self._more, encoding="utf-8")
         log = (self._folder / "server.log").open("wb")
         with log:
             self._process = subprocess.Popen([str(binary.path), "-c", str(config)], stdout=log, stderr=log)
         give_up_s = time.monotonic() + _START_S
         while time.monotonic() < give_up_s:
             for ports in self._folder.glob("nats-server_*.ports"):
-                text = ports.read_text("utf-8")
-                if '"nats://' in text:
-                    self.url = "nats://" + text.split('"nats://')[1].split('"')[0]
+                with contextlib.suppress(ValueError):
+                    # half written, it is no JSON
+                    self.ports = json.loads(ports.read_text("utf-8"))
+                    self.url = self.ports["nats"][0]
                     return
             await asyncio.sleep(0.02)
         message = f"the server did not start:\n{(self._folder / 'server.log').read_text('utf-8')[-2000:]}"

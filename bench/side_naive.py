@@ -54,4 +54,4 @@ async def work(job: Job) -> Report:
 
 
 if __name__ == "__main__":
-    main(work)
+    main(work, Job)

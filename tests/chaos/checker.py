@@ -45,6 +45,7 @@ class Run(Struct, frozen=True, kw_only=True):
 
     Attributes:
         has_returned: It came to its end without an error, in the life of its worker.
+        has_raised: It ended with an error, or was broken off, in the life of its worker.
     """
 
     task: str
@@ -53,6 +54,7 @@ class Run(Struct, frozen=True, kw_only=True):
     start_s: float
     end_s: float
     has_returned: bool
+    has_raised: bool = False
 
 
 class Evidence(Struct, frozen=True, kw_only=True):
@@ -156,6 +158,7 @@ def runs_of(events: Iterable[Event], deaths: Sequence[Death]) -> list[Run]:
                 start_s=start.at_s,
                 end_s=min(ended_s, died_s),
                 has_returned=end is not None and end.kind == "end" and ended_s < died_s,
+                has_raised=end is not None and end.kind == "fail" and ended_s < died_s,
             )
         )
     return runs
@@ -226,6 +229,18 @@ def account(faults: Sequence[Fault], runs: Sequence[Run]) -> list[Row]:
             )
         )
     return rows
+
+
+def table(faults: Sequence[Fault], runs: Sequence[Run], *, began_s: float) -> list[str]:
+    """Return lines that say what each fault did; times count from ``began_s``."""
+    lines = [f"{'at s':>6}  {'fault':<28}{'starts so far':>14}{'in flight':>11}{'re-runs':>9}{'first after s':>15}"]
+    for row in account(faults, runs):
+        first = f"{row.first_rerun_s:.1f}" if row.reruns else "-"
+        lines.append(
+            f"{row.fault.at_s - began_s:6.1f}  {row.fault.name:<28}{row.starts:>14}{row.in_flight:>11}"
+            f"{row.reruns:>9}{first:>15}"
+        )
+    return lines
 
 
 def spins(events: Iterable[Event], *, gap_s: float) -> Counter[str]:

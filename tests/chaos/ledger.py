@@ -11,20 +11,15 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
 
 from msgspec import Struct
 
-from tests.chaos.checker import Evidence, Fault, Verdict, account, check, runs_of
+from tests.chaos.checker import Evidence, Fault, Verdict, check, runs_of, table
 from tests.chaos.handlers import Job
-from tests.chaos.stage import Stage, staged
-from tests.support.eventually import eventually
+from tests.chaos.nemesis import Faults, Nemesis
+from tests.chaos.stage import staged
 
-OUTAGE_S = 6.0
-FREEZE_S = 7.0
-RESPAWN_AFTER_S = 1.0
 SETTLE_WITHIN_S = 120.0
 
 
@@ -72,14 +67,8 @@ class Report(Struct, frozen=True, kw_only=True):
         runs = runs_of(self.evidence.events, self.evidence.deaths)
         lines = [
             f"seed {plan.seed}: {plan.tasks} tasks, {plan.workers} x {plan.concurrency} slots, {self.took_s:.0f} s",
-            f"{'at s':>6}  {'fault':<28}{'starts so far':>14}{'in flight':>11}{'re-runs':>9}{'first after s':>15}",
+            *table(self.faults, runs, began_s=self.began_s),
         ]
-        for row in account(self.faults, runs):
-            first = f"{row.first_rerun_s:.1f}" if row.reruns else "-"
-            lines.append(
-                f"{row.fault.at_s - self.began_s:6.1f}  {row.fault.name:<28}{row.starts:>14}{row.in_flight:>11}"
-                f"{row.reruns:>9}{first:>15}"
-            )
         lines.append(
             f"starts {verdict.starts}, re-runs {verdict.reruns}, retries {verdict.retries}, lost {len(verdict.lost)}, "
             f"double records {len(verdict.doubled)}, phantom {len(verdict.phantom)}, "
@@ -104,71 +93,6 @@ def jobs_of(plan: Plan) -> list[Job]:
     return jobs
 
 
-class Nemesis:
-    """Injects the faults of a plan, in a seeded order, while work is under way."""
-
-    def __init__(self, stage: Stage, plan: Plan) -> None:
-        self.faults: list[Fault] = []
-        self._stage = stage
-        self._plan = plan
-        self._dice = random.Random(plan.seed + 1)
-
-    async def run(self) -> None:
-        """Inject every fault, spread over the progress of the load."""
-        plan = self._plan
-        acts: list[Callable[[], Coroutine[Any, Any, None]]] = (
-            [self._kill_worker] * plan.worker_kills
-            + [self._kill_server] * plan.server_kills
-            + [self._outage] * plan.outages
-            + [self._freeze] * plan.freezes
-        )
-        self._dice.shuffle(acts)
-        for index, act in enumerate(acts):
-            share = (index + 0.6 + self._dice.uniform(-0.25, 0.25)) / (len(acts) + 1)
-            await self._progress(int(share * plan.tasks))
-            before = self._stage.fleet.count("end")
-            await act()
-            await self._progress(before + plan.workers * plan.concurrency)
-
-    async def _progress(self, wanted: int) -> None:
-        # towards the end there may be too few left
-        wanted = min(wanted, self._plan.tasks)
-        await eventually(
-            lambda: self._stage.fleet.count("end") >= wanted,
-            within_s=SETTLE_WITHIN_S,
-            what=f"progress to {wanted} ended runs",
-            every_s=0.25,
-        )
-
-    async def _kill_worker(self) -> None:
-        fleet = self._stage.fleet
-        worker = self._dice.choice(fleet.alive)
-        at_s = fleet.kill(worker)
-        self.faults.append(Fault(name="worker killed", at_s=at_s, pids=frozenset({worker.pid})))
-        await asyncio.sleep(RESPAWN_AFTER_S)
-        await fleet.start()
-
-    async def _kill_server(self) -> None:
-        at_s = time.monotonic()
-        await self._stage.server.restart()
-        self.faults.append(Fault(name="server killed, same store", at_s=at_s))
-
-    async def _outage(self) -> None:
-        at_s = time.monotonic()
-        self._stage.server.kill()
-        self.faults.append(Fault(name=f"server away for {OUTAGE_S:g} s", at_s=at_s))
-        await asyncio.sleep(OUTAGE_S)
-        await self._stage.server.start()
-
-    async def _freeze(self) -> None:
-        fleet = self._stage.fleet
-        worker = self._dice.choice(fleet.alive)
-        at_s = fleet.freeze(worker)
-        self.faults.append(Fault(name=f"worker frozen for {FREEZE_S:g} s", at_s=at_s, pids=frozenset({worker.pid})))
-        await asyncio.sleep(FREEZE_S)
-        fleet.thaw(worker)
-
-
 async def run(plan: Plan, folder: Path) -> Report:
     """Run it and return the report."""
     began_s = time.monotonic()
@@ -177,7 +101,18 @@ async def run(plan: Plan, folder: Path) -> Report:
             await stage.fleet.start(is_awaited=False)
         for worker in stage.fleet.workers:
             await stage.fleet.ready(worker)
-        nemesis = Nemesis(stage, plan)
+        nemesis = Nemesis(
+            stage,
+            Faults(
+                worker_kills=plan.worker_kills,
+                server_kills=plan.server_kills,
+                outages=plan.outages,
+                freezes=plan.freezes,
+            ),
+            seed=plan.seed + 1,
+            total=plan.tasks,
+            pause=plan.workers * plan.concurrency,
+        )
         async with asyncio.TaskGroup() as group:
             group.create_task(stage.load.submit_all(jobs_of(plan), seed=plan.seed), name="load")
             group.create_task(nemesis.run(), name="nemesis")

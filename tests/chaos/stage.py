@@ -18,14 +18,15 @@ from callboard.runtime.bus.base import Bus, StreamConfig
 from callboard.runtime.bus.jetstream import connect
 from callboard.runtime.bus.topology import declared
 from callboard.runtime.config import TopologySettings
-from callboard.runtime.errors import BusError
+from callboard.runtime.errors import BusError, CallboardError
 from tests.chaos.checker import Evidence, Verdict, check
 from tests.chaos.fleet import Fleet
 from tests.chaos.load import Load
+from tests.support.cluster import Servers
 from tests.support.eventually import eventually
-from tests.support.server import NatsServer
 
 _MIB = 1 << 20
+PROVISION_WITHIN_S = 30.0
 SETTINGS = TopologySettings(
     queue_max_bytes=64 * _MIB, ledger_max_bytes=64 * _MIB, audit_max_bytes=8 * _MIB, dead_max_bytes=8 * _MIB,
     tokens_max_bytes=_MIB,
@@ -38,8 +39,9 @@ Tweak = Callable[[StreamConfig], StreamConfig]
 class Stage:
     """Everything of one chaos run."""
 
-    def __init__(self, server: NatsServer, bus: Bus, fleet: Fleet) -> None:
-        self.server = server
+    def __init__(self, servers: Servers, bus: Bus, fleet: Fleet) -> None:
+        self.servers = servers
+        self.server = servers.first
         self.bus = bus
         self.fleet = fleet
         self.load = Load(bus)
@@ -110,37 +112,68 @@ async def staged(
     *,
     tweak: Tweak | None = None,
     max_file_bytes: int = 4 << 30,
+    servers: int = 1,
     **workers: Any,  # noqa: ANN401 - fields of Options
 ) -> AsyncIterator[Stage]:
-    """Start a server with the topology; workers take ``workers`` as their defaults. Everything ends with the block."""
-    server = NatsServer(folder / "server", jetstream=False, more=_config(folder, max_file_bytes))
+    """Start the servers with the topology; workers take ``workers`` as their defaults. Everything ends with the block.
+
+    With three servers every stream has three copies.
+    """
+    brokers = Servers(folder, count=servers, more=lambda number: _config(folder, number, max_file_bytes))
     fleet: Fleet | None = None
     try:
-        await server.start()
-        bus = await connect(server.url, name="chaos-harness")
+        await brokers.start()
+        bus = await _connected(brokers.url)
         try:
-            await _provision(bus, tweak)
-            fleet = Fleet(folder, url=server.url, **workers)
-            yield Stage(server, bus, fleet)
+            await _provision(bus, tweak, replicas=servers)
+            fleet = Fleet(folder, url=brokers.url, **workers)
+            yield Stage(brokers, bus, fleet)
         finally:
             if fleet is not None:
                 fleet.end()
             await asyncio.wait_for(bus.close(), 10)
     finally:
-        server.kill()
+        brokers.kill()
 
 
-def _config(folder: Path, max_file_bytes: int) -> str:
-    """Return the server's part of JetStream, as production has it: every write on disk before it is acknowledged."""
+async def _connected(url: str) -> Bus:
+    """Return a connection. A cluster without a leader leaves the first question unanswered: it is asked again."""
+    found: list[Bus] = []
+
+    async def is_done() -> bool:
+        try:
+            found.append(await connect(url, name="chaos-harness", connect_deadline_s=2.0))
+        except CallboardError:
+            return False
+        return True
+
+    await eventually(is_done, within_s=PROVISION_WITHIN_S, what="a connection", every_s=0.1)
+    return found[0]
+
+
+def _config(folder: Path, number: int, max_file_bytes: int) -> str:
+    """Return a server's part of JetStream, as production has it: every write on disk before it is acknowledged."""
+    store = folder / (f"store-{number}" if number else "store")
     return (
-        f"jetstream {{ store_dir: {json.dumps(str(folder / 'store'))}, sync_interval: always\n"
+        f"jetstream {{ store_dir: {json.dumps(str(store))}, sync_interval: always\n"
         f"  max_mem: 256MB, max_file: {max_file_bytes}\n"
         "  limits { batch { max_inflight_per_stream: 50, max_inflight_total: 1000 } } }"
     )
 
 
-async def _provision(bus: Bus, tweak: Tweak | None) -> None:
-    wanted = declared(SETTINGS)
+async def _provision(bus: Bus, tweak: Tweak | None, *, replicas: int) -> None:
+    wanted = declared(SETTINGS.model_copy(update={"replicas": replicas}))
     if tweak is not None:
         wanted = structs.replace(wanted, streams=tuple(tweak(stream) for stream in wanted.streams))
-    await provision.apply(bus, await provision.plan(bus, wanted))
+
+    async def is_done() -> bool:
+        try:
+            await provision.apply(bus, await provision.plan(bus, wanted))
+        except CallboardError:
+            # a cluster that has only just begun has no leader yet
+            if replicas == 1:
+                raise
+            return False
+        return True
+
+    await eventually(is_done, within_s=PROVISION_WITHIN_S, what="streams", every_s=0.25)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 
 import msgspec
 from msgspec import UNSET, Struct
@@ -16,6 +18,17 @@ from tests.chaos.fleet import Fleet
 from tests.chaos.journal import Event
 from tests.chaos.troupe import LONG, SINK, Heard
 
+# Who looked just before a record stood may begin just after: that long a look may take on a busy machine. A step that
+# is begun again after its worker's death begins much later.
+READ_S = 0.25
+
+
+class Recorded(Struct, frozen=True):
+    """The record of a step: the process whose run it is, and when it was stored, in monotonic seconds."""
+
+    pid: int
+    at_s: float
+
 
 class TurnVerdict(Struct, frozen=True, kw_only=True):
     """What became of a load of turns; ``problems`` is empty when every promise was kept.
@@ -25,9 +38,11 @@ class TurnVerdict(Struct, frozen=True, kw_only=True):
         doubled: Outputs that reached the sink more than once.
         disordered: Keys whose outputs, or whose own state, are out of order or incomplete.
         overlaps: Turns begun while another living worker was running them.
+        broken_off: Turns that a living worker did not bring to their end, so that they were begun again.
+        crashed: Workers that ended by themselves.
         repeated: Steps that ran again after their result was recorded: ``(turn, step)``.
         starts: Turns begun in all.
-        reruns: Turns begun again after a death.
+        reruns: Turns begun again.
         steps: Steps begun in all.
         steps_again: Steps begun again because no result was recorded.
     """
@@ -36,6 +51,8 @@ class TurnVerdict(Struct, frozen=True, kw_only=True):
     doubled: list[int]
     disordered: list[str]
     overlaps: list[tuple[Run, Run]]
+    broken_off: list[Run]
+    crashed: list[int]
     repeated: list[tuple[int, int]]
     starts: int
     reruns: int
@@ -50,6 +67,8 @@ class TurnVerdict(Struct, frozen=True, kw_only=True):
             "doubled outputs": self.doubled,
             "out of order": self.disordered,
             "second runs of a living worker's turn": self.overlaps,
+            "living workers' turns broken off": self.broken_off,
+            "workers that ended by themselves": self.crashed,
             "recorded steps repeated": self.repeated,
         }
         return [f"{name}: {len(what)} {what[:5]}" for name, what in found.items() if what]
@@ -57,8 +76,9 @@ class TurnVerdict(Struct, frozen=True, kw_only=True):
     def __str__(self) -> str:
         """Return one line of figures."""
         return (
-            f"turns begun {self.starts}, begun again after a death {self.reruns}, second runs of a living worker's "
-            f"turn {len(self.overlaps)}; steps begun {self.steps}, unrecorded ones begun again {self.steps_again}, "
+            f"turns begun {self.starts}, begun again {self.reruns}, second runs of a living worker's turn "
+            f"{len(self.overlaps)}, broken off {len(self.broken_off)}; steps begun {self.steps}, unrecorded ones begun "
+            f"again {self.steps_again}, "
             f"recorded ones repeated {len(self.repeated)}; lost {len(self.lost)}, doubled {len(self.doubled)}, "
             f"out of order {len(self.disordered)}"
         )
@@ -78,6 +98,8 @@ async def judge(bus: Bus, fleet: Fleet, sent: dict[str, list[int]]) -> TurnVerdi
         doubled=[n for n, count in counts.items() if count > 1],
         disordered=[key for key, numbers in sent.items() if outputs.get(key) != numbers or own.get(key) != numbers],
         overlaps=overlaps(runs),
+        broken_off=[run for run in runs if run.has_raised],
+        crashed=sorted(fleet.crashed),
         repeated=repeated_steps(events, await recorded_by(bus)),
         starts=len(runs),
         reruns=len(repeats(runs)),
@@ -96,36 +118,35 @@ async def heard(bus: Bus, kind: str) -> dict[str, list[int]]:
     return found
 
 
-async def recorded_by(bus: Bus) -> dict[tuple[int, int], int]:
-    """Return the process whose run of a step was recorded, by turn and step."""
-    found: dict[tuple[int, int], int] = {}
+async def recorded_by(bus: Bus) -> dict[tuple[int, int], Recorded]:
+    """Return what was recorded of each step, by turn and step."""
+    found: dict[tuple[int, int], Recorded] = {}
+    # the server stamps what it stores with the wall clock of this machine
+    offset_s = datetime.now(UTC).timestamp() - time.monotonic()
     async for stored in bus.read(subjects.ACTORS, subjects=(f"cb.step.{LONG}.>",)):
         entry = step.decode(stored.data)
         if entry.name.startswith("step "):
             # the value names the step, the arguments the turn: both stand in the mail, so it is read from there
             mail_seq = int(stored.subject.split(".")[4])
-            found[mail_seq, int(entry.name.removeprefix("step "))] = int(entry.worker.split("-")[-2])
+            place = mail_seq, int(entry.name.removeprefix("step "))
+            found[place] = Recorded(pid=int(entry.worker.split("-")[-2]), at_s=stored.time.timestamp() - offset_s)
     numbers = {}
     async for stored in bus.read(subjects.ACTORS, subjects=(f"cb.mbox.{LONG}.*.*",)):
         numbers[stored.seq] = int(msgspec.json.decode(stored.data)["n"])
-    return {(numbers[seq], number): pid for (seq, number), pid in found.items() if seq in numbers}
+    return {(numbers[seq], number): entry for (seq, number), entry in found.items() if seq in numbers}
 
 
-def repeated_steps(events: list[Event], recorded: dict[tuple[int, int], int]) -> list[tuple[int, int]]:
-    """Return the steps that began once more after the run that was recorded had returned."""
+def repeated_steps(events: list[Event], recorded: Mapping[tuple[int, int], Recorded]) -> list[tuple[int, int]]:
+    """Return the steps that began once more after a run of them was recorded, or whose record nobody ran."""
     begun: dict[tuple[int, int], list[Event]] = defaultdict(list)
-    ended: dict[tuple[int, int], list[Event]] = defaultdict(list)
+    ended: dict[tuple[int, int], set[int]] = defaultdict(set)
     for event in events:
         if event.kind == "step":
             begun[event.n, event.step].append(event)
         elif event.kind == "stepped":
-            ended[event.n, event.step].append(event)
-    found = []
-    for place, pid in recorded.items():
-        returned = [event.at_s for event in ended[place] if event.pid == pid]
-        if not returned:
-            # recorded by a process that never ran it to its end
-            found.append(place)
-        elif any(event.at_s > max(returned) for event in begun[place]):
-            found.append(place)
-    return found
+            ended[event.n, event.step].add(event.pid)
+    return [
+        place
+        for place, record in recorded.items()
+        if record.pid not in ended[place] or any(event.at_s > record.at_s + READ_S for event in begun[place])
+    ]

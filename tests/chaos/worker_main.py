@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from callboard.runtime import logs
+from callboard.runtime.actor.services import ActorRules
 from callboard.runtime.bus.base import Bus
 from callboard.runtime.bus.jetstream import connect
 from callboard.runtime.claim import Claim
@@ -36,6 +37,7 @@ class Options(Struct, frozen=True, kw_only=True):
         is_keeper_apart: False runs the lease keeper on the worker's own loop.
         logs_claims: Write every arrival down, too.
         has_actors: Host the chaos actors in place of serving the capabilities.
+        log_level: Lowest level that goes to the log.
     """
 
     url: str
@@ -52,10 +54,13 @@ class Options(Struct, frozen=True, kw_only=True):
     is_keeper_apart: bool = True
     logs_claims: bool = False
     has_actors: bool = False
+    log_level: str = "info"
+    cursor_every_s: float = 1.0
 
 
 async def main(options: Options) -> None:
     """Serve until SIGTERM."""
+    logs.configure(level=options.log_level, form="json")
     journal = Journal(Path(options.folder))
     for name in options.breaks:
         breakage.BREAKAGES[name]()
@@ -78,6 +83,7 @@ async def main(options: Options) -> None:
             drain_grace_s=options.drain_grace_s,
             pool_rules=PoolRules(crash_limit=options.crash_limit, quarantine_s=options.quarantine_s),
             settle_rules=SettleRules(schedule_over_s=options.schedule_over_s),
+            actor_rules=ActorRules(cursor_every_s=options.cursor_every_s),
         ),
         keeper_in_thread=options.is_keeper_apart,
     )

@@ -14,7 +14,7 @@ from callboard.runtime.actor import cursor as cursors
 from callboard.runtime.actor.address import Address
 from callboard.runtime.actor.trim import MARK, SETTLE_S, Trimmer, TrimReport
 from callboard.runtime.bus import jetstream
-from callboard.runtime.bus.base import Write
+from callboard.runtime.bus.base import Bus, Write
 from callboard.runtime.bus.provision import apply, plan
 from callboard.runtime.bus.topology import declared
 from callboard.runtime.clock import SYSTEM_CLOCK
@@ -107,61 +107,70 @@ async def test_after_a_power_cut_the_copy_becomes_whole_again(
     await bus.close()
 
 
+class Survivor:
+    """A sweeper whose server dies and comes back, with a clock that can be moved on."""
+
+    def __init__(self, server: NatsServer, bus: Bus) -> None:
+        self.server = server
+        self.bus = bus
+        self.past = Past(bus, SYSTEM_CLOCK)
+        self.clock = LaterClock()
+        self._sweeper = Trimmer(bus, clock=self.clock, retention_s=RETENTION_S)
+        self._reconnects = 0
+        bus.on_reconnect(self._reconnected)
+
+    def _reconnected(self) -> None:
+        self._reconnects += 1
+
+    async def turns(self, count: int) -> None:
+        for _ in range(count):
+            await self.past.send("ann")
+            await self.past.handle("ann")
+        await copied(self.bus)
+
+    async def sweep(self, *, after_s: float = 0.0) -> TrimReport:
+        self.clock.ahead_s += after_s
+        number = ANN.partition(16)
+        return await self._sweeper.trim("greeter", number, cursor=self.past.cursor(), dirty=self.past.taken())
+
+    async def restart(self) -> None:
+        count = self._reconnects
+        await self.server.start()
+        await eventually(lambda: self._reconnects > count, within_s=10)
+
+
 async def test_the_sweeper_mends_the_copy_after_a_power_cut_before_it_sweeps(
     make_server: Callable[..., NatsServer],
 ) -> None:
     server = await make_server(sync_always=True).start()
     bus = await jetstream.connect(server.url, name="worker")
     await apply(bus, await plan(bus, declared(TopologySettings())))
-    past = Past(bus, SYSTEM_CLOCK)
-    clock = LaterClock()
-    sweeper = Trimmer(bus, clock=clock, retention_s=RETENTION_S)
-    reconnects: list[None] = []
-    bus.on_reconnect(lambda: reconnects.append(None))
-
-    async def turns(count: int) -> None:
-        for _ in range(count):
-            await past.send("ann")
-            await past.handle("ann")
-        await copied(bus)
-
-    async def sweep() -> TrimReport:
-        number = ANN.partition(16)
-        return await sweeper.trim("greeter", number, cursor=past.cursor(), dirty=past.taken())
-
-    async def restart() -> None:
-        count = len(reconnects)
-        await server.start()
-        await eventually(lambda: len(reconnects) > count, within_s=10)
-
-    await turns(10)
-    assert (await sweep()).safe == 0
-    clock.ahead_s += SETTLE_S + 1
-    assert (await sweep()).versions == 9
+    scene = Survivor(server, bus)
+    versions = scene.past.versions
+    await scene.turns(10)
+    assert (await scene.sweep()).safe == 0
+    assert (await scene.sweep(after_s=SETTLE_S + 1)).versions == 9
     mark = await bus.get_last(subjects.ACTORS, MARK)
     assert mark is not None
-    assert cursors.decode(mark.data).upto == past.versions["ann"][-1].seq
+    assert cursors.decode(mark.data).upto == versions["ann"][-1].seq
     server.stop()
     messages = await _store_of(server) / "msgs"
     shutil.copytree(messages, server.folder / "kept")
-    await restart()
-    await turns(10)
-    assert (await sweep()).safe == 0
+    await scene.restart()
+    await scene.turns(10)
+    assert (await scene.sweep()).safe == 0
     server.stop()
     shutil.rmtree(messages)
     shutil.copytree(server.folder / "kept", messages)
-    await restart()
-    await turns(2)
-    before = await repair.compare(bus, repair=False)
-    assert before.missed == 30
-    assert (await sweep()).safe == 0
+    await scene.restart()
+    await scene.turns(2)
+    assert (await repair.compare(bus, repair=False)).missed == 30
+    assert (await scene.sweep()).safe == 0
     assert (await repair.compare(bus, repair=False)).missed == 0
-    clock.ahead_s += SETTLE_S + 1
-    assert (await sweep()).versions == 10
-    clock.ahead_s += RETENTION_S
-    report = await sweep()
+    assert (await scene.sweep(after_s=SETTLE_S + 1)).versions == 10
+    report = await scene.sweep(after_s=RETENTION_S)
     assert (report.mails, report.versions) == (12, 2)
-    for version in past.versions["ann"]:
+    for version in versions["ann"]:
         assert (await history.version_at(bus, ANN, version.seq)).digest == version.digest
     assert (await repair.compare(bus, repair=False)).lost == []
     await bus.close()

@@ -31,6 +31,8 @@ class Adder(Actor, name="adder", retry=RetryPolicy(attempts=1), poison_limit=1):
     class State(Struct):
         total: int = 0
 
+    state: State
+
     @on
     async def add(self, m: Add) -> int:
         if self.key == "stuck" and m.n == 2:

@@ -39,7 +39,7 @@ async def provisioned(bus: Bus) -> None:
 
 async def test_after_apply_the_plan_is_empty_and_the_promises_hold(bus: Bus) -> None:
     plan = await provision.plan(bus, WANTED)
-    assert [change.action for change in plan.changes] == ["create"] * 15
+    assert [change.action for change in plan.changes] == ["create"] * 16
     await provision.apply(bus, plan)
     again = await provision.plan(bus, WANTED)
     assert again.is_empty, render(again)

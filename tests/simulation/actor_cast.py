@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from msgspec import Struct
 
@@ -11,7 +13,8 @@ from callboard.runtime.actor.actor import Actor
 from callboard.runtime.actor.handler import on
 from callboard.runtime.errors import RetryableError
 from callboard.runtime.retry import RetryPolicy
-from callboard.runtime.simulation.loop import process
+from callboard.runtime.simulation.host import Host
+from callboard.runtime.simulation.loop import Process, process
 from callboard.runtime.simulation.world import World
 
 KIND = "ledger"
@@ -72,6 +75,7 @@ class Stage:
         scripts: By message id; a message without one is written down and that is all.
         paid_again: Payments for a part whose record stood, on hosts that fared well.
         wrong: Values that a step returned and that were another one's.
+        beside: Turns that began while another host, which fared well, was in the midst of them.
     """
 
     def __init__(self, world: World, dice: random.Random, *, stands: Callable[[str, int], bool]) -> None:
@@ -80,13 +84,31 @@ class Stage:
         self.scripts: dict[str, Script] = {}
         self.paid_again: list[str] = []
         self.wrong: list[str] = []
+        self.beside: list[str] = []
+        self._running: dict[str, list[Process]] = {}
         self.turns = 0
         self.receipts = 0
         self.stands = stands
 
+    @contextmanager
+    def run(self, turn: str, what: str) -> Iterator[None]:
+        """Note a run of a turn, and whether it goes on elsewhere at the same time."""
+        self.turns += 1
+        me = process.get()
+        self.world.simulation.note("turn", f"{turn} {what}", host=me.name)
+        others = self._running.setdefault(turn, [])
+        for other in others:
+            if other is not me and _fares_well(other) and _fares_well(me):
+                self.beside.append(f"{turn} began on {me.name} while it ran on {other.name}")
+        others.append(me)
+        try:
+            yield
+        finally:
+            others.remove(me)
+
     def pay(self, turn: str, part: int) -> Payment:
         self.receipts += 1
-        if self.stands(turn, part) and getattr(process.get(), "is_unharmed", False):
+        if self.stands(turn, part) and _fares_well(process.get()):
             self.paid_again.append(f"{turn} part {part}")
         return Payment(part, self.receipts)
 
@@ -94,7 +116,9 @@ class Stage:
 def cast(stage: Stage) -> type[Actor]:
     """Return an actor class that plays on ``stage``."""
 
-    class Ledger(Actor, name=KIND, retry=RetryPolicy(attempts=6, base_s=0.3, max_s=2.0), idle_s=5.0, restart_budget=1000):
+    class Ledger(
+        Actor, name=KIND, retry=RetryPolicy(attempts=6, base_s=0.3, max_s=2.0), idle_s=5.0, restart_budget=1000
+    ):
         class State(Struct):
             seen: list[str] = []
             paid: dict[str, list[Payment]] = {}
@@ -103,39 +127,18 @@ def cast(stage: Stage) -> type[Actor]:
 
         @on
         async def note(self, m: Note) -> str:
-            stage.turns += 1
-            script = stage.scripts.get(m.id, Script())
             turn = f"{self.address}/{self.mail.seq}"
-            _mark(stage, "turn", f"{turn} {m.id} {self.attempt}")
 
             async def pay(part: int) -> Payment:
                 return stage.pay(turn, part)
 
-            parts = list(range(script.parts))
-            # another order in each attempt: steps are found by what they are for
-            stage.dice.shuffle(parts)
-            payments = []
-            for part in parts:
-                payment = await self.step("pay", pay, part)
-                if payment.part != part:
-                    stage.wrong.append(f"{turn}: part {part} was paid by that of {payment.part}")
-                payments.append(payment)
-            await stage.world.clock.sleep(script.takes_s)
-            if self.attempt <= script.fails:
-                text = "not yet"
-                raise RetryableError(text)
-            if script.remind_s:
-                self.remind(f"r-{m.id}", Rung(m.id), delay_s=script.remind_s)
-            if m.hops:
-                self.tell(f"{KIND}/{m.hops[0]}", Note(f"{m.id}>{m.hops[0]}", m.hops[1:]))
-            self.state.seen.append(m.id)
-            self.state.paid[m.id] = sorted(payments, key=lambda payment: payment.part)
-            return m.id
+            with stage.run(turn, f"{m.id} {self.attempt}"):
+                return await write_down(self, stage, m, pay)
 
         @on
         async def hold(self, m: Hold) -> None:
-            _mark(stage, "turn", f"{self.address}/{self.mail.seq} hold {m.id} {self.attempt}")
-            found = await self.wait_for(Go, where={"id": m.id})
+            with stage.run(f"{self.address}/{self.mail.seq}", f"hold {m.id} {self.attempt}"):
+                found = await self.wait_for(Go, where={"id": m.id})
             self.state.seen.append(f"went/{found.id}")
 
         @on
@@ -149,5 +152,35 @@ def cast(stage: Stage) -> type[Actor]:
     return Ledger
 
 
-def _mark(stage: Stage, name: str, detail: str) -> None:
-    stage.world.simulation.note(name, detail, host=process.get().name)
+async def write_down(
+    self: Any,  # noqa: ANN401 - the actor, whose class is made per stage
+    stage: Stage,
+    m: Note,
+    pay: Callable[[int], Coroutine[Any, Any, Payment]],
+) -> str:
+    """Handle a note as its script says."""
+    script = stage.scripts.get(m.id, Script())
+    parts = list(range(script.parts))
+    # another order in each attempt: steps are found by what they are for
+    stage.dice.shuffle(parts)
+    payments = []
+    for part in parts:
+        payment = await self.step("pay", pay, part)
+        if payment.part != part:
+            stage.wrong.append(f"{self.address}/{self.mail.seq}: part {part} was paid by that of {payment.part}")
+        payments.append(payment)
+    await stage.world.clock.sleep(script.takes_s)
+    if self.attempt <= script.fails:
+        text = "not yet"
+        raise RetryableError(text)
+    if script.remind_s:
+        self.remind(f"r-{m.id}", Rung(m.id), delay_s=script.remind_s)
+    if m.hops:
+        self.tell(f"{KIND}/{m.hops[0]}", Note(f"{m.id}>{m.hops[0]}", m.hops[1:]))
+    self.state.seen.append(m.id)
+    self.state.paid[m.id] = sorted(payments, key=lambda payment: payment.part)
+    return m.id
+
+
+def _fares_well(owner: Process) -> bool:
+    return isinstance(owner, Host) and not owner.is_dead and owner.is_unharmed

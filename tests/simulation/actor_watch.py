@@ -9,8 +9,8 @@ from msgspec import Raw, Struct
 
 from callboard.runtime import subjects
 from callboard.runtime.actor import cursor, record
-from callboard.runtime.actor.mail import Mail, mail_of
 from callboard.runtime.actor.address import Address
+from callboard.runtime.actor.mail import Mail, mail_of
 from callboard.runtime.actor.record import StateRecord
 from callboard.runtime.simulation.world import World
 from tests.simulation.actor_cast import KIND, Go, Hold, Note, Payment, Rung
@@ -69,7 +69,7 @@ class Watch:
             if area == "mbox":
                 mail = mail_of(found.stored())
                 self.mails.setdefault(mail.address.key, []).append(mail)
-            elif area == "state" and found.subject.count(".") == 3:  # noqa: PLR2004 - not a parked turn's
+            elif area == "state" and found.subject.count(".") == 3:
                 self._on_state(found.subject.split(".")[3], found.data)
             elif area == "step":
                 self._on_step(found.subject, found.data)
@@ -122,7 +122,7 @@ class Watch:
         found = []
         for key, mails in self.mails.items():
             state = self.states.get(key, (StateRecord(), Seen()))[0]
-            behind = sum(not state.has_applied(mail.seq) for mail in mails)
+            behind = sum(mail.seq > state.applied and mail.seq not in state.ahead for mail in mails)
             if behind or state.parked or state.timers:
                 found.append(f"{key}: {behind} unapplied, parked {state.parked}, timers {sorted(state.timers)}")
         return found
@@ -197,5 +197,7 @@ def _note(mail: Mail) -> Note:
 
 
 def _difference(found: list[str], wanted: list[str]) -> str:
-    place = next((n for n, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b), min(len(found), len(wanted)))
+    place = next(
+        (n for n, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b), min(len(found), len(wanted))
+    )
     return f"at {place} of {len(wanted)} there is {found[place : place + 3]}, wanted {wanted[place : place + 3]}"

@@ -18,7 +18,7 @@ class Finding(Protocol):
     def problems(self) -> list[str]: ...
 
 
-MAX_TIME_S = 300.0
+MAX_TIME_S = 400.0
 Scenario = Callable[[Simulation], Awaitable[Finding]]
 SCENARIOS: dict[str, Scenario] = {"actors": actors, "tasks": tasks}
 

@@ -227,7 +227,7 @@ def test_without_a_leader_nothing_is_stored_and_plain_messages_pass() -> None:
     assert run(main, 1).value == ["plain", "y"]
 
 
-@pytest.mark.parametrize("scenario", ["tasks"])
+@pytest.mark.parametrize("scenario", ["actors", "tasks"])
 def test_a_seed_has_one_history_in_every_process(scenario: str) -> None:
     def history_hash(hash_seed: str, seed: int) -> str:
         command = [sys.executable, "-m", "tests.simulation.replay", "--scenario", scenario, "--seed", str(seed)]

@@ -55,6 +55,9 @@ BAD_FILES = [
      "two extensions may be lost before the task is given to another worker")),
     ("work:\n  holds_wait_s: 4", (": work.holds_wait_s: must be below ack_wait_s (4), is 4: "
      "the claim would be lost while asking")),
+    ("actors:\n  event_ttl_s: 300", (": actors.event_ttl_s: must be at least twice audit_settle_s (360), is 300: "
+     "events would expire before their copy is on disk")),
+    ("actors:\n  retention_s: 5", ": actors.retention_s: must be at least 60, is 5"),
     ("work:\n  retry: {base_s: 9, max_s: 5}", ": work.retry.max_s: must be at least base_s (9), is 5"),
 ]  # fmt: skip
 

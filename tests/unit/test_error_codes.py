@@ -29,6 +29,7 @@ CODES = {
     "TurnFencedError": "turn_fenced",
     "TurnAbandonedError": "turn_abandoned",
     "TurnCancelledError": "turn_cancelled",
+    "TurnTimeoutError": "turn_timeout",
     "StepUnknownError": "step_unknown",
     "WaitTimeoutError": "wait_timeout",
     "BackpressureError": "backpressure",

@@ -43,7 +43,15 @@ def test_nothing_there_means_everything_is_created_sources_first() -> None:
     assert names.index("CB_ACTORS") < names.index("CB_AUDIT")
     assert names[-4:] == ["CB_WORK", "CB_WORK", "CB_WORK", "CB_LATER"]
     assert not plan.is_destructive
-    assert render(plan).endswith("Plan: 15 to create")
+    assert render(plan).endswith("Plan: 16 to create")
+
+
+def test_without_an_audit_its_streams_are_neither_made_nor_removed() -> None:
+    wanted = declared(TopologySettings(), audit=False)
+    assert {"CB_AUDIT", "CB_AUDIT_GAPS"}.isdisjoint(config.name for config in wanted.streams)
+    streams = {config.name: info(config) for config in STREAMS.values()}
+    plan = diff(wanted, streams=streams, consumers={}, names=streams)
+    assert (plan.is_empty, plan.unknown) == (True, ("CB_AUDIT", "CB_AUDIT_GAPS"))
 
 
 def test_everything_as_declared_means_an_empty_plan() -> None:
@@ -61,7 +69,7 @@ def test_everything_as_declared_means_an_empty_plan() -> None:
 
 def test_order_of_subjects_and_shape_of_sources_are_no_drift() -> None:
     assert plan_for("CB_WORK", there={"subjects": STREAMS["CB_WORK"].subjects[::-1]}).is_empty
-    split = tuple(Source("CB_ACTORS", (f,)) for f in ("cb.step.>", "cb.mbox.>", "cb.event.>"))
+    split = tuple(Source("CB_ACTORS", (f,)) for f in ("cb.step.>", "cb.mbox.>", "cb.state.>", "cb.event.>"))
     assert plan_for("CB_AUDIT", there={"sources": split}).is_empty
 
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 import shlex
-import shutil
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,30 +11,43 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from callboard.cli.course import DATA, INTERRUPTED, OUT, Course, Folder, how_called, run
 from callboard.cli.output import emit, note
 from callboard.cli.session import Session, example, global_options, json_option, pass_session
 
 if TYPE_CHECKING:
     from rich.progress import ProgressColumn
 
-    from callboard.agents.digest.run import Demo, DemoOptions, Progress
+    from callboard.agents.digest.run import Demo, Progress
 
-DATA = Path(".callboard/demo")
-OUT = Path("callboard-report")
-INTERRUPTED = 130
+TAKEOVER = "takeover"
 # Columns that stage and numbers take beside the bar, with 99,999 files.
 NUMBERS_WIDTH = 60
 
 
-class Folder(click.Path):
-    """A folder; ``~`` is the home also where no shell saw to it, as in ``make demo DEMO_PATH=~/notes``."""
+class _Demos(click.Command):
+    """The demonstration, and by the name of ``takeover`` in the folder's place another one."""
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401 - click's
-        """Return the path."""
-        return super().convert(os.path.expanduser(value), param, ctx)  # noqa: PTH111 - a text may come, or a path
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,  # noqa: ANN401 - click's
+    ) -> click.Context:
+        """Return the context of whichever was meant; a folder of that name is written ``./takeover``."""
+        if args[:1] != [TAKEOVER]:
+            return super().make_context(info_name, args, parent, **extra)
+        from callboard.cli.takeover import command as takeover
+
+        return takeover.make_context(f"{info_name} {TAKEOVER}", args[1:], parent, **extra)
 
 
-@click.command("demo", epilog=example("callboard demo", "callboard demo ~/notes --out /tmp/report"))
+@click.command(
+    "demo",
+    cls=_Demos,
+    epilog=example("callboard demo", "callboard demo ~/notes --out /tmp/report", "callboard demo takeover --help"),
+)
 @click.argument("folder", type=Folder(path_type=Path, exists=True, file_okay=False), default=Path())
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), default=OUT, help=f"Report folder.  [default: {OUT}]"
@@ -69,11 +78,13 @@ def command(
 
     Starts a NATS server of its own, submits one task a file, kills one worker in the middle, and shows in the report
     that no file was lost and none counted twice. Files are only read. Ctrl-C is clean at any time.
+
+    `callboard demo takeover` is another one: a long turn of an actor whose worker is killed.
     """
     if session.nats is not None:
         message = "the demo starts a server of its own, so --nats does not go with it"
         raise click.UsageError(message)
-    course = _Course()
+    course = Course()
     try:
         demo = _digest(
             session,
@@ -99,49 +110,16 @@ def command(
         sys.exit(1)
 
 
-class _Course:
-    """How far a demo came and who stopped it."""
+def _digest(session: Session, course: Course, /, **options: Any) -> Demo:  # noqa: ANN401 - by name
+    from callboard.agents.digest.run import DemoOptions, run_demo
 
-    def __init__(self) -> None:
-        self.stage = ""
-        self.stopped_by = "Ctrl-C"
-        self.is_stopped = False
-
-
-def _digest(session: Session, course: _Course, /, **options: Any) -> Demo:  # noqa: ANN401 - by name
-    from callboard.agents.digest.run import DemoOptions
-    from callboard.runtime import logs
-
-    # the worker that dies on purpose is no news; what goes wrong is
-    logs.configure(level="error", form="console")
-    return asyncio.run(_run(session, DemoOptions(**options), course))
-
-
-async def _run(session: Session, /, options: DemoOptions, course: _Course) -> Demo:
-    from callboard.agents.digest.run import run_demo
-
-    loop = asyncio.get_running_loop()
-    task = asyncio.current_task()
-
-    def stop(number: signal.Signals) -> None:
-        # once: a second signal would cut short what takes workers and server down, which takes seconds at most
-        if task is not None and not course.is_stopped:
-            course.is_stopped = True
-            course.stopped_by = "Ctrl-C" if number == signal.SIGINT else number.name
-            task.cancel()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop, number)
     with _progress(session) as show:
 
         def tell(progress: Progress) -> None:
             course.stage = progress.stage
             show(progress)
 
-        try:
-            return await run_demo(options, tell)
-        except asyncio.CancelledError:
-            raise KeyboardInterrupt from None
+        return run(course, run_demo(DemoOptions(**options), tell))
 
 
 def _summary(demo: Demo) -> dict[str, object]:
@@ -254,26 +232,7 @@ def _say(*, demo: Demo, data: Path, is_kill_wanted: bool) -> None:
         click.echo(NO_KILL)
     click.echo(f"Report:  {demo.written.html.resolve().as_uri()}")
     click.echo(f"         {demo.written.json}")
-    called, folder = _called(), shlex.quote(str(data))
+    called, folder = how_called(), shlex.quote(str(data))
     click.echo("Look at the audit trail of this run, in two terminals of this folder:")
     click.echo(f"  {called} up --data {folder} --port 0")
     click.echo(f"  CALLBOARD_SERVER__DATA_DIR={folder} {called} audit tail --limit 20")
-
-
-def _called() -> str:
-    """Return how this program was called, so that the printed lines work as they stand."""
-    if Path(sys.argv[0]).name == "__main__.py":
-        return f"{_shortest(sys.executable)} -m callboard"
-    return _shortest(sys.argv[0])
-
-
-def _shortest(program: str) -> str:
-    name = Path(program).name
-    found = shutil.which(name)
-    # a venv's python is a link: the same file at the end says nothing, the same place does
-    if found is not None and Path(found).absolute() == Path(program).absolute():
-        return name
-    shown = Path(program)
-    if shown.is_absolute() and shown.is_relative_to(Path.cwd()):
-        shown = shown.relative_to(Path.cwd())
-    return shlex.quote(os.fspath(shown))

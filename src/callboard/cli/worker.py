@@ -125,6 +125,7 @@ def _serve(
     parts = load_parts(modules)
 
     def on_ready(worker: Worker) -> None:
+        host.settle_memory()
         if parent_fd is not None:
             tell_ready(parent_fd)
         if is_quiet:
@@ -218,11 +219,12 @@ def ls(session: Session) -> None:
                 str(beat.pid),
                 stamp(beat.started_at),
                 ", ".join(f"{c.name} {c.busy}/{c.slots}{' paused' if c.is_paused else ''}" for c in beat.capabilities),
+                ", ".join(f"{a.kind} {a.running}/{a.active}" for a in beat.actors) or "-",
                 ",".join(f"{key}={value}" for key, value in beat.labels.items()) or "-",
             )
             for beat in beats
         ],
-        head=("WORKER", "STATUS", "PID", "STARTED", "BUSY/SLOTS", "LABELS"),
+        head=("WORKER", "STATUS", "PID", "STARTED", "BUSY/SLOTS", "ACTORS BUSY/AWAKE", "LABELS"),
         empty="no worker was heard; start one with `callboard worker start MODULE`",
     )
 

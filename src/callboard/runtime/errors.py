@@ -91,6 +91,7 @@ __all__ = [
     "TurnAbandonedError",
     "TurnCancelledError",
     "TurnFencedError",
+    "TurnTimeoutError",
     "UnknownMessageError",
     "WaitTimeoutError",
 ]
@@ -316,6 +317,13 @@ class TurnAbandonedError(ActorError):
     code = "turn_abandoned"
 
 
+class TurnTimeoutError(ActorError):
+    """Raised when an attempt at a turn took longer than its handler's or its actor's limit; it was stopped."""
+
+    code = "turn_timeout"
+    retryable = True
+
+
 class StepUnknownError(ActorError):
     """Raised when a step that must not run twice began before a crash and nobody knows whether it took effect.
 
@@ -377,21 +385,10 @@ class PortInUseError(CallboardError):
         self.port = port
 
 
-# --- simulation --------------------------------------------------------------------------------------------------
-
-
 class SimulationError(CallboardError):
-    """Raised when a simulated run failed: a simulated program let an error out, or a run cannot go on.
-
-    Attributes:
-        seed: Repeats the run.
-    """
+    """Raised when a simulated run failed: something let an error out, or did not come about in time."""
 
     code = "simulation"
-
-    def __init__(self, message: str, *, seed: int = 0) -> None:
-        super().__init__(message)
-        self.seed = seed
 
 
 class SimulationDeadlockError(SimulationError):

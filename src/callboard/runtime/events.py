@@ -53,11 +53,14 @@ TURN_CANCELLED: Final = "callboard.v1.turn.cancelled"  # info: actor, seq, reaso
 TURN_RESUMED: Final = "callboard.v1.turn.resumed"  # warning: actor, seq, how, cause, from_worker, steps
 TURN_INTERRUPTED: Final = "callboard.v1.turn.interrupted"  # info: actor, seq, reason, steps; another host goes on
 TURN_UNNOTED: Final = "callboard.v1.turn.unnoted"  # warning: actor, event_name, code; an event of it was not stored
+HANDLER_ABANDONED: Final = "callboard.v1.handler.abandoned"  # error: actor, seq; it swallows every cancellation
 MAIL_DEAD_LETTERED: Final = "callboard.v1.mail.dead_lettered"  # error: actor, seq, attempts, code
 MAIL_REFUSED: Final = "callboard.v1.mail.refused"  # warning: actor, mails, policy, problem; the mailbox is full
 HOOK_FAILED: Final = "callboard.v1.hook.failed"  # warning: actor, hook, type
 ACTOR_TRIM_HELD: Final = "callboard.v1.actor.trim_held"  # warning: message; nothing is swept while this stands
 AUDIT_REPAIRED: Final = "callboard.v1.audit.repaired"  # warning: messages, first; copies lost by a server, made anew
+# warning: type, version, worker, fingerprint, other_worker, other_fingerprint; the same version with other code
+CODE_DIFFERED: Final = "callboard.v1.code.differed"
 PARTITION_TAKEN: Final = "callboard.v1.partition.taken"  # info: type, partition, epoch, from_worker, is_from_dead
 PARTITION_HANDED_OVER: Final = "callboard.v1.partition.handed_over"  # info: type, partition, epoch, to, held
 PARTITION_LOST: Final = "callboard.v1.partition.lost"  # warning: type, partition, epoch

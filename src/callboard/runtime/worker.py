@@ -17,6 +17,7 @@ from callboard.runtime import crash, ids, subjects
 from callboard.runtime.actor.actor import Actor
 from callboard.runtime.actor.definition import ActorType
 from callboard.runtime.actor.hosting import ActorHost
+from callboard.runtime.actor.offer import with_offers
 from callboard.runtime.actor.services import ActorRules
 from callboard.runtime.actor.shutdown import COOPERATIVE, END_WAIT_S, Drain, Shutdown
 from callboard.runtime.beat import Beat, WorkerStatus, decode_beat, encode_beat
@@ -113,13 +114,16 @@ class Worker:
         self._types = [ActorType.of(cls) for cls in actors]
         for kind in self._types:
             kind.prepare()
-        self._capabilities = served(capabilities, self.options.pool, has_actors=bool(self._types))
-        for capability in self._capabilities:
+        wanted = served(capabilities, self.options.pool, has_actors=bool(self._types))
+        slots = self.options.concurrency
+        wanted = with_offers(wanted, self._types, slots=slots, stage=lambda: self.host, clock=clock)
+        for capability in wanted:
             capability.prepare()
         self.id = worker_id or ids.new_worker_id()
         self.status: WorkerStatus = "starting"
         self.pools: dict[str, Pool] = {}
         self.problem: str | None = None
+        self._capabilities = wanted
         self._connect = connect
         self._clock = clock
         self._keeper_in_thread = keeper_in_thread
@@ -419,6 +423,8 @@ class Worker:
             if self.loop_lag_s > MAX_STALL_S:
                 # stopped or blocked: what comes in now may have lain in the socket, and nobody was heard meanwhile
                 self.keeper.stalled_at = self._listening_s = now_s
+                if self.host is not None:
+                    self.host.doubt()
             self.keeper.loop_ticked_at = now_s
             now = self._clock.now()
             for pool in self.pools.values():
@@ -436,7 +442,10 @@ class Worker:
         problems = [p for pool in self.pools.values() if (p := pool.problem())]
         if fetches:
             self._fetched_s = min(fetches)
-        silent_s = 0.0 if self._fetched_s is None or not fetches else now_s - self._fetched_s
+        silent_s = 0.0
+        if self._fetched_s is not None and fetches:
+            # what came while we stood still is not read yet
+            silent_s = now_s - max(self._fetched_s, self.keeper.stalled_at)
         self.problem = problems[0] if problems else None
         if silent_s > DEAF_AFTER_S:
             self.problem = f"the broker has not answered a pull for {silent_s:.0f} s"

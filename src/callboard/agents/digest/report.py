@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Mapping
 from datetime import datetime
-from importlib import resources
 from pathlib import Path
-from string import Template
 from typing import Final, NamedTuple
 
 import msgspec
 
-from callboard.agents.digest import section
+from callboard.agents.digest import frame, section
 from callboard.agents.digest.digest import Digest
 from callboard.agents.digest.html import esc, plural, seconds, size
 from callboard.agents.digest.ledger import Entry, Ledger
@@ -74,16 +70,9 @@ def write_report(out: str | Path, corpus: Corpus, ledger: Ledger, run: Run) -> W
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     written = Written(folder / "report.html", folder / "report.json")
-    _replace(written.html, render_html(corpus, ledger, run).encode())
-    _replace(written.json, render_json(corpus, ledger, run))
+    frame.replace(written.html, render_html(corpus, ledger, run).encode())
+    frame.replace(written.json, render_json(corpus, ledger, run))
     return written
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write a file in one rename: whoever dies in the middle leaves the earlier one."""
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_bytes(data)
-    temporary.replace(path)
 
 
 def render_json(corpus: Corpus, ledger: Ledger, run: Run) -> bytes:
@@ -98,38 +87,38 @@ def render_json(corpus: Corpus, ledger: Ledger, run: Run) -> bytes:
 
 def render_html(corpus: Corpus, ledger: Ledger, run: Run) -> str:
     """Return the report for people. Every value from a file is escaped; the page may run one script, ours."""
-    script = _asset("report.js")
-    values = {
-        "title": esc(f"{run.folder}, read by Callboard"),
-        "folder": esc(run.folder),
-        "kicker": esc(f"{run.folder} \u00b7 read by Callboard on {run.started_at:%d %B %Y at %H:%M} UTC"),
-        "headline": esc(_headline(corpus, ledger)),
-        "verdict": _verdict(corpus, ledger, run),
-        "figures": _figures(corpus, ledger, run),
-        "footer": esc(
-            f"Made by Callboard {run.version}. This page is one file and asks no other for anything.".replace(" .", ".")
-        ),
-        "style": _asset("report.css"),
-        "script": script,
-        "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        "data": _data(corpus, ledger),
-    }
-    sections = {
-        "run": ("The run", section.run_section(ledger, start=run.started_at, end=run.finished_at)),
+    made = frame.Page(
+        title=f"{run.folder}, read by Callboard",
+        folder=run.folder,
+        kicker=f"{run.folder} \u00b7 read by Callboard on {run.started_at:%d %B %Y at %H:%M} UTC",
+        headline=_headline(corpus, ledger),
+        footer=footer(run.version),
+        verdict=_verdict(corpus, ledger, run),
+        figures=_figures(corpus, ledger, run),
+        sections={
+            "run": ("The run", section.run_section(ledger, start=run.started_at, end=run.finished_at)),
+            **content_sections(corpus),
+            "methods": ("Methods", section.method_section(run.left_out, run.left_out_total or len(run.left_out))),
+        },
+        data=_data(corpus, ledger),
+    )
+    return frame.render(made)
+
+
+def footer(version: str) -> str:
+    """Return the last line of a report."""
+    return f"Made by Callboard {version}. This page is one file and asks no other for anything.".replace(" .", ".")
+
+
+def content_sections(corpus: Corpus) -> dict[str, tuple[str, str]]:
+    """Return what there is to say about the folder itself, for ``frame.Page``."""
+    return {
         "languages": ("Contents", section.language_section(corpus)),
         "topics": ("Topics", section.topic_section(corpus)),
         "twins": ("Near-duplicates", section.twin_section(corpus)),
         "modules": ("Imports", section.module_section(corpus)),
         "files": ("Files", section.file_section()),
-        "methods": ("Methods", section.method_section(run.left_out, run.left_out_total or len(run.left_out))),
     }
-    values["nav"] = "".join(f'<a href="#{ident}">{esc(name)}</a>' for ident, (name, body) in sections.items() if body)
-    values["sections"] = "\n".join(body for _, body in sections.values())
-    return Template(_asset("report.html")).substitute(values)
-
-
-def _asset(name: str) -> str:
-    return resources.files("callboard.agents.digest").joinpath("page", name).read_text(encoding="utf-8")
 
 
 def _headline(corpus: Corpus, ledger: Ledger) -> str:
@@ -189,7 +178,7 @@ def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _figures(corpus: Corpus, ledger: Ledger, run: Run) -> str:
+def _figures(corpus: Corpus, ledger: Ledger, run: Run) -> list[tuple[str, str]]:
     length_s = max((run.finished_at - run.started_at).total_seconds(), 0.001)
     figures = [
         ("files", f"{corpus.files:,}"),
@@ -203,7 +192,7 @@ def _figures(corpus: Corpus, ledger: Ledger, run: Run) -> str:
         waits = [entry.taken_over_s or 0.0 for entry in ledger.taken_over]
         figures.append(("tasks taken over", f"{len(waits):,}"))
         figures.append(("until the last takeover", seconds(max(waits)) if waits else "\u2013"))
-    return "".join(f"<div><dt>{esc(name)}</dt><dd>{esc(value)}</dd></div>" for name, value in figures)
+    return figures
 
 
 def _processes(ledger: Ledger) -> tuple[str, str]:
@@ -214,8 +203,17 @@ def _processes(ledger: Ledger) -> tuple[str, str]:
 
 
 def _data(corpus: Corpus, ledger: Ledger) -> str:
-    entries = section.readers(ledger)
-    names = {worker.worker: worker.name for worker in ledger.workers}
+    return cards(corpus, section.readers(ledger), {worker.worker: worker.name for worker in ledger.workers})
+
+
+def cards(corpus: Corpus, entries: Mapping[str, Entry], names: Mapping[str, str]) -> str:
+    """Return the JSON of the files' cards, safe inside a script element.
+
+    Args:
+        corpus: The files.
+        entries: Who read a file and when, by path; may be empty.
+        names: What to call the workers in ``entries``.
+    """
     topics = {topic.text.lower(): topic.text for topic in corpus.topics}
     data = {
         "languages": [(total.name, total.files) for total in sorted(corpus.languages, key=lambda total: -total.files)],

@@ -3,51 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-import shutil
 import signal
-import sys
-import tempfile
-import threading
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Struct
 
+from callboard.agents.digest import stage
 from callboard.agents.digest.ledger import Held, Kill, Ledger, Record, account, read_record
 from callboard.agents.digest.merge import Corpus
 from callboard.agents.digest.report import Run, Written, write_report
 from callboard.agents.digest.service import FileTask, MergeTask
-from callboard.agents.digest.walk import Walk, walk
+from callboard.agents.digest.walk import Walk
 from callboard.runtime import ids, roster, subjects
 from callboard.runtime.bus.base import Bus, Message
 from callboard.runtime.client import Client, TaskHandle
 from callboard.runtime.clock import SYSTEM_CLOCK
-from callboard.runtime.config import ServerSettings, Settings
-from callboard.runtime.embedded import EmbeddedServer
-from callboard.runtime.errors import CallboardError, DataFolderInUseError, InputError, ServerStartError, TaskError
-from callboard.runtime.host import connector, provision_embedded
 from callboard.runtime.lease import HoldsAnswer, HoldsQuestion
-from callboard.runtime.processes import ProcessGroup
 from callboard.runtime.record import TaskRecord
-from callboard.runtime.server_folder import DataFolder
 from callboard.runtime.version import VERSION
 
 KILL_AT = 0.4
 HOLDS_WAIT_S = 0.15
-START_DEADLINE_S = 60.0
 MERGE_DEADLINE_S = 900.0
-STOP_S = 3.0
-"""How long workers may finish what they run when the demo is over or was stopped; then they are killed."""
-
-TAKEOVER_WAIT_S = 10.0
-_MARK = "callboard-demo"
-T = TypeVar("T")
+SERVICE = "callboard.agents.digest.service"
 
 
 class DemoOptions(Struct, frozen=True, kw_only=True):
@@ -108,43 +90,17 @@ async def run_demo(options: DemoOptions, tell: Tell) -> Demo:
         CallboardError: If server or workers do not start, or the group of workers ends early.
     """
     tell(Progress(stage="listing"))
-    found = await _apart(lambda: _list(options))
-    _check_out(options.out)
-    await _make_room(options.data_dir)
+    skip = (options.out, options.data_dir)
+    found = await stage.apart(lambda: stage.listed(options.folder, max_files=options.max_files, skip=skip))
+    stage.check_out(options.out)
+    await stage.make_room(options.data_dir)
     tell(Progress(stage="starting", total=len(found.files), text="an embedded nats-server"))
-    server_settings = ServerSettings(data_dir=options.data_dir, port=0)
-    async with EmbeddedServer(server_settings) as server:
-        # replicas: a cluster's settings may lie in this folder, and here is one server
-        flags = {"nats.url": server.url, "topology.replicas": 1}
-        settings = Settings.load(flags=flags).model_copy(update={"server": server_settings})
-        await provision_embedded(settings)
-        bus = await connector(settings)("demo")
-        try:
-            text = f"{options.processes} worker process{'es' * (options.processes != 1)}"
-            tell(Progress(stage="starting", total=len(found.files), text=text))
-            async with _workers(options, server.url) as group:
-                return await _until_group_ends(group, _Digesting(bus, options, found, tell).run())
-        finally:
-            await bus.close()
-
-
-def _list(options: DemoOptions) -> Walk:
-    """List the files; what demos themselves write below the folder is not part of it.
-
-    Raises:
-        InputError: If there is none.
-    """
-    found = walk(options.folder, max_files=options.max_files, skip=(options.out, options.data_dir))
-    if not found.files:
-        left_out = f" ({found.left_out_total:,} left out)" if found.left_out_total else ""
-        message = f"{options.folder} holds no file to read{left_out}: name another folder"
-        raise InputError(message)
-    try:
-        str(options.folder.resolve()).encode()
-    except UnicodeEncodeError as error:
-        message = f"the path of {options.folder.name!r} is not valid text and cannot be sent: rename the folder"
-        raise InputError(message) from error
-    return found
+    async with stage.server(options.data_dir) as (url, bus):
+        text = f"{options.processes} worker process{'es' * (options.processes != 1)}"
+        tell(Progress(stage="starting", total=len(found.files), text=text))
+        count, slots = options.processes, options.concurrency
+        async with stage.workers(SERVICE, processes=count, concurrency=slots, url=url) as group:
+            return await stage.until_group_ends(group, _Digesting(bus, options, found, tell).run())
 
 
 class _Digesting:
@@ -164,7 +120,8 @@ class _Digesting:
 
     async def run(self) -> Demo:
         async with roster.listening(self._bus) as beats:
-            await self._wait_for_workers(beats)
+            await stage.until_ready(beats, self._options.processes)
+            self._note_workers(beats)
             begun_s, started_at = self._clock.monotonic(), self._clock.now()
             labels = await self._submit()
             await self._follow(labels, beats)
@@ -183,7 +140,7 @@ class _Digesting:
             book = account([*labels, merged.task], records, kill=kill, labels=labels, workers=workers)
             return write_report(self._options.out, msgspec.convert(value, Corpus), book, summary), book
 
-        written, book = await _apart(write)
+        written, book = await stage.apart(write)
         self._tell(Progress(stage="written", done=len(labels), total=len(labels)))
         return Demo(written=written, ledger=book, seconds=self._clock.monotonic() - begun_s)
 
@@ -198,19 +155,9 @@ class _Digesting:
             version=VERSION,
         )
 
-    async def _wait_for_workers(self, beats: roster.Roster) -> None:
-        give_up_s = self._clock.monotonic() + START_DEADLINE_S
-        while len(self._workers) < self._options.processes:
-            if self._clock.monotonic() > give_up_s:
-                message = f"only {len(self._workers)} of {self._options.processes} workers came up in time"
-                raise CallboardError(message)
-            await self._clock.sleep(0.05)
-            self._note_workers(beats)
-
     def _note_workers(self, beats: roster.Roster) -> None:
-        for worker, beat in beats.beats.items():
-            if beat.status == "ready":
-                self._workers.setdefault(worker, beat.pid)
+        for worker, pid in stage.ready_in(beats).items():
+            self._workers.setdefault(worker, pid)
 
     async def _submit(self) -> dict[str, str]:
         root = str(self._options.folder.resolve())
@@ -283,150 +230,3 @@ class _Digesting:
     async def _records(self) -> AsyncIterator[Record]:
         async for stored in self._bus.read(subjects.LEDGER, subjects=["cb.result.>"], start_seq=1):
             yield read_record(stored.data)
-
-
-@asynccontextmanager
-async def _workers(options: DemoOptions, url: str) -> AsyncIterator[asyncio.Task[int]]:
-    command = [sys.executable, "-m", "callboard", "worker", "child", "callboard.agents.digest.service"]
-    command += ["--concurrency", str(options.concurrency), "--log-level", "error", "--quiet", "--nats", url]
-    command += ["--parent-pid", str(os.getpid())]
-    group = ProcessGroup(
-        lambda slot, fd: [*command, "--slot", str(slot), "--parent-fd", str(fd)],
-        count=options.processes,
-        stop_grace_s=STOP_S,
-        takes_signals=False,
-    )
-    running = asyncio.create_task(group.run(), name="demo-workers")
-    try:
-        yield running
-    finally:
-        group.stop()
-        await asyncio.wait([running], timeout=STOP_S)
-        # cancelling kills whoever is still there
-        running.cancel()
-        await asyncio.wait([running])
-
-
-async def _until_group_ends(group: asyncio.Task[int], work: Coroutine[Any, Any, Demo]) -> Demo:
-    """Await the work, but not longer than the workers live: without them it would never end."""
-    task = asyncio.create_task(work, name="demo")
-    try:
-        await asyncio.wait((group, task), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            message = "the workers could not go on; see what they said above"
-            raise TaskError(message)
-        return task.result()
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
-
-
-async def _apart(work: Callable[[], T]) -> T:
-    """Run ``work`` on a thread that nobody waits for: a cancelled demo must not stay for a walk over a whole disk.
-
-    ``asyncio.to_thread`` would be waited for at the end of the loop and again at the end of the interpreter.
-    """
-    loop = asyncio.get_running_loop()
-    ended: asyncio.Future[T] = loop.create_future()
-
-    def settle(result: T | None, error: BaseException | None) -> None:
-        if ended.done():
-            return
-        if error is not None:
-            ended.set_exception(error)
-        else:
-            ended.set_result(result)  # type: ignore[arg-type]  # None only where T allows it
-
-    def run() -> None:
-        result, failure = None, None
-        try:
-            result = work()
-        except BaseException as error:  # noqa: BLE001 - handed to whoever awaits
-            failure = error
-        # the loop is closed when a cancelled demo has ended
-        with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(settle, result, failure)
-
-    threading.Thread(target=run, name="demo-apart", daemon=True).start()
-    return await ended
-
-
-def _check_out(out: Path) -> None:
-    """Find out before the work whether the report can be written after it.
-
-    Raises:
-        InputError: If it cannot.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=out).close()
-    except OSError as error:
-        message = f"the report cannot be written to {out}: {error.strerror}; name another folder with --out"
-        raise InputError(message) from error
-
-
-async def _make_room(data_dir: Path) -> None:
-    """Remove an earlier demo's data; a folder that is not a demo's is left alone.
-
-    Raises:
-        InputError: If the folder holds something else, or cannot be written.
-        DataFolderInUseError: If another demo or server runs on it.
-    """
-    folder = DataFolder(data_dir)
-    try:
-        _mark(data_dir)
-        await _lock(folder)
-        try:
-            _empty(folder)
-        finally:
-            folder.unlock()
-    except (OSError, ServerStartError) as error:
-        reason = getattr(error, "strerror", None) or error
-        message = f"the data folder {data_dir} cannot be used: {reason}; name another folder with --data"
-        raise InputError(message) from error
-
-
-def _mark(data_dir: Path) -> None:
-    mark = data_dir / _MARK
-    if data_dir.exists() and any(data_dir.iterdir()) and not mark.exists():
-        message = f"{data_dir} is not empty and not of an earlier demo: name another folder with --data"
-        raise InputError(message)
-    data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    mark.write_text("made by `callboard demo`; the next demo removes it\n", encoding="utf-8")
-
-
-def _empty(folder: DataFolder) -> None:
-    for path in folder.path.iterdir():
-        if path.name in (_MARK, folder.lock_file.name):
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-
-
-async def _lock(folder: DataFolder) -> None:
-    """Take the folder's lock; the server of a demo that was killed a moment ago is on its way out, so wait for it."""
-    give_up_s = SYSTEM_CLOCK.monotonic() + TAKEOVER_WAIT_S
-    while True:
-        try:
-            folder.lock()
-        except DataFolderInUseError as error:
-            holder = folder.read_state()
-            if holder is None or _is_alive(holder.owner_pid) or SYSTEM_CLOCK.monotonic() > give_up_s:
-                who = f"process {holder.owner_pid} (server {holder.pid})" if holder else "another process"
-                message = f"{who} runs on the data folder {folder.path}: stop it, or name another folder with --data"
-                raise DataFolderInUseError(message) from error
-            await SYSTEM_CLOCK.sleep(0.05)
-        else:
-            return
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

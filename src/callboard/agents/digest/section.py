@@ -60,7 +60,7 @@ def run_section(ledger: Ledger, *, start: datetime, end: datetime) -> str:
         "Each lane is a worker process, each bar a task; bars one above the other ran at the same time. "
         "The strip on top counts the tasks that nobody was running. Point at a bar to see its file."
     )
-    return _section(
+    return section(
         "run", "How it was read", hint,
         f'<figure style="margin:0" aria-label="Timeline of the run">{timeline(ledger, start=start, end=end)}</figure>'
         f"{_account(ledger)}{_takeovers(ledger)}{_workers(ledger)}",
@@ -87,7 +87,7 @@ def language_section(corpus: Corpus) -> str:
         f"{plural(lines.total, 'line')}: {lines.code:,} of code and text, {lines.comment:,} of comments, "
         f"{lines.blank:,} blank. The prose would take {_reading(corpus.reading_minutes)} to read."
     )
-    return _section(
+    return section(
         "languages", "What is in it", hint, f'{left}<div class="two"><div>{files}</div><div>{sizes}</div></div>'
     )
 
@@ -105,14 +105,14 @@ def topic_section(corpus: Corpus) -> str:
         "Phrases that mark this folder, weighed by how often they are said and how few files say them. "
         "Choose one to see its files."
     )
-    return _section("topics", "What it talks about", hint, f'<ol class="topics">{items}</ol>')
+    return section("topics", "What it talks about", hint, f'<ol class="topics">{items}</ol>')
 
 
 def twin_section(corpus: Corpus) -> str:
     """Return the pairs of near-duplicates."""
     if not corpus.pairs:
         hint = "No two files share three fifths or more of their five-word runs."
-        return _section("twins", "Near-duplicates", hint, "")
+        return section("twins", "Near-duplicates", hint, "")
     near = [pair for pair in corpus.pairs if not pair.is_identical]
     same = [pair for pair in corpus.pairs if pair.is_identical]
     extra = corpus.pairs_total - len(corpus.pairs)
@@ -125,7 +125,7 @@ def twin_section(corpus: Corpus) -> str:
         title = plural(len(same), "file is a copy", "files are copies") + " of another to the byte"
         body += _folded(title, copies) if near or len(same) > _MAX_ROWS else copies
     body += f'<p class="hint">And {plural(extra, "more pair")} that are not listed.</p>' if extra > 0 else ""
-    return _section("twins", "Near-duplicates", hint, body)
+    return section("twins", "Near-duplicates", hint, body)
 
 
 def _pair_table(caption: str, pairs: Sequence[Pair]) -> str:
@@ -154,7 +154,7 @@ def module_section(corpus: Corpus) -> str:
     left = table("Modules others lean on", ("Module", "Share", "#Imported by", "#Imports"), rows, css="chart")
     right = table("Packages from outside", ("Package", "Share", "#Files"), outside, css="chart") if outside else ""
     hint = "Who imports whom among the Python files."
-    return _section(
+    return section(
         "modules", "How the code hangs together", hint, f'<div class="two"><div>{left}</div><div>{right}</div></div>'
     )
 
@@ -173,7 +173,7 @@ def file_section() -> str:
         '<p class="count" id="count" aria-live="polite"></p><div class="cards" id="cards"></div>'
         '<button class="more" id="more" type="button" hidden>Show more</button>'
     )
-    return _section("files", "File by file", "", body)
+    return section("files", "File by file", "", body)
 
 
 def method_section(left_out: Sequence[LeftOut], total: int) -> str:
@@ -185,10 +185,11 @@ def method_section(left_out: Sequence[LeftOut], total: int) -> str:
         inner = table("Left out", ("Path", "Why"), rows)
         out = f"<details><summary>{plural(total, 'path')} left out, and why</summary>{inner}</details>"
     hint = "No model was asked and nothing left this machine. The same folder always gives the same findings."
-    return _section("methods", "How this was made", hint, f'<ul class="methods">{methods}</ul>{out}')
+    return section("methods", "How this was made", hint, f'<ul class="methods">{methods}</ul>{out}')
 
 
-def _section(ident: str, title: str, hint: str, body: str) -> str:
+def section(ident: str, title: str, hint: str, body: str) -> str:
+    """Return a section of the page; ``body`` is ready HTML."""
     lead = f'<p class="hint">{esc(hint)}</p>' if hint else ""
     return (
         f'<section id="{ident}" aria-labelledby="h-{ident}"><h2 id="h-{ident}">{esc(title)}</h2>{lead}{body}</section>'

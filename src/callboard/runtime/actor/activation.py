@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from msgspec.structs import replace
 
 from callboard.runtime import crash, events, logs, subjects
+from callboard.runtime.actor import payload, supervise, verdict
 from callboard.runtime.actor import reply as replies
-from callboard.runtime.actor import verdict
 from callboard.runtime.actor.actor import Actor
 from callboard.runtime.actor.address import Address
 from callboard.runtime.actor.commit import Committed, Fenced, Refused
@@ -17,10 +17,10 @@ from callboard.runtime.actor.definition import ActorType
 from callboard.runtime.actor.execute import STOP_LOST
 from callboard.runtime.actor.letter import letter_of, write_letter
 from callboard.runtime.actor.mail import Mail, mail_of
-from callboard.runtime.actor.mailbox import Mailbox
+from callboard.runtime.actor.mailbox import Mailbox, next_stored
 from callboard.runtime.actor.overflow import Overflow
 from callboard.runtime.actor.ports import Owner
-from callboard.runtime.actor.record import Reply, ReplyError, StateRecord, decode, encode
+from callboard.runtime.actor.record import ASKERS_KEPT, Parked, Reply, StateRecord, decode, encode
 from callboard.runtime.actor.run import Runner
 from callboard.runtime.actor.services import Services
 from callboard.runtime.actor.state import actor_of
@@ -28,13 +28,14 @@ from callboard.runtime.actor.turn import Turn
 from callboard.runtime.bus import header
 from callboard.runtime.bus.base import Write
 from callboard.runtime.errors import (
+    BusClosedError,
     BusError,
     CallboardError,
     DecodeError,
     StateDecodeError,
     TurnFencedError,
 )
-from callboard.runtime.record import Failure, failure_of
+from callboard.runtime.record import Failure
 
 _log = logs.get_logger(__name__)
 _RETRY_S = 0.25
@@ -72,6 +73,8 @@ class Activation:
         self.runner = Runner(self)
         self.overflow = Overflow(self)
         self._scanned = 0
+        self._told: set[int] = set()
+        self._held_at: int | None = None
         self._task: asyncio.Task[None] | None = None
         self._next_kind: ActorType | None = None
         self._is_dropped = False
@@ -83,6 +86,11 @@ class Activation:
     def is_busy(self) -> bool:
         """Whether its loop runs."""
         return self._task is not None
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether somebody else runs it, or is about to: no further turn begins here."""
+        return self._is_dropped or self.is_leaving
 
     @property
     def known(self) -> StateRecord:
@@ -100,9 +108,9 @@ class Activation:
         """Take a mail that the partition heard."""
         if not self.mailbox.push(mail):
             return
-        if self.turn is not None and self.runner.is_own_chain(mail):
-            self.runner.reenter(mail)
-        elif self.overflow.is_over(mail):
+        if self.runner.inner.takes(mail):
+            return
+        if self.held_by is None and self.overflow.is_over(mail):
             self.overflow.add(mail)
         self.wake()
 
@@ -117,6 +125,8 @@ class Activation:
         self._next_kind = kind
         if not self.is_busy:
             self._renew()
+            if self.problem is not None:
+                self.wake()
 
     def _renew(self) -> None:
         if self._next_kind is not None:
@@ -149,14 +159,38 @@ class Activation:
                     break
         except TurnFencedError:
             self.fenced()
+        except BusClosedError:
+            # the worker goes down: whoever comes next finds everything as it stands
+            self.is_leaving = True
         except CallboardError as error:
-            # the broker's refusals, such as a missing permission: the mail waits, the neighbours are not concerned
-            self.problem = f"{error.code}: {error}"
-            _log.error(events.ACTOR_FAILED, actor=str(self.address), code=error.code, message=str(error))
+            # a state that cannot be loaded, or a refusal such as a missing permission: the mail waits, the neighbours
+            # are not concerned
+            await self._stand_still(error)
         finally:
             self._task = None
             self.idle_since_s = self.services.clock.monotonic()
             self.owner.settled(self)
+
+    async def _stand_still(self, error: CallboardError) -> None:
+        """Keep the mail until something changes: new code, an order, more mail. Whoever asks is told at once."""
+        problem = f"{error.code}: {error}"
+        if problem != self.problem:
+            _log.error(events.ACTOR_FAILED, actor=str(self.address), code=error.code, message=str(error))
+        asks = [mail for mail in self.mailbox.waiting() if mail.reply_to and mail.seq not in self._told]
+        answers = [(mail, replies.error_reply(mail.id, error)) for mail in asks]
+        try:
+            if answers and self.record is not None:
+                # their mail is done with: who was told of an error must not find later that it was handled
+                await self.commit([mail.seq for mail in asks], to=answers, remembers=False)
+                answers = []
+        except TurnFencedError:
+            self.fenced()
+        except CallboardError as second:
+            _log.warning(events.MAIL_REFUSED, actor=str(self.address), mails=0, policy="", problem=str(second))
+        for mail, reply in answers:
+            self._told.add(mail.seq)
+            await self.answer(mail, reply)
+        self.problem = problem
 
     async def _step(self) -> bool:
         """Handle one mail, or find that none may be handled now."""
@@ -173,7 +207,10 @@ class Activation:
                 return self.mailbox.must_read
             if not await self.owner.is_ours():
                 return False
-        except BusError:
+            mail = await payload.whole(self.services.blobs, mail)
+        except BusError as error:
+            if not error.retryable:
+                raise
             await self.services.clock.sleep(_RETRY_S)
             return True
         await self._handle(mail)
@@ -190,15 +227,21 @@ class Activation:
             if self.record is None:
                 await self._fetch()
 
-    async def has_moved(self, seq: int) -> bool:
-        """Return whether the mail with this sequence is handled, by the record that stands at the leader.
+    async def has_moved(self) -> bool:
+        """Return whether a mail was handled since this was asked first, by the record that stands at the leader.
+
+        The cursor does not tell: its bound may be a mail that was handled before the turn under way began.
 
         Raises:
             BusError: If it cannot be read now.
+            DecodeError: If what stands is no record.
         """
         subject = subjects.state(self.address.type, self.address.key)
         stored = await self.services.bus.get_last(subjects.ACTORS, subject, from_leader=True)
-        return stored is not None and decode(stored.data).has_applied(seq)
+        applied = decode(stored.data).applied if stored is not None else 0
+        if self._held_at is None:
+            self._held_at = applied
+        return applied > self._held_at
 
     async def _load(self) -> bool:
         try:
@@ -208,8 +251,7 @@ class Activation:
             self.runner.nudge.set()
             return False
         except StateDecodeError as error:
-            self.problem = f"{error.code}: {error}"
-            _log.error(events.ACTOR_FAILED, actor=str(self.address), code=error.code, message=str(error))
+            await self._stand_still(error)
             return False
         return True
 
@@ -239,13 +281,13 @@ class Activation:
         if self.mailbox.cut_from is None:
             return None
         subject = subjects.mailbox(self.address.type, self.owner.number, self.address.key)
-        stored = await self.services.bus.get_next(subjects.ACTORS, start, subject)
+        stored = await next_stored(self.services.bus, start, subject)
         while stored is not None:
             mail = mail_of(stored)
             if not self.known.has_applied(mail.seq) and verdict.awaited_by(mail, self.known) is not None:
                 return mail
             self._scanned = stored.seq
-            stored = await self.services.bus.get_next(subjects.ACTORS, stored.seq + 1, subject)
+            stored = await next_stored(self.services.bus, stored.seq + 1, subject)
         return None
 
     async def _handle(self, mail: Mail) -> None:
@@ -254,17 +296,25 @@ class Activation:
         match found:
             case verdict.Skip():
                 await self.commit([mail.seq])
+            case verdict.Join(parked=parked):
+                await self._join(mail, parked)
             case verdict.Answer(reply=reply):
                 await self.commit([mail.seq], to=((mail, reply),), remembers=False)
             case verdict.Dead(failure=failure):
                 await self.bury(mail, failure, attempts=0)
             case verdict.Run():
                 await self.runner.run(mail)
-            case verdict.Join(parked=parked):
-                changes = {"parked": verdict.joined(self.known, parked, mail)} if mail.reply_to else None
-                await self.commit([mail.seq], changes=changes)
             case verdict.Resume(parked=parked):
                 await self.runner.resume(mail, parked)
+
+    async def _join(self, mail: Mail, parked: Parked) -> None:
+        """Have a repeat of a parked turn's question answered with it."""
+        if not mail.reply_to or mail.reply_to in parked.askers:
+            await self.commit([mail.seq])
+            return
+        askers = [*parked.askers, mail.reply_to][-ASKERS_KEPT:]
+        others = [other for other in self.known.parked if other.seq != parked.seq]
+        await self.commit([mail.seq], changes={"parked": [*others, replace(parked, askers=askers)]})
 
     # --- what it writes
 
@@ -287,14 +337,14 @@ class Activation:
         """
         async with self._lock:
             base = self.known
-            record = verdict.apply(base, applied, self.mailbox.oldest_but(applied))
+            record = verdict.apply(base, applied, self.mailbox.oldest_but({*applied, *base.ahead}))
             if remembers:
                 record = verdict.remember(record, to)
             record = replace(
                 record,
                 by=self.services.worker,
                 epoch=self.owner.epoch,
-                mail=applied[-1] if applied else base.mail,
+                mail=applied[0] if applied else 0,
                 at=self.services.clock.now(),
                 **(changes or {}),
             )
@@ -304,6 +354,7 @@ class Activation:
             match result:
                 case Committed(seqs=seqs):
                     self.record, self.seq = record, seqs[0]
+                    self.problem = None
                     self.owner.committed(self.address.key, self.seq)
                 case Fenced():
                     message = f"{self.address} was written by another host since: this turn is thrown away"
@@ -333,20 +384,24 @@ class Activation:
         attempts: int,
         cause_seq: int | None = None,
         changes: Mapping[str, object] | None = None,
+        writes: Sequence[Write] = (),
     ) -> None:
         """Make a dead letter of a mail and go on after it; enough of them in a row fail the actor.
 
         ``cause_seq`` is the mail that counts as handled, where it is not the same: a parked turn's awaited one.
         """
         await self.letter(mail, failure, attempts=attempts)
-        failures = self.known.failures + 1
-        changed = {**(changes or {}), "failures": failures}
-        if failures >= self.kind.options.poison_limit:
-            reason = f"{failures} mails in a row became dead letters, the last one by {failure.code}: {failure.message}"
-            changed |= {"status": "failed", "reason": reason[:500]}
-        kind = failure.type if isinstance(failure.type, str) else ""
-        reply = Reply(id=mail.id, error=ReplyError(code=failure.code, message=failure.message, type=kind))
-        await self.commit([cause_seq or mail.seq], to=((mail, reply),), changes=changed)
+        changed, sent = dict(changes or {}), list(writes)
+        if supervise.is_poison(failure, attempts=attempts, is_ask=bool(mail.reply_to)):
+            changed["failures"] = failures = self.known.failures + 1
+            if failures >= self.kind.options.poison_limit:
+                last = f"{failure.code}: {failure.message}"
+                reason = f"{failures} mails in a row became dead letters, the last one by {last}"
+                failed, notices = supervise.failing(self, failure, reason, seq=mail.seq)
+                changed |= failed
+                sent += notices
+        reply = replies.failure_reply(mail.id, failure)
+        await self.commit([cause_seq or mail.seq], to=((mail, reply),), changes=changed, writes=sent)
         _log.error(
             events.MAIL_DEAD_LETTERED, actor=str(self.address), seq=mail.seq, attempts=attempts, code=failure.code
         )
@@ -360,9 +415,12 @@ class Activation:
             BusError: If it can never be stored.
         """
         services = self.services
-        letter = letter_of(mail, failure, attempts=attempts, worker=services.worker, at=services.clock.now())
+        now = services.clock.now()
         while not self._is_dropped:
             try:
+                letter = await letter_of(
+                    mail, failure, attempts=attempts, worker=services.worker, at=now, blobs=services.blobs
+                )
                 await write_letter(services.bus, mail, letter)
             except BusError as error:
                 if not error.retryable:
@@ -371,14 +429,16 @@ class Activation:
                 continue
             return
 
-    async def bury_error(self, mail: Mail, error: CallboardError, *, attempts: int) -> None:
-        """As ``bury``, for an error of ours."""
-        await self.bury(mail, failure_of(error), attempts=attempts)
-
     async def new_actor(self) -> Actor:
         """Return an instance with the state that stands.
 
         Raises:
             CallboardError: If the state does not fit the class, or cannot be read now.
         """
-        return await actor_of(self.kind, self.address, self.known, self.services.blobs)
+        while True:
+            try:
+                return await actor_of(self.kind, self.address, self.known, self.services.blobs)
+            except BusError as error:
+                if not error.retryable:
+                    raise
+                await self.services.clock.sleep(_RETRY_S)

@@ -109,7 +109,7 @@ async def extent(bus: Bus) -> Extent:
         return Extent(problem=f"the last message of {subjects.AUDIT} cannot be read or is no copy of {subjects.ACTORS}")
     missing = [each for each in subjects.AUDITED if origin.filters and each not in origin.filters]
     if missing:
-        text = f"{subjects.AUDIT} does not copy {', '.join(missing)} together with the rest: run `callboard provision`"
+        text = f"{subjects.AUDIT} does not copy {', '.join(missing)} in one order with the rest: one source must do it"
         return Extent(problem=text)
     return Extent(upto=origin.seq, is_async=info.config.persist_async)
 

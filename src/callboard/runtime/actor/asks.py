@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 
 from callboard.runtime import subjects
+from callboard.runtime.actor import payload
 from callboard.runtime.actor import reply as replies
 from callboard.runtime.actor.address import Address
 from callboard.runtime.actor.commit import Committed, Refused, Result
 from callboard.runtime.actor.definition import ActorType
+from callboard.runtime.actor.execute import invoke
 from callboard.runtime.actor.handler import Handler
-from callboard.runtime.actor.mail import mail_write
+from callboard.runtime.actor.mail import mail_write, wrong_key
 from callboard.runtime.actor.partition import Stage
-from callboard.runtime.actor.record import Reply, ReplyError, StateRecord, decode
-from callboard.runtime.actor.run import call_hook
+from callboard.runtime.actor.record import StateRecord, decode
 from callboard.runtime.actor.state import actor_of
 from callboard.runtime.bus import header
 from callboard.runtime.bus.base import Message, Subscription
-from callboard.runtime.errors import BusError, CallboardError, MailboxFullError, UnknownMessageError
+from callboard.runtime.envelope import parse_deadline
+from callboard.runtime.errors import (
+    BusError,
+    CallboardError,
+    DeadlineError,
+    InvalidNameError,
+    MailboxFullError,
+    UnknownMessageError,
+)
 from callboard.runtime.record import failure_of
 
 
@@ -42,13 +52,25 @@ class AskServer:
             await subscription.close()
 
     def _on_ask(self, message: Message) -> None:
-        services = self._host.services
         _, _, name, token = message.subject.split(".", 3)
         kind = self._host.types.get(name)
         if kind is None:
             return
-        headers = message.headers or {}
         address = Address(name, subjects.unescape(token))
+        try:
+            if subjects.escape(address.key) != token:
+                raise wrong_key(token)
+        except InvalidNameError as error:
+            self._refuse(message, error)
+            return
+        self._sort(message, kind, address)
+
+    def _sort(self, message: Message, kind: ActorType, address: Address) -> None:
+        services = self._host.services
+        headers = message.headers or {}
+        if payload.is_stowed(headers) and header.TYPE not in headers:
+            _ = services.spawn(self._sort_large(message, kind, address), "ask-large")
+            return
         try:
             handler, data = kind.select(headers.get(header.TYPE), message.data, headers.get(header.CONTENT_TYPE))
         except UnknownMessageError as error:
@@ -62,6 +84,25 @@ class AskServer:
             if handler.read_only:
                 _ = services.spawn(self._read(message, kind, address, handler, data), "ask-read")
                 return
+        self._store(message, kind, address)
+
+    async def _sort_large(self, message: Message, kind: ActorType, address: Address) -> None:
+        """Find the handler of a question that lies in the object store and does not say its type."""
+        headers = message.headers or {}
+        try:
+            data = await payload.fetch(self._host.services.blobs, message.data, headers)
+            handler, data = kind.select(None, data, headers.get(header.CONTENT_TYPE))
+        except CallboardError as error:
+            self._refuse(message, error)
+            return
+        if handler.read_only:
+            await self._read(message, kind, address, handler, data)
+        else:
+            self._store(message, kind, address)
+
+    def _store(self, message: Message, kind: ActorType, address: Address) -> None:
+        services = self._host.services
+        headers = message.headers or {}
         full = self._full(kind, address)
         if full is not None:
             self._refuse(message, full)
@@ -93,26 +134,42 @@ class AskServer:
 
     def _refuse(self, message: Message, error: CallboardError) -> None:
         if message.reply:
-            reply = Reply(id="", error=ReplyError(code=error.code, message=str(error)))
+            reply = replies.error_reply("", error)
             _ = self._host.services.spawn(replies.send(self._host.services, message.reply, reply), "ask-refuse")
 
     async def _read(self, message: Message, kind: ActorType, address: Address, handler: Handler, data: bytes) -> None:
         """Run a read-only handler on the state that stands, beside whatever turn is under way."""
         services = self._host.services
         headers = message.headers or {}
+        limit = asyncio.timeout(None)
         try:
-            record = await self._record(address)
-            actor = await actor_of(kind, address, record, services.blobs)
-            argument = kind.decode(handler, headers.get(header.TYPE), data, headers.get(header.CONTENT_TYPE))
-            reply = replies.value_reply("", await call_hook(handler, actor, argument))
-        except CallboardError as error:
-            reply = Reply(id="", error=ReplyError(code=error.code, message=str(error)))
-        except Exception as error:  # noqa: BLE001 - a user's handler may raise anything; it is data from here on
-            failure = failure_of(error)
-            name = failure.type if isinstance(failure.type, str) else ""
-            reply = Reply(id="", error=ReplyError(code=failure.code, message=failure.message, type=name))
+            limit = asyncio.timeout(self._left_s(headers, handler, kind))
+            async with limit:
+                value = await self._value(headers, kind, address, handler, data)
+            reply = await replies.stowed(services, replies.value_reply("", value), is_kept=False)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # noqa: BLE001 - a user's handler may raise anything; it is data from here on
+            late = DeadlineError("it took longer than its deadline or its limit allows")
+            reply = replies.failure_reply("", failure_of(late if limit.expired() else error))
         if message.reply:
             await replies.send(services, message.reply, reply)
+
+    async def _value(
+        self, headers: Mapping[str, str], kind: ActorType, address: Address, handler: Handler, data: bytes
+    ) -> object:
+        services = self._host.services
+        data = data or await payload.fetch(services.blobs, data, headers)
+        actor = await actor_of(kind, address, await self._record(address), services.blobs)
+        argument = kind.decode(handler, headers.get(header.TYPE), data, headers.get(header.CONTENT_TYPE))
+        return await invoke(handler, actor, argument, executor=services.executor)
+
+    def _left_s(self, headers: Mapping[str, str], handler: Handler, kind: ActorType) -> float | None:
+        limits = [limit for limit in (handler.timeout_s, kind.options.turn_timeout_s) if limit]
+        deadline = parse_deadline(headers.get(header.DEADLINE))
+        if deadline is not None:
+            limits.append((deadline - self._host.services.clock.now()).total_seconds())
+        return min(limits, default=None)
 
     async def _record(self, address: Address) -> StateRecord:
         partition = self._host.find(address.type, address.key)

@@ -17,15 +17,14 @@ def decide(drain: Drain, running: Sequence[Activation]) -> None:
             # it has not begun, pauses between two attempts, or is being committed, which a stop does not touch
             activation.runner.stop(STOP_DRAIN, DRAINS)
             continue
-        steps = turn.journal.executed + turn.journal.replayed
-        match drain.decide("turn", turn.address.type, f"{turn.address}@{turn.mail.seq}", steps=steps):
+        match drain.decide("turn", turn.address.type, f"{turn.address}@{turn.mail.seq}", steps=sum(turn.steps)):
             case "cancel":
                 activation.runner.stop(STOP_DRAIN, DRAINS)
             case "halt":
                 activation.runner.halt()
 
 
-def tell(activations: Sequence[Activation]) -> None:
+def tell(running: Sequence[Activation]) -> None:
     """Call the drain hook of each, beside its turn."""
-    for activation in activations:
-        _ = activation.services.spawn(activation.runner.hook("on_drain"), "actor-drain")
+    for activation in running:
+        _ = activation.services.spawn(activation.runner.instance.hook("on_drain", is_busy=False), "actor-drain")

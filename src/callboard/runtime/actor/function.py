@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import inspect
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import Executor
 from typing import Any, get_args, get_origin, get_type_hints
 
 from callboard.runtime import codec
@@ -17,11 +19,17 @@ _AWAITABLES = (Awaitable, Coroutine, asyncio.Future, asyncio.Task)
 _CACHED_TYPES = 512
 
 
-async def call(function: Callable[..., object], args: Sequence[object], kwargs: Mapping[str, object]) -> object:
+async def call(
+    function: Callable[..., object],
+    args: Sequence[object],
+    kwargs: Mapping[str, object],
+    *,
+    executor: Executor | None = None,
+) -> object:
     """Run ``function`` and return its value.
 
-    A coroutine function runs on the event loop. Anything else runs in a thread, which a cancellation leaves behind
-    running; what it returns is awaited on the loop if it can be.
+    A coroutine function runs on the event loop. Anything else runs in a thread of ``executor``, which a cancellation
+    leaves behind running; what it returns is awaited on the loop if it can be.
 
     Raises:
         HandlerExitError: If it tried to end its process from the thread.
@@ -29,7 +37,9 @@ async def call(function: Callable[..., object], args: Sequence[object], kwargs: 
     if _is_async(function):
         value = function(*args, **kwargs)
     else:
-        value = await asyncio.to_thread(_guarded, function, args, kwargs)
+        own = contextvars.copy_context()
+        run = functools.partial(own.run, _guarded, function, args, kwargs)
+        value = await asyncio.get_running_loop().run_in_executor(executor, run)
     return await value if inspect.isawaitable(value) else value
 
 

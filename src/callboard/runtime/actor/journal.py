@@ -7,6 +7,7 @@ code may change between two runs of a turn, and a step that it renamed or gave o
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import Executor
 from functools import partial
 from heapq import heappop, heappush
 from types import TracebackType
@@ -125,6 +126,7 @@ class Journal:
         steps: Mapping[str, bytes | Raw] | None = None,
         found: Sequence[Stored] | None = None,
         claim_check_bytes: int = CLAIM_CHECK_BYTES,
+        executor: Executor | None = None,
     ) -> None:
         """Open the journal; nothing is read or written before the first step.
 
@@ -143,6 +145,7 @@ class Journal:
             steps: What a parked turn kept of its journal, by entry; ``entries`` of the run that parked.
             found: All that stands on the turn's subjects, where it was just read from the leader.
             claim_check_bytes: Values above this are stored as objects.
+            executor: Threads for synchronous functions; None for the loop's own few.
         """
         self.turn = f"{address}/{seq}"
         self.executed = 0
@@ -151,6 +154,7 @@ class Journal:
         self.last_step: str | None = None
         self.gate = StepGate()
         self._clock = clock
+        self._executor = executor
         self._log = StepLog(
             bus,
             address,
@@ -237,7 +241,9 @@ class Journal:
             raise InvalidNameError(message, name=name[:80])
         decode = function.reader(fn, returns, step=name)
         slot = self._take(name, {"key": key} if key is not None else [args, kwargs or {}], decode)
-        return self._run(slot, partial(function.call, fn, args, kwargs or {}), once=once, retry=retry)
+        return self._run(
+            slot, partial(function.call, fn, args, kwargs or {}, executor=self._executor), once=once, retry=retry
+        )
 
     def begin(self, name: str, identity: object, *, returns: object = Any) -> Coroutine[Any, Any, Slot]:
         """Take a place for a step that the caller runs itself; the engine's names begin with ``~``.

@@ -9,7 +9,9 @@ import msgspec
 from msgspec import Struct
 
 from callboard.runtime import subjects
+from callboard.runtime.actor import payload
 from callboard.runtime.actor.mail import Mail
+from callboard.runtime.blobs import BlobStore
 from callboard.runtime.bus import header
 from callboard.runtime.bus.base import Bus, Write
 from callboard.runtime.errors import ConflictError, DecodeError
@@ -23,7 +25,7 @@ class MailLetter(Struct, frozen=True, kw_only=True):
         seq: The mail's sequence in ``CB_ACTORS``.
         failure: Why it could not be handled.
         attempts: Runs of its handler in the host that gave up.
-        data_b64: The mail's payload.
+        data_b64: The mail's payload; empty when it lies in the object store, as the claim check in ``headers`` says.
         headers: The mail's headers.
     """
 
@@ -41,15 +43,23 @@ class MailLetter(Struct, frozen=True, kw_only=True):
 
     @property
     def data(self) -> bytes:
-        """The mail's payload."""
+        """The mail's payload; empty when it lies in the object store."""
         return base64.b64decode(self.data_b64)
 
 
 _decoder = msgspec.json.Decoder(MailLetter)
 
 
-def letter_of(mail: Mail, failure: Failure, *, attempts: int, worker: str, at: datetime) -> MailLetter:
-    """Return the dead letter of ``mail``."""
+async def letter_of(
+    mail: Mail, failure: Failure, *, attempts: int, worker: str, at: datetime, blobs: BlobStore
+) -> MailLetter:
+    """Return the dead letter of ``mail``; a payload too large for it goes to the object store.
+
+    Raises:
+        BusError: If that cannot be stored now.
+    """
+    headers = dict(mail.headers)
+    data = b"" if payload.is_stowed(headers) else await payload.stow(blobs, mail.data, headers)
     return MailLetter(
         v=1,
         address=str(mail.address),
@@ -60,8 +70,8 @@ def letter_of(mail: Mail, failure: Failure, *, attempts: int, worker: str, at: d
         worker=worker,
         at=at,
         mailed_at=mail.time,
-        data_b64=base64.b64encode(mail.data).decode(),
-        headers=dict(mail.headers),
+        data_b64=base64.b64encode(data).decode(),
+        headers=headers,
     )
 
 
@@ -78,13 +88,22 @@ def decode_letter(data: bytes) -> MailLetter:
         raise DecodeError(message) from error
 
 
-async def write_letter(bus: Bus, mail: Mail, letter: MailLetter) -> None:
+async def write_letter(bus: Bus, mail: Mail, letter: MailLetter, *, token: str | None = None) -> None:
     """Store a dead letter; one that stands already stays. It must stand before the mail counts as handled.
+
+    Args:
+        bus: Where.
+        mail: The mail.
+        letter: Its letter.
+        token: The key as it stood in the mail's subject, where that is no key.
 
     Raises:
         BusError: If it cannot be stored now; try again.
     """
-    subject = subjects.dead_mail(mail.address.type, mail.address.key, mail.seq)
+    kind = mail.address.type
+    subject = subjects.dead_mail(kind, mail.address.key, mail.seq) if token is None else f"cb.dead.mail.{kind}.{token}"
+    if token is not None:
+        subject = f"{subject}.{mail.seq}"
     try:
         await bus.store(Write(subject, msgspec.json.encode(letter), header.build(expected_seq=0)))
     except ConflictError:

@@ -14,6 +14,7 @@ from callboard.runtime import subjects
 from callboard.runtime.actor.address import Address
 from callboard.runtime.bus import header
 from callboard.runtime.bus.base import Stored, Write
+from callboard.runtime.errors import InvalidNameError
 
 # Kinds of mail beside a user's message (no header): Callboard's own.
 KIND_TIMER = "timer"
@@ -141,6 +142,17 @@ def mail_headers(
 def mail_write(to: Address, data: bytes, headers: Mapping[str, str] | None = None) -> Write:
     """Return the write that puts a mail into an actor's mailbox."""
     return Write(subjects.mail(to.type, to.key), data, dict(headers) if headers else None)
+
+
+def wrong_key(token: str) -> InvalidNameError:
+    """Return the error for a key that stands in a subject in another way than ``subjects.escape`` writes it.
+
+    Two spellings would be one actor with two mailboxes, in two partitions.
+    """
+    text = (
+        f"{token[:80]!r} is no key: take 1 to {subjects.MAX_KEY_BYTES} bytes, each as itself or, where it must be, %XX"
+    )
+    return InvalidNameError(text, name=token[:80])
 
 
 def parse_chain(text: str) -> tuple[Link, ...]:

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from msgspec import Struct, structs
 
 from callboard.runtime import subjects
-from callboard.runtime.actor.address import check_type
+from callboard.runtime.actor.address import Address, check_type, parse
 from callboard.runtime.actor.handler import check_retry, check_seconds
 from callboard.runtime.actor.recovery import Recovery
 from callboard.runtime.actor.recovery import checked as check_recovery
@@ -49,6 +49,8 @@ class ActorOptions(Struct, frozen=True, kw_only=True):
         max_chain: Turns that may lead to one another before the chain is cut.
         recovery: What a host does with a turn that another had begun: ``resume`` from its journal, ``restart`` it but
             for its steps with ``once=True``, or what a function of a ``Begun`` returns.
+        supervisor: Address, ``type/key``, of the actor that is told ``ActorFailed`` when this one fails; None for
+            nobody. It is told in the commit that fails this one.
     """
 
     capabilities: tuple[str, ...] = ()
@@ -64,6 +66,7 @@ class ActorOptions(Struct, frozen=True, kw_only=True):
     state_limit_bytes: int | None = None
     max_chain: int = 50
     recovery: Recovery = "resume"
+    supervisor: Address | None = None
 
 
 def checked(cls: type, given: Mapping[str, Any], *, base: ActorOptions) -> ActorOptions:
@@ -91,6 +94,8 @@ def checked(cls: type, given: Mapping[str, Any], *, base: ActorOptions) -> Actor
         raise ConfigError(message)
     if "recovery" in values:
         values["recovery"] = check_recovery(values["recovery"], what=f"{where}: recovery")
+    if isinstance(values.get("supervisor"), str):
+        values["supervisor"] = _supervisor(values["supervisor"], where)
     if "retry" in values:
         check_retry(values["retry"], what=f"{where}: retry")
     return structs.replace(base, **values)
@@ -107,6 +112,14 @@ def type_name(cls: type, name: str | None) -> str:
         return check_type(found)
     except InvalidNameError as error:
         message = f'actor {cls.__qualname__}: {error}; write class {cls.__name__}(Actor, name="...")'
+        raise ActorDefinitionError(message) from error
+
+
+def _supervisor(given: str, where: str) -> Address:
+    try:
+        return parse(given)
+    except InvalidNameError as error:
+        message = f"{where}: supervisor: {error}"
         raise ActorDefinitionError(message) from error
 
 

@@ -7,17 +7,29 @@ from typing import Literal
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from callboard.runtime import subjects
+from callboard.runtime.actor import park, verdict
+from callboard.runtime.actor import reply as replies
 from callboard.runtime.actor.activation import Activation
+from callboard.runtime.actor.execute import STOP_CANCEL
 from callboard.runtime.actor.letter import MailLetter, decode_letter
 from callboard.runtime.actor.mail import Mail, mail_headers
+from callboard.runtime.actor.outbox import event_write
 from callboard.runtime.actor.partition import Stage
-from callboard.runtime.actor.record import Parked, Reply, ReplyError
-from callboard.runtime.actor.run import tombstone
+from callboard.runtime.actor.record import Parked, Reply
+from callboard.runtime.actor.run import CANCELLED
 from callboard.runtime.bus import header
 from callboard.runtime.bus.base import Message, Subscription, Write
-from callboard.runtime.errors import BusError, CallboardError, DecodeError, InputError, TurnCancelledError
+from callboard.runtime.errors import (
+    BusError,
+    CallboardError,
+    DecodeError,
+    InputError,
+    StateDecodeError,
+    TurnCancelledError,
+)
 
 Operation = Literal["pause", "resume", "kill", "restart", "cancel", "show", "requeue"]
 
@@ -27,12 +39,15 @@ class ActorOrder(Struct, frozen=True, kw_only=True):
 
     Attributes:
         reason: For people; kept with the actor.
-        seq: For ``cancel`` of a parked turn: the sequence of the mail that it began with.
+        seq: The mail that is meant, 0 for all: of ``cancel`` the one that the turn began with, of ``requeue`` the one
+            that the dead letter is of.
+        id: For ``cancel``: the id of the mail that is meant, be it running, parked or waiting; "" for any.
     """
 
     op: Operation
     reason: str = ""
     seq: int = 0
+    id: str = ""
 
 
 _ACTIVE: dict[str, object] = {"status": "active", "reason": "", "failures": 0}
@@ -40,7 +55,11 @@ _order = msgspec.json.Decoder(ActorOrder)
 
 
 class OrderServer:
-    """Takes orders about the actors that the host owns; about others it stays silent, their owner answers."""
+    """Takes orders about the actors that the host runs; about others it stays silent, their host answers.
+
+    Who has an actor in mid-turn carries them out, be its partition another's: a record written by somebody else would
+    have the turn's commit refused.
+    """
 
     def __init__(self, host: Stage) -> None:
         """Prepare; ``open`` begins to listen."""
@@ -63,8 +82,7 @@ class OrderServer:
         # cb.ctl.actor.<type>.<key>
         _, _, _, kind, token = message.subject.split(".", 4)
         key = subjects.unescape(token)
-        partition = self._host.find(kind, key)
-        if partition is None:
+        if not self._runs(kind, key):
             return
         _ = self._host.services.spawn(self._answer(message, kind, key), "actor-order")
 
@@ -79,13 +97,31 @@ class OrderServer:
             with contextlib.suppress(BusError):
                 await self._host.services.bus.publish(message.reply, msgspec.json.encode(body))
 
-    async def _obey(self, order: ActorOrder, kind: str, key: str) -> dict[str, object]:
+    def _runs(self, kind: str, key: str) -> bool:
+        if self._host.find_held(kind, key) is not None:
+            return True
         partition = self._host.find(kind, key)
-        if partition is None:
+        known = partition.activations.get(key) if partition is not None else None
+        return partition is not None and (known is None or known.held_by is None)
+
+    def _activation(self, kind: str, key: str) -> Activation | None:
+        if not self._runs(kind, key):
+            return None
+        partition = self._host.find(kind, key)
+        held = self._host.find_held(kind, key)
+        return held if held is not None or partition is None else partition.activation(key)
+
+    async def _obey(self, order: ActorOrder, kind: str, key: str) -> dict[str, object]:
+        activation = self._activation(kind, key)
+        if activation is None:
             return {"error": {"code": "actor", "message": f"{kind}/{key} has just moved to another host: try again"}}
-        activation = partition.activation(key)
         try:
-            await activation.ensure_read()
+            try:
+                await activation.ensure_read()
+            except StateDecodeError as error:
+                if order.op != "show":
+                    raise
+                activation.problem = f"{error.code}: {error}"
             return {"ok": True} | await obey(activation, order)
         except CallboardError as error:
             return {"error": {"code": error.code, "message": str(error)}}
@@ -99,22 +135,24 @@ async def obey(activation: Activation, order: ActorOrder) -> dict[str, object]:
     """
     match order.op:
         case "show":
-            return show(activation)
+            return await show(activation)
         case "pause":
             await activation.commit([], changes={"status": "paused", "reason": order.reason or "paused by request"})
             await activation.runner.hook("on_pause")
         case "resume" | "restart":
             if order.op == "restart":
                 activation.runner.restart()
+            activation.runner.budget.refill()
             await activation.commit([], changes=_ACTIVE)
             await activation.runner.hook("on_resume")
         case "kill":
             await activation.commit([], changes={"status": "killed", "reason": order.reason or "killed by request"})
-            activation.runner.stop("cancel", order.reason or "the actor was killed by request")
+            activation.runner.stop(STOP_CANCEL, order.reason or "the actor was killed by request")
         case "cancel":
             await _cancel(activation, order)
         case "requeue":
-            count = await _requeue(activation)
+            count = await _requeue(activation, order.seq)
+            activation.runner.budget.refill()
             await activation.commit([], changes=_ACTIVE)
             activation.wake()
             return {"requeued": count}
@@ -122,9 +160,9 @@ async def obey(activation: Activation, order: ActorOrder) -> dict[str, object]:
     return {"status": activation.known.status}
 
 
-def show(activation: Activation) -> dict[str, object]:
-    """Return what only the owner knows of an actor."""
-    turn = activation.turn
+async def show(activation: Activation) -> dict[str, object]:
+    """Return what only the owner knows of an actor. Its health hook is given a second."""
+    turn, job = activation.turn, activation.runner.job
     running: dict[str, object] | None = None
     if turn is not None:
         running = {
@@ -136,51 +174,75 @@ def show(activation: Activation) -> dict[str, object]:
             "steps_replayed": turn.journal.replayed,
             "sender": turn.mail.sender,
         }
+    elif job is not None:
+        running = {"seq": job.mail.seq, "type": job.mail.type, "waits_for_retry": True, "sender": job.mail.sender}
+    status = activation.record.status if activation.record is not None else "failed"
     return {
         "worker": activation.services.worker,
         "epoch": activation.owner.epoch,
         "partition": activation.owner.number,
-        "status": activation.known.status,
+        "status": "failed" if activation.problem is not None and status == "active" else status,
         "problem": activation.problem,
         "held_by": activation.held_by,
         "depth": activation.mailbox.depth,
         "running": running,
+        "health": await activation.runner.instance.health(),
     }
 
 
 async def _cancel(activation: Activation, order: ActorOrder) -> None:
     reason = order.reason or "cancelled by request"
-    if activation.turn is not None and order.seq in (0, activation.turn.mail.seq):
-        activation.runner.stop("cancel", reason)
+    job = activation.runner.job
+    if job is not None and order.seq in (0, job.mail.seq) and order.id in ("", job.mail.id):
+        activation.runner.stop(STOP_CANCEL, reason)
         return
-    parked = [found for found in activation.known.parked if order.seq in (0, found.seq)]
-    if not parked:
-        text = f"{activation.address} has no turn to cancel: nothing runs and nothing is parked"
-        raise InputError(text if not order.seq else f"{activation.address} has no turn {order.seq} to cancel")
-    await _cancel_parked(activation, parked, reason)
+    digest = verdict.digest_of(order.id) if order.id else ""
+    parked = [found for found in activation.known.parked if order.seq in (0, found.seq) and digest in ("", found.id)]
+    if parked:
+        await _cancel_parked(activation, parked, reason)
+        return
+    waiting = [mail for mail in activation.mailbox.waiting() if order.id and mail.id == order.id]
+    if not waiting:
+        meant = f" {order.seq}" if order.seq else f" {order.id!r}" if order.id else ""
+        text = f"{activation.address} has no turn{meant} to cancel: nothing of it runs, is parked or waits"
+        raise InputError(text)
+    error = TurnCancelledError(reason)
+    answers = [(mail, replies.error_reply(mail.id, error)) for mail in waiting]
+    await activation.commit([mail.seq for mail in waiting], to=answers)
 
 
 async def _cancel_parked(activation: Activation, parked: list[Parked], reason: str) -> None:
     gone = {found.seq for found in parked}
+    error = TurnCancelledError(reason)
     answers: list[tuple[Mail, Reply]] = []
     for found in parked:
-        mail = await activation.runner.parked_mail(found.seq)
-        if mail is not None:
-            error = ReplyError(code=TurnCancelledError.code, message=reason)
-            answers.append((mail, Reply(id=mail.id, error=error)))
+        kept = await park.read(activation, found.seq)
+        if kept is not None:
+            mail = park.sender_of(activation, kept)
+            reply = replies.error_reply(mail.id, error)
+            answers += [
+                (mail, reply),
+                *((replace(mail, reply_to=asker, has_own_id=False), reply) for asker in found.askers),
+            ]
     remaining = [other for other in activation.known.parked if other.seq not in gone]
-    writes = [tombstone(activation, seq) for seq in sorted(gone)]
+    writes = [write for found in parked for write in park.end_writes(activation, found)]
+    ttl_s = activation.services.rules.event_ttl_s
+    for seq in sorted(gone):
+        facts = {"seq": seq, "reason": reason, "partial": False, "steps": 0}
+        writes.append(event_write(activation.address, CANCELLED, facts, ttl_s=ttl_s))
     await activation.commit([], to=answers, writes=writes, changes={"parked": remaining})
 
 
-async def _requeue(activation: Activation) -> int:
-    """Put every dead letter of the actor back into its mailbox, oldest first; return how many."""
+async def _requeue(activation: Activation, seq: int) -> int:
+    """Put the actor's dead letters, or that of mail ``seq``, back into its mailbox, oldest first; return how many."""
     bus = activation.services.bus
     address = activation.address
     wildcard = subjects.dead_mail(address.type, address.key, 0).removesuffix("0") + "*"
     count = 0
     for stored in sorted(await bus.get_many(subjects.DEAD, [wildcard]), key=lambda found: found.seq):
         letter = decode_letter(stored.data)
+        if seq not in (0, letter.seq):
+            continue
         await bus.store(_requeued(activation, letter))
         _ = await bus.delete_message(subjects.DEAD, stored.seq)
         count += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from callboard.runtime import events, logs, subjects
@@ -12,20 +12,20 @@ from callboard.runtime.actor.activation import Activation
 from callboard.runtime.actor.address import Address
 from callboard.runtime.actor.cursor import Cursor
 from callboard.runtime.actor.definition import ActorType
-from callboard.runtime.actor.mail import Mail, mail_of
+from callboard.runtime.actor.letter import letter_of, write_letter
+from callboard.runtime.actor.mail import Mail, mail_of, wrong_key
 from callboard.runtime.actor.ports import Staged
 from callboard.runtime.actor.services import Services
 from callboard.runtime.bus import header
 from callboard.runtime.bus.base import Stored, Tail, Write
-from callboard.runtime.errors import BusError, ConflictError, DecodeError
+from callboard.runtime.errors import BusError, ConflictError, DecodeError, InvalidNameError
+from callboard.runtime.record import failure_of
 
 _log = logs.get_logger(__name__)
 
-Place = tuple[str, int]
-"""A partition: its type and number."""
-
 # Actors with mail in memory before the reader pauses; the rest waits in the stream.
 MAX_WAITING = 10_000
+_RETRY_S = 0.25
 
 
 class Stage(Protocol):
@@ -36,6 +36,10 @@ class Stage(Protocol):
 
     def find(self, kind: str, key: str) -> Partition | None:
         """Return the partition of an actor if we own it."""
+        ...
+
+    def find_held(self, kind: str, key: str) -> Activation | None:
+        """Return an actor that we still have in mid-turn although its partition is another's."""
         ...
 
 
@@ -50,6 +54,8 @@ class Partition:
         former: Worker that we took it from, or that last had one of its actors in mid-turn; "" when not known.
         dirty: Keys of actors whose record was written since somebody last took note, with its sequence.
         is_lost: Somebody else owns it; its actors are dropped.
+        is_handed: We gave it away: somebody else owns it, and the actors that we have in mid-turn go on.
+        is_adrift: A hand-over was sent and may still arrive: nothing begins before another write keeps it out.
         activations: Actors in memory, by key.
     """
 
@@ -77,6 +83,8 @@ class Partition:
         self.former = former
         self.dirty: dict[str, int] = {}
         self.is_lost = False
+        self.is_handed = False
+        self.is_adrift = False
         self.activations: dict[str, Activation] = {}
         self._services = services
         self._on_lost = on_lost
@@ -87,6 +95,7 @@ class Partition:
         self._is_checking = False
         self._is_on_hold = False
         self._is_closed = False
+        self._is_left = False
         self._writing = asyncio.Lock()
 
     def __repr__(self) -> str:
@@ -100,6 +109,11 @@ class Partition:
         """Epoch of our ownership."""
         return self.cursor.epoch
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether it is another's."""
+        return self.is_lost or self.is_handed
+
     def may_have_run(self, seq: int) -> bool:
         """Return whether another host may have begun the mail with this sequence."""
         return seq <= self.taken_at
@@ -110,11 +124,11 @@ class Partition:
 
     async def is_ours(self) -> bool:
         """Return whether we still own it; asks the broker when our own beats do not come back."""
-        if self.is_lost:
+        if self.is_gone:
             return False
         if self._doubts or self._services.echo_age_s() > self._services.rules.echo_limit_s:
             await self.check()
-        return not self.is_lost
+        return not self.is_gone
 
     def doubt(self) -> None:
         """Look at the cursor before the next turn, and now."""
@@ -153,6 +167,11 @@ class Partition:
             start_seq=self.cursor.upto + 1,
         )
 
+    @property
+    def is_deaf(self) -> bool:
+        """Whether it is not being read: the broker could not be asked when it was to be opened."""
+        return self._tail is None and not self.is_lost
+
     async def close(self) -> None:
         """Stop reading, and leave the cursor as it is. Its actors stay as they are."""
         self._is_closed = True
@@ -162,6 +181,7 @@ class Partition:
 
     def leave(self) -> None:
         """Begin no further turn: somebody else goes on."""
+        self._is_left = True
         for activation in self.activations.values():
             activation.is_leaving = True
 
@@ -171,7 +191,10 @@ class Partition:
         Raises:
             BusError: If it cannot be read now.
         """
-        self._is_closed = False
+        if self.is_adrift and not await self.write(self.next_cursor()):
+            return
+        self.is_adrift = False
+        self._is_closed = self._is_left = False
         for activation in self.activations.values():
             activation.is_leaving = False
             activation.wake()
@@ -179,14 +202,17 @@ class Partition:
             subjects.ACTORS, subjects.mailbox(self.kind.name, self.number), self._on_mail, start_seq=self._seen + 1
         )
 
-    def lose(self) -> None:
-        """Drop everything at once: somebody else owns it."""
-        if self.is_lost:
+    def lose(self, held: Mapping[str, str] | None = None) -> None:
+        """Drop everything at once: somebody else owns it. What its cursor says we hold goes on."""
+        if self.is_gone:
             return
         self.is_lost = True
-        for activation in list(self.activations.values()):
-            activation.drop()
-        self.activations.clear()
+        for key, activation in list(self.activations.items()):
+            if activation.is_busy and (held or {}).get(key) == self._services.worker:
+                activation.is_leaving = True
+            else:
+                del self.activations[key]
+                activation.drop()
         self._on_lost(self)
 
     def adopt(self, activation: Activation) -> None:
@@ -194,6 +220,9 @@ class Partition:
         self.activations[activation.address.key] = activation
         activation.owner = self
         activation.is_leaving = False
+        activation.use(self.kind)
+        # while the partition was another's, its mail came to that one
+        activation.mailbox.missed()
 
     def activation(self, key: str, *, read_from: int | None = None) -> Activation:
         """Return the actor with this key, made when it is not in memory."""
@@ -201,6 +230,7 @@ class Partition:
         if found is None:
             address = Address(self.kind.name, key)
             found = Activation(self._services, self.kind, address, self, read_from=read_from)
+            found.is_leaving = self._is_left
             self.activations[key] = found
         return found
 
@@ -225,7 +255,9 @@ class Partition:
         activation = self.activations.get(key)
         if activation is not None and activation.held_by is not None:
             self.former, activation.held_by = activation.held_by, None
-            activation.record = None
+            if not activation.is_busy:
+                # a turn under way needs it to the end; the fence tells whether it still stands
+                activation.record = None
             activation.wake()
 
     # --- the cursor
@@ -295,7 +327,7 @@ class Partition:
         except ConflictError:
             stored = await self._services.bus.get_last(subjects.ACTORS, subject, from_leader=True)
             if stored is None or stored.data != data:
-                await self.check()
+                await self._check()
                 return False
             self.cursor, self.cursor_seq = wanted, stored.seq
             return True
@@ -308,8 +340,16 @@ class Partition:
         Raises:
             BusError: If it cannot be read now.
         """
+        # not while it is being written: what we hand over would look lost, and its turns under way be dropped
+        async with self._writing:
+            if self.cursor.owner == self._services.worker:
+                await self._check()
+
+    async def _check(self) -> None:
         subject = subjects.cursor(self.kind.name, self.number)
         stored = await self._services.bus.get_last(subjects.ACTORS, subject, from_leader=True)
+        if self.is_gone:
+            return
         try:
             found = cursors.decode(stored.data) if stored is not None else Cursor()
         except DecodeError:
@@ -319,7 +359,7 @@ class Partition:
             self.cursor_seq = stored.seq
             return
         _log.warning(events.PARTITION_LOST, type=self.kind.name, partition=self.number, epoch=self.cursor.epoch)
-        self.lose()
+        self.lose(found.held)
 
     async def _check_quietly(self) -> None:
         if self._is_checking:
@@ -337,12 +377,37 @@ class Partition:
     # --- the reader
 
     def _on_mail(self, stored: Stored) -> None:
-        if self.is_lost:
+        if self.is_lost or self._is_closed:
             return
         self._seen = stored.seq
         mail: Mail = mail_of(stored)
+        token = stored.subject.split(".", 4)[4]
+        if not _is_key(mail.address.key, token):
+            _ = self._services.spawn(self._bury_stray(mail, token), "mail-stray")
+            return
         self.activation(mail.address.key).deliver(mail)
         if not self._is_on_hold and len(self.activations) >= MAX_WAITING and self.waiting >= MAX_WAITING:
             self._is_on_hold = True
             if self._tail is not None:
                 self._tail.hold()
+
+    async def _bury_stray(self, mail: Mail, token: str) -> None:
+        """Make a dead letter of a mail for what is no key: it has no actor that could handle it."""
+        services = self._services
+        failure = failure_of(wrong_key(token))
+        try:
+            letter = await letter_of(
+                mail, failure, attempts=0, worker=services.worker, at=services.clock.now(), blobs=services.blobs
+            )
+            await write_letter(services.bus, mail, letter, token=token)
+        except BusError as error:
+            _log.warning(events.MAIL_REFUSED, actor=str(mail.address), mails=1, policy="", problem=str(error))
+            return
+        _log.error(events.MAIL_DEAD_LETTERED, actor=str(mail.address), seq=mail.seq, attempts=0, code=failure.code)
+
+
+def _is_key(key: str, token: str) -> bool:
+    try:
+        return subjects.escape(key) == token
+    except InvalidNameError:
+        return False

@@ -10,8 +10,10 @@ from typing import Self
 from msgspec import Struct
 
 from callboard.runtime import subjects
+from callboard.runtime.actor import payload
 from callboard.runtime.actor.address import Address
 from callboard.runtime.actor.answer import anything, is_unheard, value_of
+from callboard.runtime.blobs import BlobStore
 from callboard.runtime.bus import header
 from callboard.runtime.bus.base import Bus, Message, Subscription
 from callboard.runtime.clock import Clock
@@ -107,6 +109,7 @@ class AskStream:
         if self._subscription is not None or self.is_finished:
             return
         data, headers = self._question
+        data = await payload.stow(BlobStore(self._bus), data, headers)
         inbox = self._bus.inbox()
         self._give_up_s = self._clock.monotonic() + self._timeout_s
         self._subscription = await self._bus.subscribe(inbox, self._hear)

@@ -14,7 +14,6 @@ from callboard.runtime.actor.record import Reply, StateRecord
 from callboard.runtime.actor.services import Services
 from callboard.runtime.actor.turn import Turn
 from callboard.runtime.bus.base import Write
-from callboard.runtime.errors import CallboardError
 from callboard.runtime.record import Failure
 
 
@@ -78,6 +77,11 @@ class Staged(Protocol):
         ...
 
     @property
+    def is_gone(self) -> bool:
+        """Whether somebody else runs it, or is about to: no further turn begins here."""
+        ...
+
+    @property
     def known(self) -> StateRecord:
         """The record that stands."""
         ...
@@ -132,12 +136,9 @@ class Staged(Protocol):
         attempts: int,
         cause_seq: int | None = None,
         changes: Mapping[str, object] | None = None,
+        writes: Sequence[Write] = (),
     ) -> None:
         """Make a dead letter of a mail and go on after it."""
-        ...
-
-    async def bury_error(self, mail: Mail, error: CallboardError, *, attempts: int) -> None:
-        """As ``bury``, for an error of ours."""
         ...
 
     async def new_actor(self) -> Actor:

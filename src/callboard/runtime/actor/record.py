@@ -62,8 +62,8 @@ class Parked(Struct, frozen=True, kw_only=True, omit_defaults=True):
         hold: Whether later mail waits behind it.
         waits: How many waits it has finished before this one.
         since: When it was parked.
-        id: What is kept of the mail's id, if its sender gave one: a repeat of it joins this turn.
-        askers: Where the repeats want the answer as well.
+        id: Digest of the id that its sender gave, "" when it gave none: a repeat joins it and begins no turn.
+        askers: Reply subjects of repeats that wait for its answer as well.
     """
 
     seq: int
@@ -83,8 +83,7 @@ class StateRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     Attributes:
         applied: Sequence of its last handled mail; every mail up to it is handled.
         ahead: Mails above ``applied`` that are handled already, ascending.
-        by: Worker that wrote this record, with ``epoch``, its partition's; ``mail`` is what it handled. Together they
-            are the mark by which a writer knows its own record again.
+        by: Worker that wrote this record, with ``epoch``, its partition's; ``mail`` is what it handled, 0 for an order.
         turns: Turns committed so far.
         schema: Version of the state's layout.
         state: The state as JSON; absent when it was never changed or lies in ``blob``.

@@ -11,11 +11,13 @@ from typing import Any, TypeVar, overload
 from callboard.runtime import codec, ids, subjects
 from callboard.runtime import deadline as deadlines
 from callboard.runtime.actor import address as addresses
+from callboard.runtime.actor import payload
 from callboard.runtime.actor.address import Address
 from callboard.runtime.actor.answer import value_of
 from callboard.runtime.actor.mail import mail_headers, mail_write
 from callboard.runtime.actor.message import type_name_of
 from callboard.runtime.actor.parts import AskStream
+from callboard.runtime.blobs import BlobStore
 from callboard.runtime.bus import header
 from callboard.runtime.bus.base import DEFAULT_TIMEOUT_S, Bus, Message, Write
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
@@ -79,7 +81,8 @@ class ActorRef:
     ) -> int:
         """Put a message into the mailbox; returns when it is on the broker's disk. One round trip.
 
-        It waits there for a host if none runs. The actor handles it once, after all that came before.
+        It waits there for a host if none runs. The actor handles it once, after all that came before. A message over
+        256 KiB goes to the object store, and a claim check into the mailbox.
 
         Args:
             message: A Struct, dataclass or model; or plain values with ``type``. ``bytes`` go out as they are.
@@ -103,6 +106,7 @@ class ActorRef:
             BusTimeoutError: If the outcome is unknown: tell again under the same id.
         """
         data, extra = self._mail(message, type, id, headers)
+        data = await payload.stow(BlobStore(self._bus), data, extra)
         if deadline is not None:
             extra[header.DEADLINE] = self._deadline(deadline)
         if delay_s is not None:
@@ -179,6 +183,7 @@ class ActorRef:
             DecodeError: If the message does not fit its handler, or the answer does not fit ``returns``.
         """
         data, extra = self._mail(message, type, idempotency_key, headers)
+        data = await payload.stow(BlobStore(self._bus), data, extra)
         left_s = self._limit(extra, deadline, timeout_s)
         if idempotency_key is None:
             answer = await self._ask_once(data, extra, left_s)

@@ -19,7 +19,7 @@ from callboard.runtime.actor.record import Parked, Reply, StateRecord, Timer
 from callboard.runtime.bus.base import Bus, Stored
 from callboard.runtime.errors import HistoryError
 
-# Mails, steps and events that wait for their turn in memory; beyond it the oldest are forgotten, and a note says so.
+# Mails, and mails with steps, that wait for their turn in memory; beyond it the oldest are forgotten.
 MAX_WAITING = 10_000
 
 
@@ -63,7 +63,7 @@ class Turn(Struct, frozen=True, kw_only=True):
         missing: Turns before it that are kept nowhere; 0 when it follows the one shown before.
         arrival: What it handled; None when that is kept no more, or a person's order changed the record.
         steps: What it recorded, in order.
-        events: What it emitted.
+        events: What it emitted, in order.
         changes: How the state changed.
         problem: Why the change cannot be told.
         replies: Answers that were kept for callers.
@@ -100,14 +100,24 @@ async def turns(bus: Bus, address: Address, *, after: Moment | None = None) -> A
     """
     waiting = _Waiting()
     known: Version | None = None
+    # A turn's record is the first of its writes, its events follow it.
+    open_turn: Turn | None = None
     async with aclosing(history.messages(bus, address)) as messages:
         async for stored in messages:
-            if not waiting.take(stored, address):
+            if stored.subject.startswith("cb.event."):
+                if open_turn is not None:
+                    open_turn.events.append(Noted(seq=stored.seq, entry="", data=stored.data))
+            elif not waiting.take(stored, address):
+                if open_turn is not None:
+                    yield open_turn
                 version = history.version_of(stored)
                 turn = waiting.turn(version, known)
-                if after is None or _is_after(version, after):
-                    yield await _with_changes(bus, turn, known)
+                open_turn = (
+                    await _with_changes(bus, turn, known) if after is None or _is_after(version, after) else None
+                )
                 known = version
+    if open_turn is not None:
+        yield open_turn
     if known is None:
         _ = await history.version_at(bus, address)
 
@@ -127,7 +137,6 @@ class _Waiting:
     def __init__(self) -> None:
         self._mails: dict[int, Mail] = {}
         self._steps: dict[int, list[Noted]] = {}
-        self._events: list[Noted] = []
 
     def take(self, stored: Stored, address: Address) -> bool:
         """Keep a message that is no state; return False for a state."""
@@ -140,9 +149,6 @@ class _Waiting:
                 noted = Noted(seq=stored.seq, entry=".".join(parts[5:]), data=stored.data)
                 self._steps.setdefault(int(parts[4]), []).append(noted)
                 _bound(self._steps)
-            case "event":
-                self._events.append(Noted(seq=stored.seq, entry="", data=stored.data))
-                del self._events[:-MAX_WAITING]
             case _:
                 return stored.subject != subjects.state(address.type, address.key)
         return True
@@ -157,13 +163,11 @@ class _Waiting:
         resumed = sorted(old_parked - {each.seq for each in new.parked})
         about = {new.mail, *resumed, *(each.seq for each in parked)}
         known = {reply.id for reply in old.replies}
-        events, self._events = self._events, []
         return Turn(
             version=version,
             missing=max(0, new.turns - old.turns - 1) if before is not None or new.turns > 1 else 0,
             arrival=_arrival(mail) if mail is not None else None,
             steps=sorted(_popped(self._steps, about), key=lambda noted: noted.seq),
-            events=events,
             replies=[reply for reply in new.replies if reply.id not in known],
             timers={name: timer for name, timer in new.timers.items() if old.timers.get(name) != timer},
             untimed=sorted(old.timers.keys() - new.timers.keys()),

@@ -8,11 +8,14 @@ import msgspec
 from msgspec import UNSET, Raw
 
 from callboard.runtime import codec
+from callboard.runtime.actor.execute import Done, Ending, Raised, Stopped
+from callboard.runtime.actor.mail import Mail
 from callboard.runtime.actor.record import Reply, ReplyError
 from callboard.runtime.actor.services import Services
 from callboard.runtime.blobs import claim_header
 from callboard.runtime.bus import header
-from callboard.runtime.errors import BusError
+from callboard.runtime.errors import BusError, CallboardError, PayloadTooLargeError, TurnCancelledError
+from callboard.runtime.record import Failure, failure_of
 
 
 def value_reply(reply_id: str, value: object) -> Reply:
@@ -22,6 +25,45 @@ def value_reply(reply_id: str, value: object) -> Reply:
         EncodeError: If it has no JSON form.
     """
     return Reply(id=reply_id, value=Raw(codec.encode(value)))
+
+
+def error_reply(reply_id: str, error: CallboardError) -> Reply:
+    """Return the reply that is one of our errors."""
+    return Reply(id=reply_id, error=ReplyError(code=error.code, message=str(error)))
+
+
+def failure_reply(reply_id: str, failure: Failure) -> Reply:
+    """Return the reply that is a failure of a handler."""
+    kind = failure.type if isinstance(failure.type, str) else ""
+    return Reply(id=reply_id, error=ReplyError(code=failure.code, message=failure.message, type=kind))
+
+
+async def stowed(services: Services, reply: Reply, *, is_kept: bool) -> Reply:
+    """Return a reply as it travels and is kept: a large value goes to the object store.
+
+    Raises:
+        BusError: If it cannot be stored.
+    """
+    size_bytes = len(reply.value) if reply.value is not UNSET else 0
+    limit_bytes = services.rules.reply_inline_bytes if is_kept else services.rules.claim_check_bytes
+    if reply.value is UNSET or size_bytes <= limit_bytes:
+        return reply
+    return Reply(id=reply.id, blob=await services.blobs.put(bytes(reply.value)))
+
+
+async def of(services: Services, mail: Mail, ending: Ending) -> Reply:
+    """Return the reply that the end of a turn is, for one whose end is not committed by itself."""
+    match ending:
+        case Done(value=value):
+            try:
+                return await stowed(services, value_reply(mail.id, value), is_kept=mail.has_own_id)
+            except CallboardError as error:
+                return error_reply(mail.id, error)
+        case Raised(error=raised):
+            return failure_reply(mail.id, failure_of(raised))
+        case Stopped(error=stopped):
+            return error_reply(mail.id, stopped)
+    return error_reply(mail.id, TurnCancelledError("the turn around it was stopped"))
 
 
 async def send(services: Services, reply_to: str, reply: Reply) -> None:
@@ -42,9 +84,20 @@ async def send(services: Services, reply_to: str, reply: Reply) -> None:
 
 
 async def send_part(services: Services, reply_to: str, number: int, value: object) -> None:
-    """Publish one part of a streamed answer."""
-    with contextlib.suppress(BusError):
-        await services.bus.publish(reply_to, codec.encode(value), headers={header.PART: str(number)})
+    """Publish one part of a streamed answer.
+
+    Raises:
+        EncodeError: If it has no JSON form.
+        PayloadTooLargeError: If it is over the server's limit.
+    """
+    data = codec.encode(value)
+    try:
+        await services.bus.publish(reply_to, data, headers={header.PART: str(number)})
+    except PayloadTooLargeError:
+        raise
+    except BusError:
+        # parts are best effort: the reader sees a gap
+        return
 
 
 def error_body(error: ReplyError) -> bytes:

@@ -61,14 +61,19 @@ async def recover(activation: Staged, mail: Mail, cause_seq: int, *, kept: Colle
     return found
 
 
-async def tell_interrupted(activation: Staged, turn: Turn) -> None:
-    """Emit the event ``interrupted`` of a turn that stopped here before its end."""
-    journal = turn.journal
+async def interrupted(activation: Staged, turn: Turn, *, is_drained: bool) -> None:
+    """Note that a turn was stopped here before its end, in the log, and in an event where the strategy wants one."""
+    run, replayed = turn.steps
+    reason = turn.stop[1] if turn.stop is not None else ""
+    _log.info(events.TURN_INTERRUPTED, actor=str(turn.address), seq=turn.mail.seq, reason=reason, steps=run + replayed)
+    drain = activation.services.drain
+    if not is_drained or drain is None or not drain.strategy.leaves_note:
+        return
     body = {
         "seq": turn.mail.seq,
         "type": turn.mail.type,
-        "steps": journal.executed + journal.replayed + journal.adopted,
-        "last_step": journal.last_step,
+        "steps": run + replayed,
+        "last_step": turn.journal.last_step,
         "attempt": turn.attempt,
         "worker": activation.services.worker,
         "epoch": turn.epoch,
@@ -77,8 +82,16 @@ async def tell_interrupted(activation: Staged, turn: Turn) -> None:
     await _emit(activation, INTERRUPTED, body)
 
 
-async def store_all(activation: Staged, writes: Sequence[Write]) -> None:
-    """Store what tidies up after a turn. What cannot be stored stays as it is: it takes room and harms nobody."""
+def end_steps(activation: Staged, turn: Turn) -> None:
+    """Give the records of a committed turn that have no lifetime one, beside the hot path."""
+    if turn.steps[0] + turn.steps[1]:
+        writes = turn.journal.finishing(ttl_s=activation.services.rules.step_ttl_s)
+        if writes:
+            _ = activation.services.spawn(_store_all(activation, writes), "actor-steps-end")
+
+
+async def _store_all(activation: Staged, writes: Sequence[Write]) -> None:
+    """What cannot be stored now stays as it is: it takes room and harms nobody."""
     for write in writes:
         try:
             await activation.services.bus.store(write)

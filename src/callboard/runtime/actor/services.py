@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Executor
 from typing import Any
 
 from msgspec import Struct, field
@@ -14,6 +15,7 @@ from callboard.runtime.actor.shutdown import Drain
 from callboard.runtime.actor.trim import SETTLE_S
 from callboard.runtime.blobs import CLAIM_CHECK_BYTES, BlobStore
 from callboard.runtime.bus.base import Bus
+from callboard.runtime.client import Client
 from callboard.runtime.clock import Clock
 from callboard.runtime.stats import TurnStats
 
@@ -64,7 +66,9 @@ class Services(Struct, kw_only=True):
 
     Attributes:
         spawn: Starts a task that the worker's group owns.
-        slots: Turns that may begin; a parked turn holds none.
+        client: Submits the tasks of turns and waits for them.
+        executor: Threads of synchronous handlers; None for the loop's own few, which steps use.
+        slots: Turns that may run at once; a parked turn, and one that waits for another actor, holds none.
         echo_age_s: Seconds since the worker's own beat came back to it.
         stays: Whether a worker, by its name, is alive and does not drain.
         drain: Our own drain, once it has begun.
@@ -76,10 +80,12 @@ class Services(Struct, kw_only=True):
     clock: Clock
     committer: TurnCommitter
     blobs: BlobStore
+    client: Client
     rules: ActorRules
     spawn: Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None] | None]
     slots: asyncio.Semaphore
     echo_age_s: Callable[[], float]
+    executor: Executor | None = None
     stays: Callable[[str], bool] = lambda _: True
     drain: Drain | None = None
     stats: dict[str, TurnStats] = field(default_factory=lambda: defaultdict(TurnStats))

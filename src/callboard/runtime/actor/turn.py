@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from datetime import datetime, timedelta
+from functools import cached_property
 from typing import Any
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from callboard.runtime import codec, subjects
-from callboard.runtime.actor import answer, ref
 from callboard.runtime.actor import message as messages
+from callboard.runtime.actor import ref, step
 from callboard.runtime.actor.address import Address, parse
 from callboard.runtime.actor.journal import Journal
-from callboard.runtime.actor.mail import KIND_TIMER, KIND_WAIT_TIMEOUT, Link, Mail, mail_headers
-from callboard.runtime.actor.record import Parked, ParkedTurn, ReplyError, Timer, Waited
+from callboard.runtime.actor.mail import Link, Mail, mail_headers
+from callboard.runtime.actor.outbox import Outbox, event_write, one_per_timer, timer_write, untimer_write
+from callboard.runtime.actor.record import ParkedTurn, ReplyError, Timer, Waited
+from callboard.runtime.actor.seat import Seat
 from callboard.runtime.actor.services import Services
 from callboard.runtime.actor.span import every_rule, span_s
 from callboard.runtime.bus import header
 from callboard.runtime.bus.base import Write
 from callboard.runtime.capability import Capability
-from callboard.runtime.client import Client
+from callboard.runtime.client import TaskHandle
 from callboard.runtime.errors import (
     ActorError,
     AskFailedError,
@@ -34,9 +36,7 @@ from callboard.runtime.errors import (
 )
 from callboard.runtime.retry import RetryPolicy
 
-WAIT_TIMER = "~wait"
 MIN_DELAY_S = 1.0
-MAX_OUTGOING = 900
 PROGRESS_EVERY_S = 0.25
 # plain, unstored: for whoever watches
 PROGRESS = "cb.progress"
@@ -72,11 +72,14 @@ class Turn:
         attempt: Number of this run in this host, 1-based.
         epoch: Epoch of the partition's owner.
         wait: Set when it parks.
-        timers: Timers to be set, None for one to be taken away.
         stop: Why it was stopped from outside, as code and text, set before the cancellation.
-        reentered: Mails of its own chain that were handled inside it.
+        inner: Turns of its own chain that were handled inside it, in the order in which they ended.
+        repeats: Mails that only repeated the questions of those.
+        asking: Asks that it waits for now.
+        seat: Its place among the turns that run at once; inner turns have none.
+        on_ask: Called when it begins to wait for one: mail of its own chain may be there already.
         has_begun: Set when its handler begins.
-        is_over: Set when its handler has ended; what a task left behind would send now is refused.
+        is_over: Set when its handler has ended; what a task left behind would do now is refused.
     """
 
     def __init__(
@@ -85,35 +88,37 @@ class Turn:
         *,
         address: Address,
         mail: Mail,
-        journal: Journal,
+        journal: Callable[[], Journal],
         attempt: int,
         epoch: int,
         cause_seq: int,
         parked: ParkedTurn | None = None,
-        parent: Turn | None = None,
+        is_inner: bool = False,
     ) -> None:
-        """Activations make these."""
+        """Activations make these. ``journal`` opens the journal, with the first step."""
         self.address = address
         self.mail = mail
         self.cause_seq = cause_seq
         self.attempt = attempt
         self.epoch = epoch
         self.wait: Wait | None = None
-        self.timers: dict[str, Timer | None] = {}
         self.stop: tuple[str, str] | None = None
-        self.reentered: list[int] = []
+        self.inner: list[Turn] = []
+        self.repeats: list[int] = []
+        self.asking = 0
+        self.on_ask: Callable[[], None] | None = None
+        self.seat: Seat | None = None
         self.has_begun = False
         self.is_over = False
         self.started_at = services.clock.now()
+        self._open_journal = journal
         self._services = services
-        self.journal = journal
-        self._parent = parent
+        self._is_inner = is_inner
+        self._loop = asyncio.get_running_loop()
         self._waits = list(parked.waits) if parked is not None else []
         self._waits_done = 0
-        self._sent = frozenset(name for name in parked.steps if name.startswith("~out")) if parked else frozenset()
-        self._outgoing: dict[str, Write] = {}
+        self._outbox = Outbox(name for name in parked.steps if name.startswith("~out")) if parked else Outbox()
         self._originals = messages.Originals()
-        self._ordinals: dict[str, int] = {}
         self._told_s = float("-inf")
         self._stage: str | None = None
 
@@ -124,10 +129,16 @@ class Turn:
         """The actor's key."""
         return self.address.key
 
+    @cached_property
+    def journal(self) -> Journal:
+        """Its steps; opened when first asked for."""
+        return self._open_journal()
+
     @property
-    def deadline(self) -> datetime | None:
-        """When the answer stops being wanted."""
-        return self.mail.deadline
+    def steps(self) -> tuple[int, int]:
+        """How many steps this run has recorded, and how many were there already."""
+        journal: Journal | None = self.__dict__.get("journal")
+        return (journal.executed, journal.replayed + journal.adopted) if journal is not None else (0, 0)
 
     @property
     def is_stopping(self) -> bool:
@@ -135,19 +146,47 @@ class Turn:
         return self._services.drain is not None
 
     @property
+    def deadline(self) -> datetime | None:
+        """When the answer stops being wanted."""
+        return self.mail.deadline
+
+    @property
     def chain(self) -> tuple[Link, ...]:
         """The turns that led here, this one last."""
         return (*self.mail.chain, Link(self.address, self.mail.seq))
 
     @property
+    def own_outgoing(self) -> list[Write]:
+        """What this turn itself sends with the commit, in order."""
+        return one_per_timer(self._outbox.writes)
+
+    @property
     def outgoing(self) -> list[Write]:
-        """Everything to be stored with the commit, in the order in which it was sent."""
-        return list(self._outgoing.values())
+        """What is sent with the commit, by this turn and by those that were handled inside it."""
+        return one_per_timer([*self._outbox.writes, *(write for turn in self.inner for write in turn.outgoing)])
+
+    @property
+    def own_timers(self) -> dict[str, Timer | None]:
+        """Timers that this turn itself sets, None for those that it takes away."""
+        return dict(self._outbox.timers)
+
+    @property
+    def timers(self) -> dict[str, Timer | None]:
+        """Timers that are set and taken away by this turn and by those inside it."""
+        found = self.own_timers
+        for turn in self.inner:
+            found |= turn.timers
+        return found
+
+    @property
+    def handled(self) -> list[int]:
+        """Sequences of the mails that its commit handles."""
+        return [self.cause_seq, *(turn.cause_seq for turn in self.inner), *self.repeats]
 
     @property
     def sent(self) -> frozenset[str]:
         """Identities of everything sent up to the end of this run, for a turn that parks."""
-        return self._sent | frozenset(self._outgoing)
+        return self._outbox.sent
 
     @property
     def waits(self) -> list[Waited]:
@@ -164,6 +203,11 @@ class Turn:
                 data = envelope[1]
         self._originals.remember(argument, shape, data, self.mail.content_type)
 
+    def discard(self) -> None:
+        """Send nothing of it: it failed."""
+        self._outbox = Outbox()
+        self.inner = []
+
     # --- steps
 
     def step(
@@ -178,6 +222,7 @@ class Turn:
         **kwargs: object,
     ) -> Coroutine[Any, Any, Any]:
         """See ``TurnApi``. The step's place is taken by the call."""
+        self._check_open()
         return self.journal.run(name, fn, args, kwargs, key=key, once=once, retry=retry)
 
     async def gather(self, *aws: Awaitable[Any]) -> list[Any]:
@@ -199,50 +244,73 @@ class Turn:
         timeout_s: float | None = None,
         key: str | None = None,
     ) -> Any:  # noqa: ANN401 - whatever the capability returns
-        """See ``TurnApi``."""
+        """See ``TurnApi``. Two records: that the task was submitted, and its result."""
+        self._check_open()
         name = capability.name if isinstance(capability, Capability) else capability
-        client = Client(self._services.bus, clock=self._services.clock)
-        with await self.journal.begin(f"~call {name}", key if key is not None else _plain(value)) as slot:
+        client = self._services.client
+        identity = key if key is not None else _plain(value)
+        submitting, waiting = f"~submit {name}", f"~call {name}"
+        with (
+            await self.journal.begin(submitting, identity) as began,
+            await self.journal.begin(waiting, identity) as slot,
+        ):
             if not slot.is_recorded:
-                handle = await client.submit(
-                    name, value, id=_short(slot.id), deadline=self.deadline, notify=True, headers=self._headers()
-                )
-                _ = await slot.record(await client.wait(handle, timeout_s=timeout_s))
+                if not began.is_recorded:
+                    # the broker knows an id for minutes only, a task may take longer
+                    own, limit = step.short_id(slot.id), self.deadline
+                    handle = await client.submit(
+                        name, value, id=own, deadline=limit, notify=True, headers=self._headers()
+                    )
+                    _ = await began.record(handle)
+                handle = msgspec.convert(began.value, TaskHandle)
+                async with self._away():
+                    result = await client.wait(handle, timeout_s=timeout_s)
+                _ = await slot.record(result)
             return slot.value
 
     async def ask(
         self, to: str | Address, message: object, *, timeout_s: float = 30.0, idempotency_key: str | None = None
     ) -> Any:  # noqa: ANN401 - whatever the other's handler returns
         """See ``TurnApi``. What the other answered is recorded, an error of its handler too."""
+        self._check_open()
         target = ref.ActorRef(self._services.bus, _address(to), clock=self._services.clock)
-        identity = (
-            idempotency_key if idempotency_key is not None else [self._originals.type_name(message), _plain(message)]
-        )
-        with await self.journal.begin(f"~ask {target.address}", identity) as slot:
+        name = self._originals.type_name(message)
+        identity = idempotency_key if idempotency_key is not None else [name, _plain(message)]
+        with await self.journal.begin(step.short_name(f"~ask {target.address}"), identity) as slot:
             if not slot.is_recorded:
-                outcome = AskOutcome()
-                try:
-                    value = await target.ask(
-                        self._originals.encode(message),
-                        type=self._originals.type_name(message),
-                        timeout_s=timeout_s,
-                        deadline=self.deadline,
-                        idempotency_key=idempotency_key or _short(slot.id),
-                        headers=self._headers(),
-                    )
-                    outcome = AskOutcome(value=value)
-                except AskFailedError as error:
-                    outcome = AskOutcome(
-                        error=ReplyError(code=error.cause_code, message=str(error), type=error.cause_type)
-                    )
-                _ = await slot.record(outcome)
+                key = idempotency_key or step.short_id(slot.id)
+                _ = await slot.record(await self._asked(target, message, key=key, timeout_s=timeout_s))
             found = msgspec.convert(slot.value, AskOutcome)
         if found.error is not UNSET:
-            raise answer.exception(found.error, target.address)
+            error = found.error
+            raise AskFailedError(
+                error.message, address=str(target.address), cause_code=error.code, cause_type=error.type
+            )
         return found.value
+
+    async def _asked(self, target: ref.ActorRef, message: object, *, key: str, timeout_s: float) -> AskOutcome:
+        self.asking += 1
+        if self.on_ask is not None:
+            self.on_ask()
+        try:
+            async with self._away():
+                value = await target.ask(
+                    self._originals.encode(message),
+                    type=self._originals.type_name(message),
+                    timeout_s=timeout_s,
+                    deadline=self.deadline,
+                    idempotency_key=key,
+                    headers=self._headers(),
+                )
+        except AskFailedError as error:
+            return AskOutcome(error=ReplyError(code=error.cause_code, message=str(error), type=error.cause_type))
+        finally:
+            self.asking -= 1
+        return AskOutcome(value=value)
 
     async def stream(self, to: str | Address, message: object, *, timeout_s: float = 30.0) -> AsyncIterator[Any]:
         """See ``TurnApi``. Not recorded: a turn that runs again asks again."""
+        self._check_open()
         target = ref.ActorRef(self._services.bus, _address(to), clock=self._services.clock)
         async with target.stream(
             self._originals.encode(message),
@@ -254,8 +322,28 @@ class Turn:
             async for part in parts:
                 yield part
 
+    @contextlib.asynccontextmanager
+    async def _away(self) -> AsyncIterator[None]:
+        """Let other turns run in this one's place while it only waits."""
+        if self.seat is None:
+            yield
+            return
+        async with self.seat.away():
+            yield
+
+    def _check_open(self) -> None:
+        if self.is_over:
+            text = f"the turn {self.address}@{self.mail.seq} is over: await what you start in a handler"
+            raise ActorError(text)
+
     def _headers(self) -> dict[str, str]:
-        return mail_headers(sender=str(self.address), chain=self.chain)
+        return mail_headers(sender=self._sender, chain=self.chain)
+
+    @property
+    def _sender(self) -> str:
+        """Its address as a header can carry it."""
+        text = str(self.address)
+        return text if text.isprintable() and text == text.strip() else f"{self.address.type}/{self.address.token}"
 
     # --- what goes out with the commit
 
@@ -269,17 +357,19 @@ class Turn:
         """See ``TurnApi``."""
         address = _address(to)
         data, name = self._originals.encode(message), self._originals.type_name(message)
-        identity = self._identity("tell", str(address), name or "", data)
+        identity = self._outbox.identity("tell", str(address), name or "", data)
+        # an actor that tells itself something later works in rounds, which is no circle of messages
+        is_round = delay_s is not None and address == self.address
         # no id: what a commit holds is stored once
-        headers = mail_headers(type=name, sender=str(self.address), chain=self.chain)
+        headers = mail_headers(type=name, sender=self._sender, chain=() if is_round else self.chain)
         subject = subjects.mail(address.type, address.key)
         if delay_s is None:
-            self._send(identity, Write(subject, data, headers))
+            _ = self._send(identity, Write(subject, data, headers))
             return
         due = self._services.clock.now() + timedelta(seconds=max(MIN_DELAY_S, delay_s))
         # a schedule of its own: the name is unique, so it replaces no other
         place = subjects.timer(self.address.type, self.address.key, f"~tell.{self.mail.seq}.{identity}")
-        self._send(identity, Write(place, data, headers | header.at(due, subject)))
+        _ = self._send(identity, Write(place, data, headers | header.at(due, subject)))
 
     def remind(
         self,
@@ -310,48 +400,25 @@ class Turn:
         data, kind = self._originals.encode(message), self._originals.type_name(message)
         self.set_timer(name, timer, data, kind)
 
-    def set_timer(
-        self, name: str, timer: Timer, data: bytes, message_type: str | None, *, time_zone: str | None = None
-    ) -> None:
+    def set_timer(self, name: str, timer: Timer, data: bytes, message_type: str | None) -> None:
         """Set or replace a timer of this actor with the commit."""
-        write = timer_write(self.address, name, timer, data, message_type, time_zone=time_zone)
-        self._send(self._identity("timer", name, "", write.data), write)
-        self.timers[name] = timer
+        write = timer_write(self.address, name, timer, data, message_type)
+        if self._send(self._outbox.identity("timer", name, timer.rule, data), write):
+            self._outbox.timers[name] = timer
 
     def cancel_timer(self, name: str) -> None:
         """See ``TurnApi``."""
-        # a firing that is under way finds no timer of its generation and is dropped
-        self.timers[name] = None
-        subject = subjects.timer(self.address.type, self.address.key, name)
-        self._send(self._identity("untimer", name, "", b""), Write(subject, b"", header.build(rollup=True, ttl_s=1.0)))
+        if self._send(self._outbox.identity("untimer", name, "", b""), untimer_write(self.address, name)):
+            self._outbox.timers[name] = None
 
     def emit(self, name: str, data: object = None) -> None:
         """See ``TurnApi``."""
-        body = codec.encode(data)
-        headers = header.build(ttl_s=self._services.rules.event_ttl_s, extra={header.TYPE: name})
-        subject = subjects.event(self.address.type, self.address.key)
-        self._send(self._identity("emit", name, "", body), Write(subject, body, headers))
+        write = event_write(self.address, name, data, ttl_s=self._services.rules.event_ttl_s)
+        _ = self._send(self._outbox.identity("emit", name, "", write.data), write)
 
-    def _identity(self, what: str, to: str, name: str, data: bytes) -> str:
-        digest = hashlib.blake2b(f"{what}\0{to}\0{name}\0".encode() + data, digest_size=8).hexdigest()
-        stem = f"~out-{what}.{digest}"
-        ordinal = self._ordinals.get(stem, 0)
-        self._ordinals[stem] = ordinal + 1
-        return f"{stem}.{ordinal}"
-
-    def _send(self, identity: str, write: Write) -> None:
-        if self.is_over:
-            text = f"the turn {self.address}@{self.mail.seq} is over: await what you start in a handler"
-            raise ActorError(text)
-        if self._parent is not None:
-            self._parent._send(f"{self.mail.seq}{identity}", write)  # noqa: SLF001 - a turn inside a turn
-            return
-        if identity in self._sent:
-            return
-        if len(self._outgoing) >= MAX_OUTGOING:
-            text = f"a turn sends at most {MAX_OUTGOING} messages, timers and events: spread them over several turns"
-            raise InputError(text)
-        self._outgoing[identity] = write
+    def _send(self, identity: str, write: Write) -> bool:
+        self._check_open()
+        return self._outbox.put(identity, write)
 
     # --- waiting
 
@@ -364,7 +431,8 @@ class Turn:
         hold: bool = False,
     ) -> Any:  # noqa: ANN401 - the message
         """See ``TurnApi``."""
-        if self._parent is not None:
+        self._check_open()
+        if self._is_inner:
             text = "a turn that answers its own chain cannot wait: the turn around it is not finished"
             raise InputError(text)
         if self._waits_done < len(self._waits):
@@ -399,65 +467,22 @@ class Turn:
         if not is_turn and now_s - self._told_s < PROGRESS_EVERY_S:
             return False
         self._told_s, self._stage = now_s, stage or self._stage
-        body = codec.encode(
-            {
-                "actor": str(self.address),
-                "seq": self.mail.seq,
-                "worker": services.worker,
-                "percent": percent,
-                "stage": stage,
-                "text": text,
-                "at": services.clock.now(),
-            }
-        )
-        _ = services.spawn(
-            _quietly(services.bus.publish(f"{PROGRESS}.{self.address.type}.{self.address.token}", body)),
-            "actor-progress",
-        )
+        where = {"actor": str(self.address), "seq": self.mail.seq, "worker": services.worker}
+        how_far = {"percent": percent, "stage": stage, "text": text, "at": services.clock.now()}
+        body = codec.encode({**where, **how_far})
+        subject = f"{PROGRESS}.{self.address.type}.{self.address.token}"
+
+        def send() -> None:
+            _ = services.spawn(_quietly(services.bus.publish(subject, body)), "actor-progress")
+
+        # a handler in a thread calls this too
+        self._loop.call_soon_threadsafe(send)
         return True
-
-
-def timer_write(
-    address: Address, name: str, timer: Timer, data: bytes, message_type: str | None, *, time_zone: str | None = None
-) -> Write:
-    """Return the write that has the server hold a timer."""
-    target = subjects.mail(address.type, address.key)
-    if timer.due is not UNSET:
-        schedule = header.at(timer.due, target)
-    else:
-        schedule = header.recurring(timer.rule, target, time_zone=time_zone)
-    extra = schedule | {
-        header.MAIL_KIND: KIND_TIMER,
-        header.TIMER: name,
-        header.TIMER_GENERATION: str(timer.generation),
-    }
-    return Write(subjects.timer(address.type, address.key, name), data, mail_headers(type=message_type, extra=extra))
-
-
-def wait_timer_write(address: Address, parked: Parked, generation: int) -> Write:
-    """Return the write that has the server end a wait in time."""
-    if parked.until is UNSET:
-        text = "a wait without an end has no timer"
-        raise InputError(text)
-    extra = header.at(parked.until, subjects.mail(address.type, address.key)) | {
-        header.MAIL_KIND: KIND_WAIT_TIMEOUT,
-        header.TIMER: f"{WAIT_TIMER}.{parked.seq}.{parked.waits}",
-        header.TIMER_GENERATION: str(generation),
-    }
-    place = subjects.timer(address.type, address.key, f"{WAIT_TIMER}.{parked.seq}")
-    return Write(place, b"null", extra)
 
 
 async def _quietly(call: Awaitable[None]) -> None:
     with contextlib.suppress(BusError):
         await call
-
-
-def _short(step_id: str) -> str:
-    """Return a step's id as one that a client may choose: long ones by their hash."""
-    if len(step_id.encode()) <= subjects.MAX_KEY_BYTES:
-        return step_id
-    return f"step/{hashlib.blake2b(step_id.encode(), digest_size=16).hexdigest()}"
 
 
 def _address(to: str | Address) -> Address:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Protocol
 
 from callboard.runtime import events, logs
-from callboard.runtime.actor.liveness import Liveness
-from callboard.runtime.actor.partition import Partition, Place
+from callboard.runtime.actor.definition import ActorType
+from callboard.runtime.actor.held import Held, Place
+from callboard.runtime.actor.partition import Partition
 from callboard.runtime.actor.services import Services
 from callboard.runtime.actor.trim import Trimmer
-from callboard.runtime.errors import BusError
+from callboard.runtime.beat import ActorLoad
+from callboard.runtime.errors import BusError, CallboardError
 
 _log = logs.get_logger(__name__)
 
@@ -20,8 +22,9 @@ PASSIVATE_EVERY_S = 5.0
 class Estate(Protocol):
     """The host, as its upkeep sees it; ``ActorHost`` is one."""
 
+    types: dict[str, ActorType]
     partitions: dict[Place, Partition]
-    liveness: Liveness
+    held: Held
     services: Services
 
 
@@ -52,16 +55,16 @@ class Upkeep:
             for partition in list(self._host.partitions.values()):
                 try:
                     await partition.save()
-                except BusError:
+                except CallboardError:
                     continue
             if now_s - held_s >= HELD_LOOK_EVERY_S:
                 held_s = now_s
-                await self._look_at_held()
+                await self._host.held.look()
             if now_s - passivated_s >= PASSIVATE_EVERY_S:
                 passivated_s = now_s
                 for partition in list(self._host.partitions.values()):
                     for activation in partition.passivate(now_s):
-                        await activation.runner.end()
+                        _ = self._services.spawn(activation.runner.instance.end(), "actor-end")
 
     async def sweep(self) -> None:
         """Remove old mail and superseded states, one partition after another; until cancelled.
@@ -77,14 +80,22 @@ class Upkeep:
         """Sweep no more in a partition that somebody else owns now."""
         self._trimmer.forget(*place)
 
-    def free_from_dead(self) -> None:
-        """Free actors that a host had in mid-turn which died."""
-        now_s = self._services.clock.monotonic()
-        for partition in self._host.partitions.values():
-            for key, activation in list(partition.activations.items()):
-                if activation.held_by is not None and self._host.liveness.is_dead(activation.held_by, now_s):
-                    partition.is_from_dead = True
-                    partition.free(key)
+    def load(self) -> list[ActorLoad]:
+        """Return what the beat says of our actors; called from the keeper's thread, reads plain values only."""
+        loads = []
+        for kind in list(self._host.types.values()):
+            mine = [p for (name, _), p in sorted(self._host.partitions.items()) if name == kind.name]
+            loads.append(
+                ActorLoad(
+                    kind=kind.name,
+                    partitions=[p.number for p in mine],
+                    active=sum(len(p.activations) for p in mine),
+                    running=sum(p.running for p in mine),
+                    version=kind.version,
+                    fingerprint=kind.fingerprint,
+                )
+            )
+        return loads
 
     async def _sweep(self, place: Place, partition: Partition) -> None:
         dirty, partition.dirty = partition.dirty, {}
@@ -96,16 +107,3 @@ class Upkeep:
             _log.debug(events.PARTITION_UNSWEPT, type=place[0], partition=place[1], code=error.code)
         if self._host.partitions.get(place) is not partition:
             self.forget(place)
-
-    async def _look_at_held(self) -> None:
-        """Free actors whose former owner is done; the notice of it may have been lost."""
-        for partition in list(self._host.partitions.values()):
-            for key, activation in list(partition.activations.items()):
-                if activation.held_by is None:
-                    continue
-                try:
-                    done = await activation.has_moved(partition.cursor.pending.get(key, 0))
-                except BusError:
-                    continue
-                if done:
-                    partition.free(key)

@@ -10,16 +10,18 @@ import msgspec
 from msgspec import UNSET, Struct
 from msgspec.structs import replace
 
+from callboard.runtime.actor import message
 from callboard.runtime.actor.definition import ActorType
 from callboard.runtime.actor.mail import KIND_TIMER, KIND_WAIT_TIMEOUT, Mail
 from callboard.runtime.actor.mailbox import Mailbox
-from callboard.runtime.actor.record import ASKERS_KEPT, IDS_KEPT, REPLIES_KEPT, Parked, Reply, ReplyError, StateRecord
+from callboard.runtime.actor.outbox import WAIT_TIMER
+from callboard.runtime.actor.record import IDS_KEPT, REPLIES_KEPT, Parked, Reply, ReplyError, StateRecord
 from callboard.runtime.errors import ActorStoppedError, DeadlineError, DecodeError, MailLoopError, ReplyGoneError
 from callboard.runtime.record import Failure
 
-WAIT_TIMER = "~wait"
 # A turn may come by the same actor again in a chain, a circle may not go on for ever.
 MAX_VISITS = 10
+CHAIN_SHOWN = 12
 
 
 class Run(Struct, frozen=True):
@@ -33,7 +35,7 @@ class Resume(Struct, frozen=True):
 
 
 class Join(Struct, frozen=True):
-    """It repeats the mail of this parked turn, and gets its answer when there is one."""
+    """It repeats the question of this parked turn, and is answered with it."""
 
     parked: Parked
 
@@ -71,12 +73,12 @@ def next_mail(record: StateRecord, mailbox: Mailbox) -> Mail | None:
         return None if waits else next((mail for mail in mailbox.waiting() if mail.reply_to), None)
     if is_holding(record):
         return next((mail for mail in mailbox.waiting() if awaited_by(mail, record) is not None), None)
-    return next((mail for mail in mailbox.waiting() if not record.has_applied(mail.seq)), None)
+    return head
 
 
 def is_holding(record: StateRecord) -> bool:
     """Return whether a parked turn holds all other mail up."""
-    return any(parked.hold for parked in record.parked)
+    return bool(record.parked) and any(parked.hold for parked in record.parked)
 
 
 def judge(mail: Mail, record: StateRecord, kind: ActorType, *, now: datetime) -> Verdict:  # noqa: PLR0911 - a table
@@ -87,11 +89,11 @@ def judge(mail: Mail, record: StateRecord, kind: ActorType, *, now: datetime) ->
     if record.status != "active":
         text = f"{mail.address} is {record.status}: {record.reason or 'no reason given'}; see `callboard agents show`"
         return Answer(_error(mail, ActorStoppedError.code, text))
-    joined = parked_as(mail, record)
-    if joined is not None:
-        return Join(joined)
     if mail.problem:
         return Dead(Failure(code=DecodeError.code, message=mail.problem))
+    twin = parked_twin(mail, record)
+    if twin is not None:
+        return Join(twin)
     parked = awaited_by(mail, record)
     if parked is not None:
         return Resume(parked)
@@ -103,11 +105,39 @@ def judge(mail: Mail, record: StateRecord, kind: ActorType, *, now: datetime) ->
     if mail.deadline is not None and mail.deadline <= now:
         text = f"its deadline passed {(now - mail.deadline).total_seconds():.1f} s before its turn"
         return Answer(_error(mail, DeadlineError.code, text)) if mail.reply_to else Skip()
-    visits = sum(1 for link in mail.chain if link.address == mail.address)
-    if len(mail.chain) >= kind.options.max_chain or visits >= MAX_VISITS:
-        text = f"the chain of messages has {len(mail.chain)} turns, {visits} of them {mail.address}'s: it was cut here"
-        return Dead(Failure(code=MailLoopError.code, message=text))
-    return Run()
+    loop = loop_of(mail, kind)
+    return Run() if loop is None else Dead(loop)
+
+
+def loop_of(mail: Mail, kind: ActorType) -> Failure | None:
+    """Return why the chain of messages that led to ``mail`` is cut, None when it may go on; names its last turns."""
+    chain = mail.chain
+    if not chain:
+        return None
+    visits = sum(1 for link in chain if link.address == mail.address)
+    if len(chain) < kind.options.max_chain and visits < MAX_VISITS:
+        return None
+    shown = " -> ".join(str(link.address) for link in chain[-CHAIN_SHOWN:])
+    dots = "... -> " if len(chain) > CHAIN_SHOWN else ""
+    text = f"{len(chain)} turns led to one another, {visits} of them {mail.address}'s, and the chain was cut here"
+    return Failure(code=MailLoopError.code, message=f"{text}: {dots}{shown} -> {mail.address}")
+
+
+def parked_twin(mail: Mail, record: StateRecord) -> Parked | None:
+    """Return the parked turn that the mail's id names already."""
+    if not (mail.has_own_id and record.parked):
+        return None
+    digest = digest_of(mail.id)
+    return next((parked for parked in record.parked if parked.id == digest), None)
+
+
+def said(mail: Mail) -> tuple[str | None, bytes]:
+    """Return the name of a mail's message type and the message, which may stand in an envelope."""
+    if mail.type is None:
+        envelope = message.open_envelope(mail.data, mail.content_type)
+        if envelope is not None:
+            return envelope
+    return mail.type, mail.data
 
 
 def awaited_by(mail: Mail, record: StateRecord) -> Parked | None:
@@ -116,27 +146,17 @@ def awaited_by(mail: Mail, record: StateRecord) -> Parked | None:
         if mail.kind == KIND_WAIT_TIMEOUT:
             if mail.timer == f"{WAIT_TIMER}.{parked.seq}.{parked.waits}":
                 return parked
-        elif mail.kind is None and mail.type == parked.awaiting and _fits(mail, parked):
-            return parked
+        elif mail.kind is None:
+            name, data = said(mail)
+            if name == parked.awaiting and _fits(mail, data, parked):
+                return parked
     return None
-
-
-def parked_as(mail: Mail, record: StateRecord) -> Parked | None:
-    """Return the parked turn of an earlier mail with the same id."""
-    if not mail.has_own_id:
-        return None
-    known = digest_of(mail.id)
-    return next((parked for parked in record.parked if parked.id == known), None)
-
-
-def joined(record: StateRecord, joined: Parked, mail: Mail) -> list[Parked]:
-    """Return the parked turns, with one more asker of ``joined``."""
-    askers = [*(asker for asker in joined.askers if asker != mail.reply_to), mail.reply_to][-ASKERS_KEPT:]
-    return [replace(parked, askers=askers) if parked.seq == joined.seq else parked for parked in record.parked]
 
 
 def askers_of(mail: Mail, before: StateRecord, after: StateRecord) -> list[str]:
     """Return where else the answer to a parked turn's mail goes, by the records before and after its end."""
+    if not before.parked:
+        return []
     going = {parked.seq for parked in after.parked}
     return [asker for p in before.parked if p.seq == mail.seq and p.seq not in going for asker in p.askers]
 
@@ -162,6 +182,11 @@ def apply(record: StateRecord, handled: Sequence[int], oldest_waiting: int | Non
     """
     if not handled:
         return record
+    if len(handled) == 1 and not record.ahead:
+        # nearly always: the oldest mail, and nothing was handled out of turn
+        (only,) = handled
+        if only > record.applied and (oldest_waiting is None or only < oldest_waiting):
+            return replace(record, applied=only)
     done = sorted({*record.ahead, *(seq for seq in handled if seq > record.applied)})
     below = [seq for seq in done if oldest_waiting is None or seq < oldest_waiting]
     applied = max(record.applied, below[-1]) if below else record.applied
@@ -183,13 +208,13 @@ def digest_of(mail_id: str) -> str:
     return hashlib.blake2b(mail_id.encode(), digest_size=8).hexdigest()
 
 
-def _fits(mail: Mail, parked: Parked) -> bool:
+def _fits(mail: Mail, data: bytes, parked: Parked) -> bool:
     if parked.where is UNSET:
         return True
     try:
-        found = msgspec.json.decode(mail.data)
+        found = message.plain(data, mail.content_type)
         wanted = msgspec.json.decode(parked.where)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, DecodeError):
         return False
     return isinstance(found, dict) and all(found.get(name, UNSET) == value for name, value in wanted.items())
 

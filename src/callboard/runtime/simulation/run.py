@@ -109,7 +109,7 @@ def run(
         simulation = Simulation(seed, loop, history, latency_s=latency_s)
         try:
             value = loop.run_until_complete(_as_coroutine(main, simulation))
-            _raise_first(complaints, seed)
+            _raise_first(complaints)
             return Outcome(
                 seed=seed,
                 value=value,
@@ -154,10 +154,10 @@ def _complain(complaints: list[BaseException], context: dict[str, Any]) -> None:
         complaints.append(error)
 
 
-def _raise_first(complaints: list[BaseException], seed: int) -> None:
+def _raise_first(complaints: list[BaseException]) -> None:
     if complaints:
         message = f"a task failed and nobody took its error: {complaints[0]!r}"
-        raise SimulationError(message, seed=seed) from complaints[0]
+        raise SimulationError(message) from complaints[0]
 
 
 def _wind_up(simulation: Simulation) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ from callboard.runtime.bus.provision import apply, plan
 from callboard.runtime.bus.topology import declared
 from callboard.runtime.capability import Capability
 from callboard.runtime.client import Client
+from callboard.runtime.clock import Clock
 from callboard.runtime.config import TopologySettings
 from callboard.runtime.errors import BusError, InputError, SimulationError
 from callboard.runtime.simulation.clock import VirtualClock
@@ -120,15 +121,8 @@ class World:
             bus = await host.connect(bus_name)
             return bus if recipe.wrap is None else recipe.wrap(bus)
 
-        rules = replace(recipe.options.actor_rules, partitions=self._settings.partitions)
-        worker = Worker(
-            [one for one in recipe.serves if isinstance(one, Capability)],
-            connect,
-            actors=[one for one in recipe.serves if isinstance(one, type)],
-            options=replace(recipe.options, actor_rules=rules),
-            clock=host.clock,
-            worker_id=host.name,
-            keeper_in_thread=False,
+        worker = worker_of(
+            recipe.serves, connect, recipe.options, clock=host.clock, name=host.name, settings=self._settings
         )
         self.hosts[name], self.workers[name] = host, worker
         self.simulation.note("start", host=host.name)
@@ -151,25 +145,27 @@ class World:
         if host.error is not None:
             raise host.error
 
-    # --- faults
+    # --- faults; by name, they hit the process that lives under it now
 
     def crash(self, name: str) -> None:
-        """End a worker as kill -9 would."""
+        """End a worker as kill -9 would: none of its code runs any more, what it has sent may still arrive."""
         self.hosts[name].crash()
 
-    async def pause(self, name: str, for_s: float) -> None:
-        """Let a worker stand still, as between SIGSTOP and SIGCONT."""
-        host = self.hosts[name]
-        host.pause()
-        await self.clock.sleep(for_s)
-        host.resume()
+    def pause(self, name: str) -> None:
+        """Let a worker stand still, as SIGSTOP does, until ``resume``; its connection stays."""
+        self.hosts[name].pause()
 
-    async def cut(self, name: str, for_s: float) -> None:
-        """Take a worker's link away; it goes on running."""
-        host = self.hosts[name]
-        host.cut()
-        await self.clock.sleep(for_s)
-        host.mend()
+    def resume(self, name: str) -> None:
+        """Let it go on; what came due meanwhile runs now."""
+        self.hosts[name].resume()
+
+    def cut(self, name: str) -> None:
+        """Take a worker's link away, both ways, until ``mend``; it goes on running."""
+        self.hosts[name].cut()
+
+    def mend(self, name: str) -> None:
+        """Give the link back."""
+        self.hosts[name].mend()
 
     async def restart_server(self, down_s: float = 1.0) -> None:
         """Kill the broker and bring it back: every link is lost, what is stored stays."""
@@ -196,12 +192,33 @@ class World:
         while not await _without_bus_error(holds):
             if self.clock.monotonic() > give_up_s:
                 message = f"not within {within_s:g} virtual seconds: {what or getattr(holds, '__name__', holds)}"
-                raise SimulationError(message, seed=self.simulation.seed)
+                raise SimulationError(message)
             await self.clock.sleep(0.25)
 
     async def stored(self, stream: str, subject: str) -> list[Stored]:
         """Return all messages on ``subject`` (wildcards allowed), in order."""
         return [found async for found in self.bus.read(stream, subjects=(subject,))]
+
+
+def worker_of(
+    serves: Sequence[Serves],
+    connect: Callable[[str], Awaitable[Bus]],
+    options: WorkerOptions,
+    *,
+    clock: Clock,
+    name: str,
+    settings: TopologySettings,
+) -> Worker:
+    """Return a worker without threads of its own, fit for streams made with ``settings``."""
+    return Worker(
+        [one for one in serves if isinstance(one, Capability)],
+        connect,
+        actors=[one for one in serves if isinstance(one, type)],
+        options=replace(options, actor_rules=replace(options.actor_rules, partitions=settings.partitions)),
+        clock=clock,
+        worker_id=name,
+        keeper_in_thread=False,
+    )
 
 
 @asynccontextmanager
