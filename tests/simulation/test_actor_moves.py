@@ -236,7 +236,7 @@ def test_a_turn_that_would_not_end_does_not_free_the_one_that_came_after_it() ->
         await fleet.owned_by(heir)
         assert ("desk", 0, "ann") in old.held
         former = Partition.activation(partition, "nobody")
-        former.address = old.held["desk", 0, "ann"].address
+        former.address = old.held.activations["desk", 0, "ann"].address
         # an activation of an earlier ownership comes to rest
         partition.settled(former)
         await asyncio.sleep(10.0)
