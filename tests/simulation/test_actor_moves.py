@@ -234,7 +234,7 @@ def test_a_turn_that_would_not_end_does_not_free_the_one_that_came_after_it() ->
         partition = await fleet.owned_by("a")
         heir = await fleet.start_heir("a")
         await fleet.owned_by(heir)
-        assert ("desk", 0, "ann") in old.held
+        assert ("desk", 0, "ann") in old.held.activations
         former = Partition.activation(partition, "nobody")
         former.address = old.held.activations["desk", 0, "ann"].address
         # an activation of an earlier ownership comes to rest
