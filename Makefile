@@ -14,11 +14,12 @@ TREES := src tests $(wildcard bench)
 
 DEMO_PATH ?=
 export DEMO_PATH
+DEMO_ARGS ?=
 BENCH_ARGS ?=
 PYTEST_ARGS ?=
 JOBS ?= auto
 CHAOS ?=
-SCENARIO ?= tasks
+SCENARIO ?= actors
 SEED ?= 0
 
 # A Python will do if it is new enough and can get pip into a venv, by ensurepip or by a pip of its own.
@@ -43,6 +44,10 @@ help: ## list the targets
 demo: $(VENV)/.core ## run the demonstration (DEMO_PATH=folder runs it on your own files)
 	@$(BIN)/callboard demo $${DEMO_PATH:+"$$DEMO_PATH"}
 
+.PHONY: demo-takeover
+demo-takeover: $(VENV)/.core ## kill the worker of a long turn and watch another finish it (DEMO_PATH=folder, DEMO_ARGS="--minutes 10")
+	@$(BIN)/callboard demo takeover $${DEMO_PATH:+"$$DEMO_PATH"} $(DEMO_ARGS)
+
 .PHONY: test
 test: $(VENV)/.dev ## all tests but the slow ones and those that need root (PYTEST_ARGS=… is handed on)
 	@$(BIN)/python -m pytest -q -n $(JOBS) -m "not slow and not root" $(PYTEST_ARGS)
@@ -64,7 +69,7 @@ chaos-takeover: $(VENV)/.dev ## kill the host of a turn 200 times and time its h
 	@$(BIN)/python -m tests.chaos.takeover $(CHAOS)
 
 .PHONY: simulate
-simulate: $(VENV)/.dev ## replay one simulated run and print its history (SCENARIO=tasks SEED=7)
+simulate: $(VENV)/.dev ## replay one simulated run and print its history (SCENARIO=actors SEED=7)
 	@$(BIN)/python -m tests.simulation.replay --scenario $(SCENARIO) --seed $(SEED)
 
 .PHONY: check

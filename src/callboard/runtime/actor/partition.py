@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from callboard.runtime import events, logs, subjects
@@ -38,6 +38,10 @@ class Stage(Protocol):
         """Return the partition of an actor if we own it."""
         ...
 
+    def find_held(self, kind: str, key: str) -> Activation | None:
+        """Return an actor that we still have in mid-turn although its partition is another's."""
+        ...
+
 
 class Partition:
     """What the owner of one partition has in memory. It owns until its cursor says otherwise.
@@ -48,6 +52,8 @@ class Partition:
         taken_at: Last sequence of the stream when we took it: what came before may have been begun by another host.
         is_from_dead: Whether we took it from a host that died.
         is_lost: Somebody else owns it; its actors are dropped.
+        is_handed: We gave it away: somebody else owns it, and the actors that we have in mid-turn go on.
+        is_adrift: A hand-over was sent and may still arrive: nothing begins before another write keeps it out.
         activations: Actors in memory, by key.
     """
 
@@ -72,6 +78,8 @@ class Partition:
         self.taken_at = taken_at
         self.is_from_dead = is_from_dead
         self.is_lost = False
+        self.is_handed = False
+        self.is_adrift = False
         self.activations: dict[str, Activation] = {}
         self._services = services
         self._on_lost = on_lost
@@ -82,6 +90,7 @@ class Partition:
         self._is_checking = False
         self._is_on_hold = False
         self._is_closed = False
+        self._is_left = False
         self._writing = asyncio.Lock()
 
     def __repr__(self) -> str:
@@ -95,6 +104,11 @@ class Partition:
         """Epoch of our ownership."""
         return self.cursor.epoch
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether it is another's."""
+        return self.is_lost or self.is_handed
+
     def may_have_run(self, seq: int) -> bool:
         """Return whether another host may have begun the mail with this sequence."""
         return seq <= self.taken_at
@@ -105,11 +119,11 @@ class Partition:
 
     async def is_ours(self) -> bool:
         """Return whether we still own it; asks the broker when our own beats do not come back."""
-        if self.is_lost:
+        if self.is_gone:
             return False
         if self._doubts or self._services.echo_age_s() > self._services.rules.echo_limit_s:
             await self.check()
-        return not self.is_lost
+        return not self.is_gone
 
     def doubt(self) -> None:
         """Look at the cursor before the next turn, and now."""
@@ -158,6 +172,7 @@ class Partition:
 
     def leave(self) -> None:
         """Begin no further turn: somebody else goes on."""
+        self._is_left = True
         for activation in self.activations.values():
             activation.is_leaving = True
 
@@ -167,7 +182,10 @@ class Partition:
         Raises:
             BusError: If it cannot be read now.
         """
-        self._is_closed = False
+        if self.is_adrift and not await self.write(self.next_cursor()):
+            return
+        self.is_adrift = False
+        self._is_closed = self._is_left = False
         for activation in self.activations.values():
             activation.is_leaving = False
             activation.wake()
@@ -175,14 +193,17 @@ class Partition:
             subjects.ACTORS, subjects.mailbox(self.kind.name, self.number), self._on_mail, start_seq=self._seen + 1
         )
 
-    def lose(self) -> None:
-        """Drop everything at once: somebody else owns it."""
-        if self.is_lost:
+    def lose(self, held: Mapping[str, str] | None = None) -> None:
+        """Drop everything at once: somebody else owns it. What its cursor says we hold goes on."""
+        if self.is_gone:
             return
         self.is_lost = True
-        for activation in list(self.activations.values()):
-            activation.drop()
-        self.activations.clear()
+        for key, activation in list(self.activations.items()):
+            if activation.is_busy and (held or {}).get(key) == self._services.worker:
+                activation.is_leaving = True
+            else:
+                del self.activations[key]
+                activation.drop()
         self._on_lost(self)
 
     def adopt(self, activation: Activation) -> None:
@@ -190,6 +211,7 @@ class Partition:
         self.activations[activation.address.key] = activation
         activation.owner = self
         activation.is_leaving = False
+        activation.use(self.kind)
         # while the partition was another's, its mail came to that one
         activation.mailbox.missed()
 
@@ -199,6 +221,7 @@ class Partition:
         if found is None:
             address = Address(self.kind.name, key)
             found = Activation(self._services, self.kind, address, self, read_from=read_from)
+            found.is_leaving = self._is_left
             self.activations[key] = found
         return found
 
@@ -297,34 +320,6 @@ class Partition:
         self.cursor, self.cursor_seq = wanted, ack.seq
         return True
 
-    async def give(self, wanted: Cursor, *, is_patient: bool) -> bool:
-        """Write the cursor that names another owner; return whether it stands.
-
-        Where the write comes to no known end and ``is_patient``, the leader is asked until it tells: if the cursor
-        stands, the turns under way are ours to end. A write that is still on its way then may be stored later; it is
-        found by the next refusal. Nobody looks at the cursor meanwhile, who might take what we gave for lost.
-
-        Raises:
-            BusError: If it cannot be written now, or nobody knows; only without patience.
-        """
-        subject = subjects.cursor(self.kind.name, self.number)
-        async with self._writing:
-            try:
-                return await self._write(wanted)
-            except BusError:
-                if not is_patient:
-                    raise
-            while True:
-                try:
-                    stored = await self._services.bus.get_last(subjects.ACTORS, subject, from_leader=True)
-                except BusError:
-                    await self._services.clock.sleep(_RETRY_S)
-                    continue
-                if stored is None or stored.data != cursors.encode(wanted):
-                    return False
-                self.cursor, self.cursor_seq = wanted, stored.seq
-                return True
-
     async def check(self) -> None:
         """Read the cursor from the leader; drop everything when it is not ours any more.
 
@@ -339,6 +334,8 @@ class Partition:
     async def _check(self) -> None:
         subject = subjects.cursor(self.kind.name, self.number)
         stored = await self._services.bus.get_last(subjects.ACTORS, subject, from_leader=True)
+        if self.is_gone:
+            return
         try:
             found = cursors.decode(stored.data) if stored is not None else Cursor()
         except DecodeError:
@@ -348,7 +345,7 @@ class Partition:
             self.cursor_seq = stored.seq
             return
         _log.warning(events.PARTITION_LOST, type=self.kind.name, partition=self.number, epoch=self.cursor.epoch)
-        self.lose()
+        self.lose(found.held)
 
     async def _check_quietly(self) -> None:
         if self._is_checking:
@@ -366,7 +363,7 @@ class Partition:
     # --- the reader
 
     def _on_mail(self, stored: Stored) -> None:
-        if self.is_lost:
+        if self.is_lost or self._is_closed:
             return
         self._seen = stored.seq
         mail: Mail = mail_of(stored)
