@@ -14,11 +14,12 @@ TREES := src tests $(wildcard bench)
 
 DEMO_PATH ?=
 export DEMO_PATH
+DEMO_ARGS ?=
 BENCH_ARGS ?=
 PYTEST_ARGS ?=
 JOBS ?= auto
 CHAOS ?=
-SCENARIO ?= tasks
+SCENARIO ?= actors
 SEED ?= 0
 
 # A Python will do if it is new enough and can get pip into a venv, by ensurepip or by a pip of its own.
@@ -37,11 +38,15 @@ export NO_PYTHON
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: $(VENV)/.core ## run the demonstration (DEMO_PATH=folder runs it on your own files)
 	@$(BIN)/callboard demo $${DEMO_PATH:+"$$DEMO_PATH"}
+
+.PHONY: demo-takeover
+demo-takeover: $(VENV)/.core ## kill the worker of a long turn and watch another finish it (DEMO_PATH=folder, DEMO_ARGS="--minutes 10")
+	@$(BIN)/callboard demo takeover $${DEMO_PATH:+"$$DEMO_PATH"} $(DEMO_ARGS)
 
 .PHONY: test
 test: $(VENV)/.dev ## all tests but the slow ones and those that need root (PYTEST_ARGS=… is handed on)
@@ -56,7 +61,7 @@ chaos: $(VENV)/.dev ## kill workers and servers under 5,000 tasks and account fo
 	@$(BIN)/python -m tests.chaos.ledger $(CHAOS)
 
 .PHONY: simulate
-simulate: $(VENV)/.dev ## replay one simulated run and print its history (SCENARIO=tasks SEED=7)
+simulate: $(VENV)/.dev ## replay one simulated run and print its history (SCENARIO=actors SEED=7)
 	@$(BIN)/python -m tests.simulation.replay --scenario $(SCENARIO) --seed $(SEED)
 
 .PHONY: check

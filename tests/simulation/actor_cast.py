@@ -127,38 +127,13 @@ def cast(stage: Stage) -> type[Actor]:
 
         @on
         async def note(self, m: Note) -> str:
-            script = stage.scripts.get(m.id, Script())
             turn = f"{self.address}/{self.mail.seq}"
 
             async def pay(part: int) -> Payment:
                 return stage.pay(turn, part)
 
             with stage.run(turn, f"{m.id} {self.attempt}"):
-                return await self.told(m, script, turn, pay)
-
-        async def told(
-            self, m: Note, script: Script, turn: str, pay: Callable[[int], Coroutine[Any, Any, Payment]]
-        ) -> str:
-            parts = list(range(script.parts))
-            # another order in each attempt: steps are found by what they are for
-            stage.dice.shuffle(parts)
-            payments = []
-            for part in parts:
-                payment = await self.step("pay", pay, part)
-                if payment.part != part:
-                    stage.wrong.append(f"{turn}: part {part} was paid by that of {payment.part}")
-                payments.append(payment)
-            await stage.world.clock.sleep(script.takes_s)
-            if self.attempt <= script.fails:
-                text = "not yet"
-                raise RetryableError(text)
-            if script.remind_s:
-                self.remind(f"r-{m.id}", Rung(m.id), delay_s=script.remind_s)
-            if m.hops:
-                self.tell(f"{KIND}/{m.hops[0]}", Note(f"{m.id}>{m.hops[0]}", m.hops[1:]))
-            self.state.seen.append(m.id)
-            self.state.paid[m.id] = sorted(payments, key=lambda payment: payment.part)
-            return m.id
+                return await write_down(self, stage, m, pay)
 
         @on
         async def hold(self, m: Hold) -> None:
@@ -175,6 +150,36 @@ def cast(stage: Stage) -> type[Actor]:
             self.state.seen.append(f"rung/{m.id}")
 
     return Ledger
+
+
+async def write_down(
+    self: Any,  # noqa: ANN401 - the actor, whose class is made per stage
+    stage: Stage,
+    m: Note,
+    pay: Callable[[int], Coroutine[Any, Any, Payment]],
+) -> str:
+    """Handle a note as its script says."""
+    script = stage.scripts.get(m.id, Script())
+    parts = list(range(script.parts))
+    # another order in each attempt: steps are found by what they are for
+    stage.dice.shuffle(parts)
+    payments = []
+    for part in parts:
+        payment = await self.step("pay", pay, part)
+        if payment.part != part:
+            stage.wrong.append(f"{self.address}/{self.mail.seq}: part {part} was paid by that of {payment.part}")
+        payments.append(payment)
+    await stage.world.clock.sleep(script.takes_s)
+    if self.attempt <= script.fails:
+        text = "not yet"
+        raise RetryableError(text)
+    if script.remind_s:
+        self.remind(f"r-{m.id}", Rung(m.id), delay_s=script.remind_s)
+    if m.hops:
+        self.tell(f"{KIND}/{m.hops[0]}", Note(f"{m.id}>{m.hops[0]}", m.hops[1:]))
+    self.state.seen.append(m.id)
+    self.state.paid[m.id] = sorted(payments, key=lambda payment: payment.part)
+    return m.id
 
 
 def _fares_well(owner: Process) -> bool:

@@ -9,11 +9,12 @@ from msgspec import Struct
 
 from callboard.runtime.config import TopologySettings
 from callboard.runtime.errors import BusError, CallboardError
-from callboard.runtime.simulation.nemesis import ALL_FAULTS, Nemesis, NemesisRules
+from callboard.runtime.simulation.nemesis import FAULTS, FAULTS_AND_CLOCKS, Nemesis, NemesisRules
 from callboard.runtime.simulation.run import Simulation
 from callboard.runtime.simulation.world import World, open_world
 from tests.simulation.actor_cast import KIND, Go, Hold, Note, Script, Stage, cast
 from tests.simulation.actor_watch import Watch
+from tests.simulation.weather import Weather
 
 KEYS = ("ann", "bob", "cid", "dot", "eve")
 SENDERS = 3
@@ -25,8 +26,8 @@ SETTLE_S = 30.0
 ASK_S = 6.0
 # Longer than all faults together.
 PATIENCE_S = 60.0
-# The answer that is kept for the question: its time was over in mid-turn.
-FINAL = ("turn_cancelled", "reply_gone")
+# Its time was over, before its turn or in the midst of it; the latter is kept as the answer.
+FINAL = ("deadline", "turn_cancelled", "reply_gone")
 
 
 class Found(Struct, frozen=True, kw_only=True):
@@ -123,17 +124,18 @@ async def actors(simulation: Simulation) -> Found:
         stage = Stage(world, simulation.dice("stage"), stands=watch.stands)
         ledger = cast(stage)
         dice = simulation.dice("load")
+        weather = Weather(world, simulation.dice("weather"))
         for name in ("a", "b", "c", "d")[: dice.randint(2, 4)]:
-            await world.start(ledger, name=name)
+            await world.start(ledger, name=name, wrap=weather.wrap)
         # a wall clock that is wrong moves timers and deadlines, so these worlds have none of them
         has_good_clocks = dice.random() < 0.7
-        faults = tuple(fault for fault in ALL_FAULTS if not (has_good_clocks and fault[0] == "jump"))
+        faults = FAULTS if has_good_clocks else FAULTS_AND_CLOCKS
         nemesis = Nemesis(world, simulation.dice("nemesis"), NemesisRules(faults=faults))
         senders = [Sender(world, stage, watch, dice, name, is_timed=has_good_clocks) for name in "xyz"[:SENDERS]]
         async with asyncio.TaskGroup() as group:
             for sender in senders:
                 group.create_task(sender.run(), name="sender")
-            group.create_task(nemesis.run(LOAD_S), name="nemesis")
+            group.create_task(_strike(nemesis, weather), name="nemesis")
         problems = (
             [text for sender in senders for text in sender.complaints] + stage.paid_again + stage.wrong + stage.beside
         )
@@ -143,11 +145,16 @@ async def actors(simulation: Simulation) -> Found:
             await world.stop(name)
         return Found(
             problems=problems + watch.verdict(acked=acked),
-            strikes=nemesis.strikes,
+            strikes={**nemesis.strikes, **weather.struck},
             turns=stage.turns,
             messages=sum(map(len, watch.mails.values())),
             takeovers=sum(worker.host.takeovers for worker in world.workers.values() if worker.host is not None),
         )
+
+
+async def _strike(nemesis: Nemesis, weather: Weather) -> None:
+    await nemesis.run(LOAD_S)
+    weather.calm()
 
 
 async def _settle(world: World, watch: Watch, problems: list[str]) -> None:

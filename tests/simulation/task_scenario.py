@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
 from typing import Any
 
 from msgspec import Struct
 
 from callboard.runtime import record, subjects
-from callboard.runtime.bus.base import Bus
 from callboard.runtime.capability import Capability, capability
 from callboard.runtime.context import TaskContext
 from callboard.runtime.errors import BusError, RetryableError
 from callboard.runtime.retry import RetryPolicy
 from callboard.runtime.simulation.history import Event as Note
 from callboard.runtime.simulation.loop import process
-from callboard.runtime.simulation.nemesis import Nemesis, NemesisRules
+from callboard.runtime.simulation.nemesis import FAULTS_AND_CLOCKS, Nemesis, NemesisRules
 from callboard.runtime.simulation.run import Simulation
 from callboard.runtime.simulation.world import World, open_world
 from tests.chaos.checker import Death, Evidence, Verdict, check
 from tests.chaos.journal import Event, Kind
+from tests.simulation.weather import Weather
 
 TASKS = 30
 WORKERS = ("a", "b", "c")
@@ -107,26 +106,26 @@ class Load:
 
 async def tasks(simulation: Simulation) -> Found:
     """Run the scenario; what is wrong stands in the verdict."""
-    return await tasks_with(simulation)
-
-
-async def tasks_with(
-    simulation: Simulation, *, rules: NemesisRules | None = None, wrap: Callable[[Bus], Bus] | None = None
-) -> Found:
     async with open_world(simulation) as world:
+        weather = Weather(world, simulation.dice("weather"))
         load = Load(world, simulation.dice("load"))
         for name in WORKERS:
-            await world.start(load.capability(), name=name, wrap=wrap)
-        nemesis = Nemesis(world, simulation.dice("nemesis"), rules)
+            await world.start(load.capability(), name=name, wrap=weather.wrap)
+        nemesis = Nemesis(world, simulation.dice("nemesis"), NemesisRules(faults=FAULTS_AND_CLOCKS))
         async with asyncio.TaskGroup() as group:
             group.create_task(load.submit_all(), name="submit")
-            group.create_task(nemesis.run(LOAD_S), name="nemesis")
+            group.create_task(_strike(nemesis, weather), name="nemesis")
         await world.eventually(lambda: _is_settled(world, load), within_s=SETTLE_S, what="every task recorded")
         verdict = check(await _evidence(world, load))
         for name in WORKERS:
             await world.stop(name)
             assert not world.workers[name].keeper.claims, "a claim was kept for ever"
-        return Found(verdict=verdict, strikes=nemesis.strikes)
+        return Found(verdict=verdict, strikes={**nemesis.strikes, **weather.struck})
+
+
+async def _strike(nemesis: Nemesis, weather: Weather) -> None:
+    await nemesis.run(LOAD_S)
+    weather.calm()
 
 
 async def _is_settled(world: World, load: Load) -> bool:

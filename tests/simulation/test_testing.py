@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from msgspec import Struct
 
 from callboard import Actor, capability, on, testing
-from callboard.runtime.errors import InputError, SimulationDeadlockError
+from callboard.runtime.errors import BusError, InputError, SimulationDeadlockError
 from callboard.runtime.testing import FaultRates, World, simulate, world
 
 
@@ -124,3 +126,30 @@ async def test_faults_are_the_seeds() -> None:
         handles = [await w.client.submit(double, n) for n in range(10)]
         await w.advance(60)
         assert [await w.client.wait(handle) for handle in handles] == [2 * n for n in range(10)]
+
+
+async def put_out(w: World) -> int:
+    await w.start(Greeter, name="a")
+    await w.start(Greeter, name="b")
+    nemesis = testing.Nemesis(w, w.simulation.dice("nemesis"))
+    async with asyncio.TaskGroup() as group:
+        group.create_task(nemesis.run(for_s=10))
+        for number in range(5):
+            group.create_task(_tell(w, f"n{number}"))
+    await w.clock.sleep(30)
+    reply = await w.actor("greeter/ann").ask(Hello("bob"), returns=Reply)
+    return reply.turn
+
+
+async def _tell(w: World, name: str) -> None:
+    while True:
+        try:
+            await w.actor("greeter/ann").tell(Hello(name), id=name)
+        except BusError:
+            await w.clock.sleep(0.5)
+        else:
+            return
+
+
+def test_a_users_nemesis_loses_nothing() -> None:
+    assert {simulate(put_out, seed=seed).value for seed in range(20)} == {6}

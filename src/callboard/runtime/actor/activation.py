@@ -17,7 +17,7 @@ from callboard.runtime.actor.definition import ActorType
 from callboard.runtime.actor.execute import STOP_LOST
 from callboard.runtime.actor.letter import letter_of, write_letter
 from callboard.runtime.actor.mail import Mail, mail_of
-from callboard.runtime.actor.mailbox import Mailbox
+from callboard.runtime.actor.mailbox import Mailbox, next_stored
 from callboard.runtime.actor.overflow import Overflow
 from callboard.runtime.actor.ports import Owner
 from callboard.runtime.actor.record import ASKERS_KEPT, Parked, Reply, StateRecord, decode, encode
@@ -74,6 +74,7 @@ class Activation:
         self.overflow = Overflow(self)
         self._scanned = 0
         self._told: set[int] = set()
+        self._held_at: int | None = None
         self._task: asyncio.Task[None] | None = None
         self._next_kind: ActorType | None = None
         self._is_dropped = False
@@ -109,7 +110,7 @@ class Activation:
             return
         if self.runner.inner.takes(mail):
             return
-        if self.overflow.is_over(mail):
+        if self.held_by is None and self.overflow.is_over(mail):
             self.overflow.add(mail)
         self.wake()
 
@@ -226,15 +227,21 @@ class Activation:
             if self.record is None:
                 await self._fetch()
 
-    async def has_moved(self, seq: int) -> bool:
-        """Return whether the mail with this sequence is handled, by the record that stands at the leader.
+    async def has_moved(self) -> bool:
+        """Return whether a mail was handled since this was asked first, by the record that stands at the leader.
+
+        The cursor does not tell: its bound may be a mail that was handled before the turn under way began.
 
         Raises:
             BusError: If it cannot be read now.
+            DecodeError: If what stands is no record.
         """
         subject = subjects.state(self.address.type, self.address.key)
         stored = await self.services.bus.get_last(subjects.ACTORS, subject, from_leader=True)
-        return stored is not None and decode(stored.data).has_applied(seq)
+        applied = decode(stored.data).applied if stored is not None else 0
+        if self._held_at is None:
+            self._held_at = applied
+        return applied > self._held_at
 
     async def _load(self) -> bool:
         try:
@@ -274,13 +281,13 @@ class Activation:
         if self.mailbox.cut_from is None:
             return None
         subject = subjects.mailbox(self.address.type, self.owner.number, self.address.key)
-        stored = await self.services.bus.get_next(subjects.ACTORS, start, subject)
+        stored = await next_stored(self.services.bus, start, subject)
         while stored is not None:
             mail = mail_of(stored)
             if not self.known.has_applied(mail.seq) and verdict.awaited_by(mail, self.known) is not None:
                 return mail
             self._scanned = stored.seq
-            stored = await self.services.bus.get_next(subjects.ACTORS, stored.seq + 1, subject)
+            stored = await next_stored(self.services.bus, stored.seq + 1, subject)
         return None
 
     async def _handle(self, mail: Mail) -> None:

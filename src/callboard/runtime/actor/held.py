@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import msgspec
 from msgspec import Struct
@@ -10,14 +10,14 @@ from msgspec import Struct
 from callboard.runtime.actor.activation import Activation
 from callboard.runtime.actor.cursor import Cursor
 from callboard.runtime.actor.liveness import Liveness
+from callboard.runtime.actor.owners import Place
 from callboard.runtime.actor.partition import Partition
+from callboard.runtime.actor.ports import Staged
 from callboard.runtime.actor.services import Services
 from callboard.runtime.bus.base import Message
-from callboard.runtime.errors import BusError
+from callboard.runtime.errors import BusError, DecodeError
 
 FREED = "cb.ctl.freed"
-
-Place = tuple[str, int]
 
 
 class Freed(Struct, frozen=True):
@@ -48,15 +48,15 @@ class Held:
 
     # --- what we keep
 
-    async def keep(self, partition: Partition, keys: list[str]) -> None:
-        """Keep these actors of a partition that went to another worker; those that have come to rest are free."""
+    def keep(self, partition: Partition, keys: Iterable[str]) -> None:
+        """Keep the actors of a partition that are in mid-turn here; say of those that have ended that they are free."""
         place = (partition.kind.name, partition.number)
         for key in keys:
             activation = partition.activations[key]
             if activation.is_busy:
                 self.activations[*place, key] = activation
             else:
-                await self._free(place, key)
+                self._release(place, key)
 
     def adopt(self, partition: Partition) -> None:
         """Give a partition that came back to us the actors of it that we still have in mid-turn."""
@@ -64,19 +64,28 @@ class Held:
         for found in [held for held in self.activations if held[:2] == place]:
             partition.adopt(self.activations.pop(found))
 
-    def settled(self, place: Place, key: str) -> None:
+    def settled(self, place: Place, activation: Staged) -> None:
         """Hear that an actor came to rest: one that we kept is free for its new owner."""
-        if self.activations.pop((*place, key), None) is not None:
-            _ = self._services.spawn(self._free(place, key), "actor-free")
+        held = (*place, activation.address.key)
+        if self.activations.get(held) is activation:
+            del self.activations[held]
+            self._release(place, activation.address.key)
 
     def disown(self, place: Place, found: Cursor) -> None:
         """Say again that an actor is free which a cursor says we hold: the first notice may have been lost."""
         for key, worker in found.held.items():
-            is_ours = worker == self._services.worker
-            if is_ours and place not in self._partitions and (*place, key) not in self.activations:
-                _ = self._services.spawn(self._free(place, key), "actor-free")
+            if worker == self._services.worker and self._has_let_go(place, key):
+                self._release(place, key)
+
+    def _has_let_go(self, place: Place, key: str) -> bool:
+        return place not in self._partitions and (*place, key) not in self.activations
+
+    def _release(self, place: Place, key: str) -> None:
+        _ = self._services.spawn(self._free(place, key), "actor-free")
 
     async def _free(self, place: Place, key: str) -> None:
+        if not self._has_let_go(place, key):
+            return
         body = msgspec.json.encode(Freed(self._services.worker, place[0], place[1], key))
         try:
             await self._services.bus.publish(FREED, body)
@@ -112,8 +121,8 @@ class Held:
                 if activation.held_by is None:
                     continue
                 try:
-                    done = await activation.has_moved(partition.cursor.pending.get(key, 0))
-                except BusError:
+                    done = await activation.has_moved()
+                except (BusError, DecodeError):
                     continue
                 if done:
                     partition.free(key)

@@ -16,36 +16,35 @@ from callboard.runtime.actor.activation import Activation
 from callboard.runtime.actor.address import Address
 from callboard.runtime.actor.asks import AskServer
 from callboard.runtime.actor.commit import TurnCommitter
-from callboard.runtime.actor.cursor import Cursor
 from callboard.runtime.actor.definition import ActorType
 from callboard.runtime.actor.execute import STOP_DRAIN
 from callboard.runtime.actor.fleet import Fleet
-from callboard.runtime.actor.held import FREED, Held, Place
+from callboard.runtime.actor.held import FREED, Held
 from callboard.runtime.actor.liveness import MAX_ECHO_GAP_S, Liveness
 from callboard.runtime.actor.orders import OrderServer
-from callboard.runtime.actor.partition import Partition
+from callboard.runtime.actor.owners import CURSORS, Owners, Place, decoded
+from callboard.runtime.actor.partition import Partition, load_of
 from callboard.runtime.actor.pinger import Pinger
 from callboard.runtime.actor.ports import Staged
-from callboard.runtime.actor.services import ActorRules, Services
+from callboard.runtime.actor.services import ActorRules, Services, alone
 from callboard.runtime.beat import ActorLoad, Beat
 from callboard.runtime.blobs import BlobStore
-from callboard.runtime.bus.base import Bus, Message, Subscription
+from callboard.runtime.bus import header
+from callboard.runtime.bus.base import Bus, Message, Subscription, Write
 from callboard.runtime.client import Client
 from callboard.runtime.clock import Clock
 from callboard.runtime.control import Accusation, decode_death
-from callboard.runtime.errors import BusError, DecodeError, TopologyError
+from callboard.runtime.errors import BusError, CallboardError, DecodeError, TopologyError
 
 _log = logs.get_logger(__name__)
 
 LOOK_EVERY_S = 0.25
-READ_CURSORS_EVERY_S = 5.0
 HELD_LOOK_EVERY_S = 1.0
 # what was cancelled ends within a moment
 END_WAIT_S = 2.0
 PASSIVATE_EVERY_S = 5.0
 # a thread starts only when no idle one is left
 MAX_THREADS = 1024
-CURSORS = "cb.cursor.*.*"
 
 
 class ActorHost:
@@ -77,9 +76,11 @@ class ActorHost:
         self.takeovers = 0
         self.liveness = Liveness(worker, now_s=clock.monotonic())
         self._worker = worker
+        self._spawn = spawn
+        self._tasks: set[asyncio.Task[None]] = set()
         self._bus = bus
         self._clock = clock
-        self._cursors: dict[Place, tuple[Cursor, int]] = {}
+        self._owners = Owners(bus, worker)
         self._committer = TurnCommitter(bus, clock=clock)
         self.services = Services(
             worker=worker,
@@ -89,7 +90,7 @@ class ActorHost:
             blobs=BlobStore(bus),
             client=Client(bus, clock=clock),
             rules=rules,
-            spawn=spawn,
+            spawn=self._start,
             slots=asyncio.Semaphore(rules.turns),
             echo_age_s=lambda: self.liveness.echo_age_s(clock.monotonic()),
             executor=ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="cb-actor"),
@@ -97,10 +98,11 @@ class ActorHost:
         self.held = Held(self.services, self.partitions, self.liveness)
         self._look = asyncio.Event()
         self._is_draining = False
+        self._is_over = False
+        self._moving = asyncio.Lock()
         self._subscriptions: list[Subscription] = []
         self._asks = AskServer(self)
         self._orders = OrderServer(self)
-        self._read_cursors_s = float("-inf")
 
     # --- life
 
@@ -141,11 +143,7 @@ class ActorHost:
         """
         self._is_draining = True
         await self._asks.close()
-        for place in sorted(self.partitions):
-            partition = self.partitions.get(place)
-            heir = self._heir(partition) if partition is not None else None
-            if partition is not None and heir is not None:
-                await self._hand_over(partition, heir)
+        await self._place()
         for partition in self.partitions.values():
             partition.leave()
         while self._running() and grace_s() > 0:
@@ -155,9 +153,14 @@ class ActorHost:
         give_up_s = self._clock.monotonic() + END_WAIT_S
         while self._running() and self._clock.monotonic() < give_up_s:
             await self._clock.sleep(LOOK_EVERY_S / 5)
-        for partition in list(self.partitions.values()):
-            await self._give_up(partition)
+        await self._leave_rest()
         await self._orders.close()
+        give_up_s = self._clock.monotonic() + END_WAIT_S
+        while self._tasks and (grace_s() > 0 or self._clock.monotonic() < give_up_s):
+            await self._clock.sleep(LOOK_EVERY_S / 5)
+        # a hook that never ends, say
+        for task in self._tasks:
+            task.cancel()
 
     def swap(self, types: Sequence[ActorType]) -> None:
         """Use new classes of the same names from the next turn on: state and mail stay, instances are made anew."""
@@ -169,6 +172,18 @@ class ActorHost:
             for activation in partition.activations.values():
                 activation.use(kind)
         self._look.set()
+
+    def _start(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None] | None:
+        """Start a task whose error is its own: it ends neither its neighbours nor the worker."""
+        task = self._spawn(alone(coroutine, name), name)
+        if task is None:
+            coroutine.close()
+            return None
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        # one that is cancelled before it began is never awaited
+        task.add_done_callback(lambda _: coroutine.close())
+        return task
 
     # --- what it hears
 
@@ -191,25 +206,17 @@ class ActorHost:
 
     def load(self) -> list[ActorLoad]:
         """Return what the beat says of our actors; called from the keeper's thread, reads plain values only."""
-        loads = []
-        for kind in list(self.types.values()):
-            mine = [p for (name, _), p in sorted(self.partitions.items()) if name == kind.name]
-            loads.append(
-                ActorLoad(
-                    kind=kind.name,
-                    partitions=[p.number for p in mine],
-                    active=sum(len(p.activations) for p in mine),
-                    running=sum(p.running for p in mine),
-                    version=kind.version,
-                    fingerprint=kind.fingerprint,
-                )
-            )
-        return loads
+        owned = sorted(self.partitions.items())
+        return [load_of(kind, [p for (name, _), p in owned if name == kind.name]) for kind in list(self.types.values())]
 
     def find(self, kind: str, key: str) -> Partition | None:
         """Return the partition of an actor if we own it."""
         number = Address(kind, key).partition(self.services.rules.partitions)
         return self.partitions.get((kind, number))
+
+    def find_held(self, kind: str, key: str) -> Activation | None:
+        """Return an actor that we still have in mid-turn although its partition is another's."""
+        return self.held.activations.get((kind, Address(kind, key).partition(self.services.rules.partitions), key))
 
     def doubt(self) -> None:
         """Take nothing we knew for granted: our link was away, or this process stood still.
@@ -222,7 +229,7 @@ class ActorHost:
     def _doubt_all(self) -> None:
         for partition in self.partitions.values():
             partition.doubt()
-        self._read_cursors_s = float("-inf")
+        self._owners.doubt()
 
     async def _listen(self) -> None:
         self._subscriptions.append(await self._bus.subscribe(CURSORS, self._on_cursor))
@@ -230,16 +237,14 @@ class ActorHost:
         self._subscriptions.append(await self._bus.subscribe(subjects.CTL_DEAD, self._on_death))
 
     def _on_cursor(self, message: Message) -> None:
-        """A cursor is being written. It is a doorbell: it may be refused, and then the next read shows it."""
         _, _, kind, number = message.subject.split(".")
-        known = self._cursors.get((kind, int(number)))
+        place = (kind, int(number))
         try:
             found = cursors.decode(message.data)
         except DecodeError:
             return
-        self.held.disown((kind, int(number)), found)
-        if kind in self.types and (known is None or known[0].epoch != found.epoch or known[0].owner != found.owner):
-            self._read_cursors_s = float("-inf")
+        self.held.disown(place, found)
+        if kind in self.types and self._owners.hear(place, found):
             self._look.set()
 
     def _on_death(self, message: Message) -> None:
@@ -270,14 +275,31 @@ class ActorHost:
     async def _place(self) -> None:
         """Bring what we own in line with who is alive."""
         self.held.free_from_dead(self._clock.monotonic())
-        if self._is_draining:
-            return
-        try:
-            await self._read_cursors()
-            for kind in list(self.types.values()):
-                await self._place_type(kind)
-        except BusError as error:
-            _log.debug(events.PARTITION_UNPLACED, code=error.code, message=str(error))
+        # one at a time: a drain begins while this is under way
+        async with self._moving:
+            if self._is_over:
+                return
+            try:
+                for place, found in await self._owners.read(self.types, self._clock.monotonic()):
+                    self.held.disown(place, found)
+                if self._is_draining:
+                    await self._hand_on()
+                    return
+                for kind in list(self.types.values()):
+                    await self._place_type(kind)
+            except BusError as error:
+                _log.debug(events.PARTITION_UNPLACED, code=error.code, message=str(error))
+
+    async def _hand_on(self) -> None:
+        """Give everything to others, what was handed to us meanwhile too: nobody else may take that."""
+        for kind in self.types:
+            for number in range(self.services.rules.partitions):
+                heir = self._heir(kind, number)
+                owned = self.partitions.get((kind, number))
+                if heir is not None and owned is not None:
+                    await self._hand_over(owned, heir)
+                elif heir is not None and self._owners.is_ours((kind, number)):
+                    await self._pass_on(kind, number, heir)
 
     async def _place_type(self, kind: ActorType) -> None:
         hosts = self.fleet.candidates(kind, self.liveness.live(self._clock.monotonic()))
@@ -287,37 +309,22 @@ class ActorHost:
             owned = self.partitions.get(place)
             owner = wanted.get(number)
             if owned is not None:
+                if self._is_draining:
+                    # what is left goes to others in the next round
+                    return
                 if owner is not None and owner != self._worker:
                     await self._hand_over(owned, owner)
                 elif owned.is_deaf:
                     await owned.go_on()
-            elif not self._is_draining and (owner == self._worker or self._is_named(place)):
+            elif not self._is_draining and (owner == self._worker or self._owners.is_ours(place)):
                 # one that was handed to us is taken even when it should go on to another: nobody else may take it
                 await self._take_if_free(kind, number)
 
-    def _heir(self, partition: Partition) -> str | None:
-        return self.fleet.heir(partition.kind, partition.number, self.liveness.live(self._clock.monotonic()))
-
-    async def _read_cursors(self) -> None:
-        now_s = self._clock.monotonic()
-        if now_s - self._read_cursors_s < READ_CURSORS_EVERY_S:
-            return
-        self._read_cursors_s = now_s
-        for stored in await self._bus.get_many(subjects.ACTORS, [f"cb.cursor.{name}.*" for name in self.types]):
-            _, _, kind, number = stored.subject.split(".")
-            try:
-                found = cursors.decode(stored.data)
-                self._cursors[kind, int(number)] = (found, stored.seq)
-                self.held.disown((kind, int(number)), found)
-            except DecodeError as error:
-                _log.error(events.PARTITION_UNPLACED, code=error.code, message=f"{stored.subject}: {error}")
-
-    def _is_named(self, place: Place) -> bool:
-        known = self._cursors.get(place)
-        return known is not None and known[0].owner == self._worker
+    def _heir(self, kind: str, number: int) -> str | None:
+        return self.fleet.heir(self.types[kind], number, self.liveness.live(self._clock.monotonic()))
 
     async def _take_if_free(self, kind: ActorType, number: int) -> None:
-        known, _ = self._cursors.get((kind.name, number), (Cursor(), 0))
+        known = self._owners.known((kind.name, number))
         now_s = self._clock.monotonic()
         is_free = known.owner in ("", self._worker) or self.liveness.is_dead(known.owner, now_s)
         if is_free:
@@ -327,8 +334,10 @@ class ActorHost:
         """Become the owner, against the record that stands at the leader."""
         subject = subjects.cursor(kind.name, number)
         stored = await self._bus.get_last(subjects.ACTORS, subject, from_leader=True)
-        found = cursors.decode(stored.data) if stored is not None else Cursor()
-        self._cursors[kind.name, number] = (found, stored.seq if stored is not None else 0)
+        found = decoded(subject, stored)
+        if found is None:
+            return
+        self._owners.learn((kind.name, number), found)
         now_s = self._clock.monotonic()
         is_handed = found.owner == self._worker
         is_from_dead = found.owner not in ("", self._worker)
@@ -354,13 +363,13 @@ class ActorHost:
             on_lost=self._lost,
             on_settled=self._settled,
         )
-        if not is_handed or found.held.keys() != held.keys() or not found.epoch:
+        # where another holds an actor it hears of this, and says if that has ended meanwhile
+        if not is_handed or found.held or not found.epoch:
             wanted = replace(partition.cursor, epoch=found.epoch + 1, owner=self._worker)
             if not await partition.write(wanted):
                 return
-        self._cursors[kind.name, number] = (partition.cursor, partition.cursor_seq)
+        self._owners.learn((kind.name, number), partition.cursor)
         self.held.adopt(partition)
-        # ours from here on; where it cannot be read now, the next look tries again
         self.partitions[kind.name, number] = partition
         await partition.open()
         self._taken(partition, from_worker=found.owner, is_from_dead=is_from_dead)
@@ -381,6 +390,18 @@ class ActorHost:
     def _still_holds(self, worker: str, now_s: float) -> bool:
         return worker == self._worker or not self.liveness.is_dead(worker, now_s)
 
+    async def _pass_on(self, kind: str, number: int, to: str) -> None:
+        """Give a partition that was handed to us and never taken to another worker, as it stands."""
+        subject = subjects.cursor(kind, number)
+        stored = await self._bus.get_last(subjects.ACTORS, subject, from_leader=True)
+        found = decoded(subject, stored)
+        if stored is None or found is None or found.owner != self._worker:
+            self._owners.doubt()
+            return
+        wanted = replace(found, epoch=found.epoch + 1, owner=to)
+        await self._bus.store(Write(subject, cursors.encode(wanted), header.build(expected_seq=stored.seq)))
+        self._owners.learn((kind, number), wanted)
+
     async def _hand_over(self, partition: Partition, to: str) -> None:
         """Give a partition to another worker; actors in mid-turn stay until they are done."""
         await partition.close()
@@ -390,16 +411,18 @@ class ActorHost:
         try:
             is_written = await partition.write(wanted)
         except BusError:
-            # unknown: if it stands after all, the turns under way are ours to end; a draining worker has no time to ask
-            is_written = not self._is_draining and await partition.stands(wanted)
+            # nobody knows what stands, or will: nothing begins here until another write has gone through
+            partition.is_adrift = True
+            raise
         if not is_written:
             partition.doubt()
             await self._go_on(partition)
             return
+        partition.is_handed = True
         place = (partition.kind.name, partition.number)
         self.partitions.pop(place, None)
-        self._cursors[place] = (partition.cursor, partition.cursor_seq)
-        await self.held.keep(partition, list(held))
+        self._owners.learn(place, partition.cursor)
+        self.held.keep(partition, held)
         for activation in partition.activations.values():
             if not activation.is_busy:
                 _ = self.services.spawn(activation.runner.instance.end(), "actor-end")
@@ -414,30 +437,42 @@ class ActorHost:
         )
 
     async def _go_on(self, partition: Partition) -> None:
-        if partition.is_lost:
-            return
-        await partition.go_on()
+        if not partition.is_lost:
+            await partition.go_on()
+
+    async def _leave_rest(self) -> None:
+        """Leave the partitions that have no heir: whoever comes next finds everything as it stands."""
+        async with self._moving:
+            self._is_over = True
+            try:
+                for partition in list(self.partitions.values()):
+                    await self._give_up(partition)
+            except BusError as error:
+                # the others would fare no better, each after its time
+                _log.warning(events.PARTITION_UNPLACED, code=error.code, message=str(error))
 
     async def _give_up(self, partition: Partition) -> None:
-        """Leave a partition without an heir: whoever comes next finds everything as it stands."""
         await partition.close()
         partition.leave()
         for activation in partition.activations.values():
-            await activation.runner.instance.end()
-        try:
-            _ = await partition.write(partition.next_cursor(epoch=partition.epoch + 1, owner=""))
-        except BusError as error:
-            _log.warning(events.PARTITION_UNPLACED, code=error.code, message=str(error))
-        self.partitions.pop((partition.kind.name, partition.number), None)
+            _ = self.services.spawn(activation.runner.instance.end(), "actor-end")
+        # what would not end in time runs until this process is gone
+        held = {key: self._worker for key, activation in partition.activations.items() if activation.is_busy}
+        if await partition.write(partition.next_cursor(epoch=partition.epoch + 1, owner="", held=held)):
+            partition.is_handed = True
+            self.partitions.pop((partition.kind.name, partition.number), None)
 
     def _lost(self, partition: Partition) -> None:
-        self.partitions.pop((partition.kind.name, partition.number), None)
+        place = (partition.kind.name, partition.number)
+        if self.partitions.get(place) is partition:
+            del self.partitions[place]
+            self.held.keep(partition, partition.activations)
         _ = self.services.spawn(partition.close(), "partition-close")
-        self._read_cursors_s = float("-inf")
+        self._owners.doubt()
         self._look.set()
 
     def _settled(self, partition: Partition, activation: Staged) -> None:
-        self.held.settled((partition.kind.name, partition.number), activation.address.key)
+        self.held.settled((partition.kind.name, partition.number), activation)
 
     def _running(self) -> list[Activation]:
         mine = [a for p in self.partitions.values() for a in p.activations.values() if a.is_busy]
@@ -453,7 +488,7 @@ class ActorHost:
             for partition in list(self.partitions.values()):
                 try:
                     await partition.save()
-                except BusError:
+                except CallboardError:
                     continue
             if now_s - held_s >= HELD_LOOK_EVERY_S:
                 held_s = now_s
@@ -462,4 +497,4 @@ class ActorHost:
                 passivated_s = now_s
                 for partition in list(self.partitions.values()):
                     for activation in partition.passivate(now_s):
-                        await activation.runner.instance.end()
+                        _ = self.services.spawn(activation.runner.instance.end(), "actor-end")

@@ -55,7 +55,11 @@ _order = msgspec.json.Decoder(ActorOrder)
 
 
 class OrderServer:
-    """Takes orders about the actors that the host owns; about others it stays silent, their owner answers."""
+    """Takes orders about the actors that the host runs; about others it stays silent, their host answers.
+
+    Who has an actor in mid-turn carries them out, be its partition another's: a record written by somebody else would
+    have the turn's commit refused.
+    """
 
     def __init__(self, host: Stage) -> None:
         """Prepare; ``open`` begins to listen."""
@@ -78,8 +82,7 @@ class OrderServer:
         # cb.ctl.actor.<type>.<key>
         _, _, _, kind, token = message.subject.split(".", 4)
         key = subjects.unescape(token)
-        partition = self._host.find(kind, key)
-        if partition is None:
+        if not self._runs(kind, key):
             return
         _ = self._host.services.spawn(self._answer(message, kind, key), "actor-order")
 
@@ -94,11 +97,24 @@ class OrderServer:
             with contextlib.suppress(BusError):
                 await self._host.services.bus.publish(message.reply, msgspec.json.encode(body))
 
-    async def _obey(self, order: ActorOrder, kind: str, key: str) -> dict[str, object]:
+    def _runs(self, kind: str, key: str) -> bool:
+        if self._host.find_held(kind, key) is not None:
+            return True
         partition = self._host.find(kind, key)
-        if partition is None:
+        known = partition.activations.get(key) if partition is not None else None
+        return partition is not None and (known is None or known.held_by is None)
+
+    def _activation(self, kind: str, key: str) -> Activation | None:
+        if not self._runs(kind, key):
+            return None
+        partition = self._host.find(kind, key)
+        held = self._host.find_held(kind, key)
+        return held if held is not None or partition is None else partition.activation(key)
+
+    async def _obey(self, order: ActorOrder, kind: str, key: str) -> dict[str, object]:
+        activation = self._activation(kind, key)
+        if activation is None:
             return {"error": {"code": "actor", "message": f"{kind}/{key} has just moved to another host: try again"}}
-        activation = partition.activation(key)
         try:
             try:
                 await activation.ensure_read()

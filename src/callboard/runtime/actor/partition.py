@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from callboard.runtime import events, logs, subjects
@@ -16,6 +16,7 @@ from callboard.runtime.actor.letter import letter_of, write_letter
 from callboard.runtime.actor.mail import Mail, mail_of, wrong_key
 from callboard.runtime.actor.ports import Staged
 from callboard.runtime.actor.services import Services
+from callboard.runtime.beat import ActorLoad
 from callboard.runtime.bus import header
 from callboard.runtime.bus.base import Stored, Tail, Write
 from callboard.runtime.errors import BusError, ConflictError, DecodeError, InvalidNameError
@@ -38,6 +39,10 @@ class Stage(Protocol):
         """Return the partition of an actor if we own it."""
         ...
 
+    def find_held(self, kind: str, key: str) -> Activation | None:
+        """Return an actor that we still have in mid-turn although its partition is another's."""
+        ...
+
 
 class Partition:
     """What the owner of one partition has in memory. It owns until its cursor says otherwise.
@@ -48,6 +53,8 @@ class Partition:
         taken_at: Last sequence of the stream when we took it: what came before may have been begun by another host.
         is_from_dead: Whether we took it from a host that died.
         is_lost: Somebody else owns it; its actors are dropped.
+        is_handed: We gave it away: somebody else owns it, and the actors that we have in mid-turn go on.
+        is_adrift: A hand-over was sent and may still arrive: nothing begins before another write keeps it out.
         activations: Actors in memory, by key.
     """
 
@@ -72,6 +79,8 @@ class Partition:
         self.taken_at = taken_at
         self.is_from_dead = is_from_dead
         self.is_lost = False
+        self.is_handed = False
+        self.is_adrift = False
         self.activations: dict[str, Activation] = {}
         self._services = services
         self._on_lost = on_lost
@@ -82,6 +91,7 @@ class Partition:
         self._is_checking = False
         self._is_on_hold = False
         self._is_closed = False
+        self._is_left = False
         self._writing = asyncio.Lock()
 
     def __repr__(self) -> str:
@@ -95,6 +105,11 @@ class Partition:
         """Epoch of our ownership."""
         return self.cursor.epoch
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether it is another's."""
+        return self.is_lost or self.is_handed
+
     def may_have_run(self, seq: int) -> bool:
         """Return whether another host may have begun the mail with this sequence."""
         return seq <= self.taken_at
@@ -105,11 +120,11 @@ class Partition:
 
     async def is_ours(self) -> bool:
         """Return whether we still own it; asks the broker when our own beats do not come back."""
-        if self.is_lost:
+        if self.is_gone:
             return False
         if self._doubts or self._services.echo_age_s() > self._services.rules.echo_limit_s:
             await self.check()
-        return not self.is_lost
+        return not self.is_gone
 
     def doubt(self) -> None:
         """Look at the cursor before the next turn, and now."""
@@ -158,6 +173,7 @@ class Partition:
 
     def leave(self) -> None:
         """Begin no further turn: somebody else goes on."""
+        self._is_left = True
         for activation in self.activations.values():
             activation.is_leaving = True
 
@@ -167,7 +183,10 @@ class Partition:
         Raises:
             BusError: If it cannot be read now.
         """
-        self._is_closed = False
+        if self.is_adrift and not await self.write(self.next_cursor()):
+            return
+        self.is_adrift = False
+        self._is_closed = self._is_left = False
         for activation in self.activations.values():
             activation.is_leaving = False
             activation.wake()
@@ -175,14 +194,17 @@ class Partition:
             subjects.ACTORS, subjects.mailbox(self.kind.name, self.number), self._on_mail, start_seq=self._seen + 1
         )
 
-    def lose(self) -> None:
-        """Drop everything at once: somebody else owns it."""
-        if self.is_lost:
+    def lose(self, held: Mapping[str, str] | None = None) -> None:
+        """Drop everything at once: somebody else owns it. What its cursor says we hold goes on."""
+        if self.is_gone:
             return
         self.is_lost = True
-        for activation in list(self.activations.values()):
-            activation.drop()
-        self.activations.clear()
+        for key, activation in list(self.activations.items()):
+            if activation.is_busy and (held or {}).get(key) == self._services.worker:
+                activation.is_leaving = True
+            else:
+                del self.activations[key]
+                activation.drop()
         self._on_lost(self)
 
     def adopt(self, activation: Activation) -> None:
@@ -190,6 +212,7 @@ class Partition:
         self.activations[activation.address.key] = activation
         activation.owner = self
         activation.is_leaving = False
+        activation.use(self.kind)
         # while the partition was another's, its mail came to that one
         activation.mailbox.missed()
 
@@ -199,6 +222,7 @@ class Partition:
         if found is None:
             address = Address(self.kind.name, key)
             found = Activation(self._services, self.kind, address, self, read_from=read_from)
+            found.is_leaving = self._is_left
             self.activations[key] = found
         return found
 
@@ -297,26 +321,6 @@ class Partition:
         self.cursor, self.cursor_seq = wanted, ack.seq
         return True
 
-    async def stands(self, wanted: Cursor) -> bool:
-        """Return whether a cursor stands whose write came to no known end; waits until the leader can tell.
-
-        Returns False as well when a write that is still on its way may yet be stored; its loser learns it by the next
-        refusal.
-        """
-        subject = subjects.cursor(self.kind.name, self.number)
-        data = cursors.encode(wanted)
-        async with self._writing:
-            while True:
-                try:
-                    stored = await self._services.bus.get_last(subjects.ACTORS, subject, from_leader=True)
-                except BusError:
-                    await self._services.clock.sleep(_RETRY_S)
-                    continue
-                if stored is None or stored.data != data:
-                    return False
-                self.cursor, self.cursor_seq = wanted, stored.seq
-                return True
-
     async def check(self) -> None:
         """Read the cursor from the leader; drop everything when it is not ours any more.
 
@@ -331,6 +335,8 @@ class Partition:
     async def _check(self) -> None:
         subject = subjects.cursor(self.kind.name, self.number)
         stored = await self._services.bus.get_last(subjects.ACTORS, subject, from_leader=True)
+        if self.is_gone:
+            return
         try:
             found = cursors.decode(stored.data) if stored is not None else Cursor()
         except DecodeError:
@@ -340,7 +346,7 @@ class Partition:
             self.cursor_seq = stored.seq
             return
         _log.warning(events.PARTITION_LOST, type=self.kind.name, partition=self.number, epoch=self.cursor.epoch)
-        self.lose()
+        self.lose(found.held)
 
     async def _check_quietly(self) -> None:
         if self._is_checking:
@@ -358,7 +364,7 @@ class Partition:
     # --- the reader
 
     def _on_mail(self, stored: Stored) -> None:
-        if self.is_lost:
+        if self.is_lost or self._is_closed:
             return
         self._seen = stored.seq
         mail: Mail = mail_of(stored)
@@ -385,6 +391,18 @@ class Partition:
             _log.warning(events.MAIL_REFUSED, actor=str(mail.address), mails=1, policy="", problem=str(error))
             return
         _log.error(events.MAIL_DEAD_LETTERED, actor=str(mail.address), seq=mail.seq, attempts=0, code=failure.code)
+
+
+def load_of(kind: ActorType, owned: Sequence[Partition]) -> ActorLoad:
+    """Return what the beat says of a type, given the partitions of it that the worker owns."""
+    return ActorLoad(
+        kind=kind.name,
+        partitions=[partition.number for partition in owned],
+        active=sum(len(partition.activations) for partition in owned),
+        running=sum(partition.running for partition in owned),
+        version=kind.version,
+        fingerprint=kind.fingerprint,
+    )
 
 
 def _is_key(key: str, token: str) -> bool:

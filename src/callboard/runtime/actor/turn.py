@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from datetime import datetime, timedelta
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -86,14 +87,14 @@ class Turn:
         *,
         address: Address,
         mail: Mail,
-        journal: Journal,
+        journal: Callable[[], Journal],
         attempt: int,
         epoch: int,
         cause_seq: int,
         parked: ParkedTurn | None = None,
         is_inner: bool = False,
     ) -> None:
-        """Activations make these."""
+        """Activations make these. ``journal`` opens the journal, with the first step."""
         self.address = address
         self.mail = mail
         self.cause_seq = cause_seq
@@ -108,7 +109,7 @@ class Turn:
         self.seat: Seat | None = None
         self.is_over = False
         self.started_at = services.clock.now()
-        self.journal = journal
+        self._open_journal = journal
         self._services = services
         self._is_inner = is_inner
         self._loop = asyncio.get_running_loop()
@@ -125,6 +126,11 @@ class Turn:
     def key(self) -> str:
         """The actor's key."""
         return self.address.key
+
+    @cached_property
+    def journal(self) -> Journal:
+        """Its steps; opened when first asked for."""
+        return self._open_journal()
 
     @property
     def deadline(self) -> datetime | None:

@@ -11,16 +11,17 @@ from msgspec import Struct
 from callboard.runtime.simulation.host import Host
 from callboard.runtime.simulation.world import World, alive
 
-WORKER_FAULTS = (("crash", 4), ("pause", 3), ("cut", 3), ("jump", 1))
-ALL_FAULTS = (*WORKER_FAULTS, ("restart", 2), ("refused", 1), ("silent", 1))
+FAULTS = (("crash", 4), ("pause", 3), ("cut", 3), ("restart", 2), ("refused", 1), ("silent", 1))
+# A wall clock that stays an hour wrong moves timers and deadlines by that hour, which is no fault of anybody's.
+FAULTS_AND_CLOCKS = (*FAULTS, ("jump", 1))
 
 
 class NemesisRules(Struct, frozen=True, kw_only=True):
     """How badly a world fares.
 
     Attributes:
-        faults: Kinds by weight: crash, pause, cut and jump (of the wall clock) hit a worker, restart the server;
-            refused and silent take the streams' leader away.
+        faults: Kinds by weight: crash, pause, cut and jump (of the wall clock, for good) hit a worker, restart the
+            server; refused and silent take the streams' leader away.
         every_s: Mean time between two faults.
         for_s: Bounds of how long a worker is dead, paused or cut off.
         down_s: Bounds of a server's restart.
@@ -28,7 +29,7 @@ class NemesisRules(Struct, frozen=True, kw_only=True):
         spare: So many workers are left alone at any time.
     """
 
-    faults: tuple[tuple[str, int], ...] = ALL_FAULTS
+    faults: tuple[tuple[str, int], ...] = FAULTS
     every_s: float = 2.0
     for_s: tuple[float, float] = (0.2, 9.0)
     down_s: tuple[float, float] = (0.1, 3.0)
