@@ -21,7 +21,8 @@ from callboard.runtime.actor import cursor as cursors
 from callboard.runtime.actor import placement
 from callboard.runtime.actor.activation import Activation
 from callboard.runtime.actor.cursor import Cursor
-from callboard.runtime.actor.hosting import FREED, ActorHost
+from callboard.runtime.actor.held import FREED
+from callboard.runtime.actor.hosting import ActorHost
 from callboard.runtime.actor.partition import Partition
 from callboard.runtime.bus.base import Bus, Message, PubAck, Stored, Write
 from callboard.runtime.config import TopologySettings
@@ -366,7 +367,7 @@ def test_a_lower_bound_in_the_cursor_does_not_pass_for_a_finished_turn() -> None
         await fleet.owned_by(heir)
         await asyncio.sleep(10.0)
         assert Stage.begun == ["first", "long"]
-        assert old.held
+        assert old.held.activations
         await fleet.world.eventually(lambda: _is("long" in Stage.ended), within_s=60.0)
         await fleet.tell("ann", "last")
         await fleet.begun("last")

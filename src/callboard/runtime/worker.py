@@ -111,9 +111,8 @@ class Worker:
         self._types = [ActorType.of(cls) for cls in actors]
         for kind in self._types:
             kind.prepare()
-        wanted = self._wanted(capabilities)
-        slots = self.options.concurrency
-        wanted = with_offers(wanted, self._types, slots=slots, stage=lambda: self.host, clock=clock)
+        own, slots = self._wanted(capabilities), self.options.concurrency
+        wanted = with_offers(own, self._types, slots=slots, stage=lambda: self.host, clock=clock)
         for capability in wanted:
             capability.prepare()
         self.id = worker_id or ids.new_worker_id()
@@ -151,9 +150,8 @@ class Worker:
         if wanted or self._types:
             return wanted
         pools = ", ".join(sorted({each.pool for each in given}))
-        message = "there is nothing to serve: decorate a function with @capability, or define an Actor"
-        if given:
-            message = f"pool {pool!r} has no capability here; there are the pools {pools}"
+        none = "there is nothing to serve: decorate a function with @capability, or define an Actor"
+        message = f"pool {pool!r} has no capability here; there are the pools {pools}" if given else none
         raise ModuleLoadError(message)
 
     # --- life
