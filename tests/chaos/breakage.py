@@ -123,7 +123,7 @@ def no_journal() -> None:
     async def nothing(self: StepLog, entry: str) -> None:
         return None
 
-    StepLog.find = nothing  # type: ignore[method-assign, assignment]
+    StepLog.find = nothing  # type: ignore[method-assign]
 
 
 def no_applied() -> None:

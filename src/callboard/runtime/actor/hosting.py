@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -15,23 +16,22 @@ from callboard.runtime.actor.activation import Activation
 from callboard.runtime.actor.address import Address
 from callboard.runtime.actor.asks import AskServer
 from callboard.runtime.actor.commit import TurnCommitter
-from callboard.runtime.actor.crew import Crew, Spawn
-from callboard.runtime.actor.cursor import Cursor
 from callboard.runtime.actor.definition import ActorType
 from callboard.runtime.actor.fleet import Fleet
-from callboard.runtime.actor.held import FREED, Held, Place
+from callboard.runtime.actor.held import FREED, Held
 from callboard.runtime.actor.liveness import MAX_ECHO_GAP_S, Liveness
 from callboard.runtime.actor.orders import OrderServer
-from callboard.runtime.actor.partition import Partition
+from callboard.runtime.actor.owners import CURSORS, Owners, Place, decoded
+from callboard.runtime.actor.partition import Partition, load_of
 from callboard.runtime.actor.pinger import Pinger
 from callboard.runtime.actor.ports import Staged
-from callboard.runtime.actor.services import ActorRules, Services
+from callboard.runtime.actor.services import ActorRules, Services, alone
 from callboard.runtime.actor.shutdown import Drain
 from callboard.runtime.actor.upkeep import Upkeep
 from callboard.runtime.beat import ActorLoad, Beat
 from callboard.runtime.blobs import BlobStore
 from callboard.runtime.bus import header
-from callboard.runtime.bus.base import Bus, Message, Stored, Subscription, Write
+from callboard.runtime.bus.base import Bus, Message, Subscription, Write
 from callboard.runtime.client import Client
 from callboard.runtime.clock import Clock
 from callboard.runtime.control import Accusation, decode_death
@@ -40,10 +40,8 @@ from callboard.runtime.errors import BusError, DecodeError, TopologyError
 _log = logs.get_logger(__name__)
 
 LOOK_EVERY_S = 0.25
-READ_CURSORS_EVERY_S = 5.0
 # a thread starts only when no idle one is left
 MAX_THREADS = 1024
-CURSORS = "cb.cursor.*.*"
 
 
 class ActorHost:
@@ -66,7 +64,7 @@ class ActorHost:
         bus: Bus,
         clock: Clock,
         rules: ActorRules,
-        spawn: Spawn,
+        spawn: Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None] | None],
     ) -> None:
         """Prepare; ``run`` does the work."""
         self.types = {kind.name: kind for kind in types}
@@ -75,10 +73,11 @@ class ActorHost:
         self.takeovers = 0
         self.liveness = Liveness(worker, now_s=clock.monotonic())
         self._worker = worker
-        self._crew = Crew(spawn)
+        self._spawn = spawn
+        self._tasks: set[asyncio.Task[None]] = set()
         self._bus = bus
         self._clock = clock
-        self._cursors: dict[Place, tuple[Cursor, int]] = {}
+        self._owners = Owners(bus, worker)
         self._committer = TurnCommitter(bus, clock=clock)
         self.services = Services(
             worker=worker,
@@ -88,7 +87,7 @@ class ActorHost:
             blobs=BlobStore(bus),
             client=Client(bus, clock=clock),
             rules=rules,
-            spawn=self._crew.start,
+            spawn=self._start,
             slots=asyncio.Semaphore(rules.turns),
             echo_age_s=lambda: self.liveness.echo_age_s(clock.monotonic()),
             executor=ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="cb-actor"),
@@ -103,7 +102,6 @@ class ActorHost:
         self._subscriptions: list[Subscription] = []
         self._asks = AskServer(self)
         self._orders = OrderServer(self)
-        self._read_cursors_s = float("-inf")
 
     # --- life
 
@@ -154,9 +152,11 @@ class ActorHost:
             await self._clock.sleep(LOOK_EVERY_S / 5)
         await self._leave_rest()
         await self._orders.close()
-        while self._crew.is_busy and not drain.is_ended:
+        while self._tasks and not drain.is_ended:
             await self._clock.sleep(LOOK_EVERY_S / 5)
-        self._crew.cancel()
+        # a hook that never ends, say
+        for task in self._tasks:
+            task.cancel()
 
     def swap(self, types: Sequence[ActorType]) -> None:
         """Use new classes of the same names from the next turn on: state and mail stay, instances are made anew."""
@@ -168,6 +168,18 @@ class ActorHost:
             for activation in partition.activations.values():
                 activation.use(kind)
         self._look.set()
+
+    def _start(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None] | None:
+        """Start a task whose error is its own: it ends neither its neighbours nor the worker."""
+        task = self._spawn(alone(coroutine, name), name)
+        if task is None:
+            coroutine.close()
+            return None
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        # one that is cancelled before it began is never awaited
+        task.add_done_callback(lambda _: coroutine.close())
+        return task
 
     # --- what it hears
 
@@ -189,8 +201,9 @@ class ActorHost:
             self._look.set()
 
     def load(self) -> list[ActorLoad]:
-        """Return what the beat says of our actors; called from the keeper's thread."""
-        return self._upkeep.load()
+        """Return what the beat says of our actors; called from the keeper's thread, reads plain values only."""
+        owned = sorted(self.partitions.items())
+        return [load_of(kind, [p for (name, _), p in owned if name == kind.name]) for kind in list(self.types.values())]
 
     def find(self, kind: str, key: str) -> Partition | None:
         """Return the partition of an actor if we own it."""
@@ -212,7 +225,7 @@ class ActorHost:
     def _doubt_all(self) -> None:
         for partition in self.partitions.values():
             partition.doubt()
-        self._read_cursors_s = float("-inf")
+        self._owners.doubt()
 
     async def _listen(self) -> None:
         self._subscriptions.append(await self._bus.subscribe(CURSORS, self._on_cursor))
@@ -220,16 +233,14 @@ class ActorHost:
         self._subscriptions.append(await self._bus.subscribe(subjects.CTL_DEAD, self._on_death))
 
     def _on_cursor(self, message: Message) -> None:
-        """A cursor is being written. It is a doorbell: it may be refused, and then the next read shows it."""
         _, _, kind, number = message.subject.split(".")
-        known = self._cursors.get((kind, int(number)))
+        place = (kind, int(number))
         try:
             found = cursors.decode(message.data)
         except DecodeError:
             return
-        self.held.disown((kind, int(number)), found)
-        if kind in self.types and (known is None or known[0].epoch != found.epoch or known[0].owner != found.owner):
-            self._read_cursors_s = float("-inf")
+        self.held.disown(place, found)
+        if kind in self.types and self._owners.hear(place, found):
             self._look.set()
 
     def _on_death(self, message: Message) -> None:
@@ -265,7 +276,8 @@ class ActorHost:
             if self._is_over:
                 return
             try:
-                await self._read_cursors()
+                for place, found in await self._owners.read(self.types, self._clock.monotonic()):
+                    self.held.disown(place, found)
                 if self._is_draining:
                     await self._hand_on()
                     return
@@ -276,15 +288,14 @@ class ActorHost:
 
     async def _hand_on(self) -> None:
         """Give everything to others, what was handed to us meanwhile too: nobody else may take that."""
-        for kind in self.types.values():
+        for kind in self.types:
             for number in range(self.services.rules.partitions):
-                place = (kind.name, number)
                 heir = self._heir(kind, number)
-                owned = self.partitions.get(place)
+                owned = self.partitions.get((kind, number))
                 if heir is not None and owned is not None:
                     await self._hand_over(owned, heir)
-                elif heir is not None and self._is_named(place):
-                    await self._pass_on(place, heir)
+                elif heir is not None and self._owners.is_ours((kind, number)):
+                    await self._pass_on(kind, number, heir)
 
     async def _place_type(self, kind: ActorType) -> None:
         hosts = self.fleet.candidates(kind, self.liveness.live(self._clock.monotonic()))
@@ -301,33 +312,15 @@ class ActorHost:
                     await self._hand_over(owned, owner)
                 elif owned.is_deaf:
                     await owned.go_on()
-            elif not self._is_draining and (owner == self._worker or self._is_named(place)):
+            elif not self._is_draining and (owner == self._worker or self._owners.is_ours(place)):
                 # one that was handed to us is taken even when it should go on to another: nobody else may take it
                 await self._take_if_free(kind, number)
 
-    def _heir(self, kind: ActorType, number: int) -> str | None:
-        return self.fleet.heir(kind, number, self.liveness.live(self._clock.monotonic()))
-
-    async def _read_cursors(self) -> None:
-        now_s = self._clock.monotonic()
-        if now_s - self._read_cursors_s < READ_CURSORS_EVERY_S:
-            return
-        self._read_cursors_s = now_s
-        for stored in await self._bus.get_many(subjects.ACTORS, [f"cb.cursor.{name}.*" for name in self.types]):
-            _, _, kind, number = stored.subject.split(".")
-            try:
-                found = cursors.decode(stored.data)
-                self._cursors[kind, int(number)] = (found, stored.seq)
-                self.held.disown((kind, int(number)), found)
-            except DecodeError as error:
-                _log.error(events.PARTITION_UNPLACED, code=error.code, message=f"{stored.subject}: {error}")
-
-    def _is_named(self, place: Place) -> bool:
-        known = self._cursors.get(place)
-        return known is not None and known[0].owner == self._worker
+    def _heir(self, kind: str, number: int) -> str | None:
+        return self.fleet.heir(self.types[kind], number, self.liveness.live(self._clock.monotonic()))
 
     async def _take_if_free(self, kind: ActorType, number: int) -> None:
-        known, _ = self._cursors.get((kind.name, number), (Cursor(), 0))
+        known = self._owners.known((kind.name, number))
         now_s = self._clock.monotonic()
         is_free = known.owner in ("", self._worker) or self.liveness.is_dead(known.owner, now_s)
         if is_free:
@@ -337,10 +330,10 @@ class ActorHost:
         """Become the owner, against the record that stands at the leader."""
         subject = subjects.cursor(kind.name, number)
         stored = await self._bus.get_last(subjects.ACTORS, subject, from_leader=True)
-        found = _decoded(subject, stored)
+        found = decoded(subject, stored)
         if found is None:
             return
-        self._cursors[kind.name, number] = (found, stored.seq if stored is not None else 0)
+        self._owners.learn((kind.name, number), found)
         now_s = self._clock.monotonic()
         is_handed = found.owner == self._worker
         is_from_dead = found.owner not in ("", self._worker)
@@ -372,9 +365,8 @@ class ActorHost:
             wanted = replace(partition.cursor, epoch=found.epoch + 1, owner=self._worker)
             if not await partition.write(wanted):
                 return
-        self._cursors[kind.name, number] = (partition.cursor, partition.cursor_seq)
+        self._owners.learn((kind.name, number), partition.cursor)
         self.held.adopt(partition)
-        # ours from here on; where it cannot be read now, the next look tries again
         self.partitions[kind.name, number] = partition
         await partition.open()
         self._taken(partition, from_worker=found.owner, is_from_dead=is_from_dead)
@@ -395,17 +387,17 @@ class ActorHost:
     def _still_holds(self, worker: str, now_s: float) -> bool:
         return worker == self._worker or not self.liveness.is_dead(worker, now_s)
 
-    async def _pass_on(self, place: Place, to: str) -> None:
+    async def _pass_on(self, kind: str, number: int, to: str) -> None:
         """Give a partition that was handed to us and never taken to another worker, as it stands."""
-        subject = subjects.cursor(*place)
+        subject = subjects.cursor(kind, number)
         stored = await self._bus.get_last(subjects.ACTORS, subject, from_leader=True)
-        found = _decoded(subject, stored)
+        found = decoded(subject, stored)
         if stored is None or found is None or found.owner != self._worker:
-            self._read_cursors_s = float("-inf")
+            self._owners.doubt()
             return
         wanted = replace(found, epoch=found.epoch + 1, owner=to)
-        ack = await self._bus.store(Write(subject, cursors.encode(wanted), header.build(expected_seq=stored.seq)))
-        self._cursors[place] = (wanted, ack.seq)
+        await self._bus.store(Write(subject, cursors.encode(wanted), header.build(expected_seq=stored.seq)))
+        self._owners.learn((kind, number), wanted)
 
     async def _hand_over(self, partition: Partition, to: str) -> None:
         """Give a partition to another worker; actors in mid-turn stay until they are done."""
@@ -427,7 +419,7 @@ class ActorHost:
         place = (partition.kind.name, partition.number)
         self.partitions.pop(place, None)
         self._upkeep.forget(place)
-        self._cursors[place] = (partition.cursor, partition.cursor_seq)
+        self._owners.learn(place, partition.cursor)
         self.held.keep(partition, held)
         for activation in partition.activations.values():
             if not activation.is_busy:
@@ -443,9 +435,8 @@ class ActorHost:
         )
 
     async def _go_on(self, partition: Partition) -> None:
-        if partition.is_lost:
-            return
-        await partition.go_on()
+        if not partition.is_lost:
+            await partition.go_on()
 
     async def _leave_rest(self) -> None:
         """Leave the partitions that have no heir: whoever comes next finds everything as it stands."""
@@ -476,7 +467,7 @@ class ActorHost:
             self._upkeep.forget(place)
             self.held.keep(partition, partition.activations)
         _ = self.services.spawn(partition.close(), "partition-close")
-        self._read_cursors_s = float("-inf")
+        self._owners.doubt()
         self._look.set()
 
     def _settled(self, partition: Partition, activation: Staged) -> None:
@@ -485,12 +476,3 @@ class ActorHost:
     def _running(self) -> list[Activation]:
         mine = [a for p in self.partitions.values() for a in p.activations.values() if a.is_busy]
         return [*mine, *self.held.activations.values()]
-
-
-def _decoded(subject: str, stored: Stored | None) -> Cursor | None:
-    """Return a cursor as stored, a first one when there is none, and None when it cannot be understood."""
-    try:
-        return cursors.decode(stored.data) if stored is not None else Cursor()
-    except DecodeError as error:
-        _log.debug(events.PARTITION_UNPLACED, code=error.code, message=f"{subject}: {error}")
-        return None

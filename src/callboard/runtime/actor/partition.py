@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from callboard.runtime import events, logs, subjects
@@ -16,6 +16,7 @@ from callboard.runtime.actor.letter import letter_of, write_letter
 from callboard.runtime.actor.mail import Mail, mail_of, wrong_key
 from callboard.runtime.actor.ports import Staged
 from callboard.runtime.actor.services import Services
+from callboard.runtime.beat import ActorLoad
 from callboard.runtime.bus import header
 from callboard.runtime.bus.base import Stored, Tail, Write
 from callboard.runtime.errors import BusError, ConflictError, DecodeError, InvalidNameError
@@ -404,6 +405,18 @@ class Partition:
             _log.warning(events.MAIL_REFUSED, actor=str(mail.address), mails=1, policy="", problem=str(error))
             return
         _log.error(events.MAIL_DEAD_LETTERED, actor=str(mail.address), seq=mail.seq, attempts=0, code=failure.code)
+
+
+def load_of(kind: ActorType, owned: Sequence[Partition]) -> ActorLoad:
+    """Return what the beat says of a type, given the partitions of it that the worker owns."""
+    return ActorLoad(
+        kind=kind.name,
+        partitions=[partition.number for partition in owned],
+        active=sum(len(partition.activations) for partition in owned),
+        running=sum(partition.running for partition in owned),
+        version=kind.version,
+        fingerprint=kind.fingerprint,
+    )
 
 
 def _is_key(key: str, token: str) -> bool:

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Mapping
 
 from callboard.runtime import events, logs
-from callboard.runtime.actor import finish, park, resumption
+from callboard.runtime.actor import finish, park, resumption, verdict
 from callboard.runtime.actor import reply as replies
 from callboard.runtime.actor.attempt import Attempts, Job
 from callboard.runtime.actor.execute import (
@@ -309,12 +309,11 @@ class Runner:
         # what it had changed is thrown away: it runs again from the start, with its journal; turns inside it run anew
         self.forget()
         parked, writes = await park.kept_writes(activation, turn, turn.wait, job.waiting)
-        others = [other for other in activation.known.parked if other.seq != parked.seq]
         timers = finish.timers(activation.known.timers, turn, turn.own_timers)
         await activation.commit(
             [job.cause_seq],
             writes=[*await finish.travelling(activation, turn.own_outgoing), *writes],
-            changes={"parked": [*others, parked], "timers": timers},
+            changes={"parked": verdict.parking(parked), "timers": timers},
         )
 
     def _cancelled(self, turn: Turn, reason: str, *, is_partial: bool) -> Write:
@@ -330,8 +329,7 @@ class Runner:
         """Return what a commit changes and writes when it ends a parked turn; nothing for another one."""
         if waiting is None:
             return {}, []
-        remaining = [other for other in self._activation.known.parked if other.seq != waiting.seq]
-        return {"parked": remaining}, park.end_writes(self._activation, waiting)
+        return {"parked": verdict.unparking({waiting.seq})}, park.end_writes(self._activation, waiting)
 
     async def _bury(
         self, mail: Mail, cause_seq: int, waiting: Parked | None, failure: Failure, *, attempts: int

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Protocol
 
 from callboard.runtime import events, logs
-from callboard.runtime.actor.definition import ActorType
-from callboard.runtime.actor.held import Held, Place
+from callboard.runtime.actor.held import Held
+from callboard.runtime.actor.owners import Place
 from callboard.runtime.actor.partition import Partition
 from callboard.runtime.actor.services import Services
 from callboard.runtime.actor.trim import Trimmer
-from callboard.runtime.beat import ActorLoad
 from callboard.runtime.errors import BusError, CallboardError
 
 _log = logs.get_logger(__name__)
@@ -22,7 +21,6 @@ PASSIVATE_EVERY_S = 5.0
 class Estate(Protocol):
     """The host, as its upkeep sees it; ``ActorHost`` is one."""
 
-    types: dict[str, ActorType]
     partitions: dict[Place, Partition]
     held: Held
     services: Services
@@ -79,23 +77,6 @@ class Upkeep:
     def forget(self, place: Place) -> None:
         """Sweep no more in a partition that somebody else owns now."""
         self._trimmer.forget(*place)
-
-    def load(self) -> list[ActorLoad]:
-        """Return what the beat says of our actors; called from the keeper's thread, reads plain values only."""
-        loads = []
-        for kind in list(self._host.types.values()):
-            mine = [p for (name, _), p in sorted(self._host.partitions.items()) if name == kind.name]
-            loads.append(
-                ActorLoad(
-                    kind=kind.name,
-                    partitions=[p.number for p in mine],
-                    active=sum(len(p.activations) for p in mine),
-                    running=sum(p.running for p in mine),
-                    version=kind.version,
-                    fingerprint=kind.fingerprint,
-                )
-            )
-        return loads
 
     async def _sweep(self, place: Place, partition: Partition) -> None:
         dirty, partition.dirty = partition.dirty, {}
