@@ -14,6 +14,16 @@ GROUPS = (
     ("nats/aio/transport", "client: socket"),
     ("nats/", "client: deliver, publish"),
     ("bus/jetstream", "adapter"),
+    ("runtime/actor/commit", "turn committer"),
+    ("runtime/actor/entry", "turn committer"),
+    ("runtime/actor/asks", "asks"),
+    ("runtime/actor/reply", "asks"),
+    ("runtime/actor/mail", "mailbox"),
+    ("runtime/actor/partition", "mailbox"),
+    ("runtime/actor/verdict", "mailbox"),
+    ("runtime/actor/activation", "activation"),
+    ("runtime/actor/record", "activation"),
+    ("runtime/actor/", "turn"),
     ("runtime/pool", "pool"),
     ("runtime/lanes", "pool"),
     ("runtime/slot", "slot"),
@@ -41,6 +51,7 @@ class Sampler:
         self._own: Counter[str] = Counter()
         self._groups: Counter[str] = Counter()
         self._lines: Counter[str] = Counter()
+        self._whole: Counter[str] = Counter()
         self._samples = 0
 
     def start(self) -> None:
@@ -57,6 +68,7 @@ class Sampler:
             ("by layer", self._groups, 40),
             ("by function", self._own, 45),
             ("by line", self._lines, 45),
+            ("by function, with what it calls", self._whole, 90),
         ):
             lines.append(f"{title}:")
             lines += [f"  {count / total:6.1%}  {name}" for name, count in counter.most_common(most)]
@@ -72,4 +84,15 @@ class Sampler:
         short = "/".join(Path(file).parts[-2:])
         self._own[f"{short}:{code.co_qualname}" if sys.version_info >= (3, 11) else short] += 1
         self._lines[f"{short}:{frame.f_lineno} {code.co_name}"] += 1
+        self._whole.update(_callers(frame))
         self._groups[next((group for part, group in GROUPS if part in file), "other")] += 1
+
+
+def _callers(frame: FrameType | None) -> set[str]:
+    """Return every function on the stack, each once."""
+    found = set()
+    while frame is not None:
+        code = frame.f_code
+        found.add(f"{'/'.join(Path(code.co_filename).parts[-2:])}:{code.co_qualname}")
+        frame = frame.f_back
+    return found

@@ -25,6 +25,7 @@ from callboard.runtime.actor.commit import Committed, Refused, Result, TurnCommi
 from callboard.runtime.bus.base import Bus, Write
 from callboard.runtime.bus.jetstream import connect
 from callboard.runtime.errors import CallboardError
+from callboard.runtime.host import settle_memory
 from callboard.runtime.worker import Worker
 
 FACTS = "bench.facts"
@@ -76,6 +77,7 @@ async def main(host: Host) -> None:
     sampler = Sampler()
 
     def ready() -> None:
+        settle_memory()
         if host.is_alone and worker.host is not None:
             worker.host.services.committer = cast("TurnCommitter", Alone(worker.host.services.committer))
         if host.profile:

@@ -12,6 +12,7 @@ from callboard.runtime import subjects
 from callboard.runtime.bus.base import Bus
 from callboard.runtime.bus.jetstream import connect
 from callboard.runtime.capability import Capability
+from callboard.runtime.host import settle_memory
 from callboard.runtime.worker import Worker
 
 
@@ -38,6 +39,7 @@ async def work(job: Job) -> Report:
     worker = Worker([Capability(noop, name=job.capability, concurrency=job.concurrency)], connected)
     serving = asyncio.create_task(worker.run())
     await until(lambda: worker.status == "ready" or serving.done())
+    settle_memory()
     if serving.done():
         await serving
     stats = worker.pools[job.capability].stats

@@ -9,13 +9,22 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from callboard.runtime import pool
-from callboard.runtime.bus.base import Bus
+from callboard.runtime.actor.commit import Result, TurnCommitter
+from callboard.runtime.actor.liveness import Liveness
+from callboard.runtime.actor.mailbox import Mailbox
+from callboard.runtime.actor.partition import Partition
+from callboard.runtime.actor.record import StateRecord
+from callboard.runtime.actor.steplog import StepLog
+from callboard.runtime.bus import header
+from callboard.runtime.bus.base import Bus, Write
 from callboard.runtime.claim import Claim
 from callboard.runtime.doubt import Doubt
 from callboard.runtime.lease import LeaseKeeper
 from callboard.runtime.questions import Questions
 from callboard.runtime.settle import Settler
 from callboard.runtime.slot import Slot
+
+SILENCE_S = 3.0
 
 
 def ack_before_effect() -> None:
@@ -76,6 +85,58 @@ def no_pull_after_reconnect() -> None:
     StandingPull.came_up = stay_deaf  # type: ignore[method-assign]
 
 
+def no_fence() -> None:
+    """Write an actor's record over whatever stands there."""
+    commit = TurnCommitter.commit
+
+    async def broken(self: TurnCommitter, *writes: Write) -> Result:
+        first, *others = writes
+        if first.subject.startswith("cb.state."):
+            kept = {name: value for name, value in (first.headers or {}).items() if name != header.EXPECTED_SUBJECT_SEQ}
+            first = Write(first.subject, first.data, kept)
+        return await commit(self, first, *others)
+
+    TurnCommitter.commit = broken  # type: ignore[method-assign]
+
+
+def never_lost() -> None:
+    """Take a partition for ours whatever its cursor says: then the fence alone stands between two hosts."""
+
+    async def look_away(self: Partition) -> None:
+        self._doubts = False
+
+    Partition._check = look_away  # type: ignore[method-assign]
+
+
+def silence_is_death() -> None:
+    """Declare dead whoever was not heard for three seconds, whether or not anybody could be."""
+
+    def is_dead(self: Liveness, peer: Any, now_s: float) -> bool:  # noqa: ANN401 - what one worker knows of another
+        return peer.left_s is not None or (peer.heard_s is not None and now_s - peer.heard_s >= SILENCE_S)
+
+    Liveness._is_dead = is_dead  # type: ignore[method-assign]
+
+
+def no_journal() -> None:
+    """Take a turn over without a look at what it has recorded."""
+
+    async def nothing(self: StepLog, entry: str) -> None:
+        return None
+
+    StepLog.find = nothing  # type: ignore[method-assign]
+
+
+def no_applied() -> None:
+    """Run all mail that is found, handled or not."""
+    StateRecord.has_applied = lambda self, seq: False  # type: ignore[method-assign]
+    read = Mailbox.read
+
+    async def all_of_it(self: Mailbox, bus: Bus, *, above: int) -> None:
+        await read(self, bus, above=0)
+
+    Mailbox.read = all_of_it  # type: ignore[method-assign]
+
+
 BREAKAGES: dict[str, Callable[[], None]] = {
     function.__name__: function
     for function in (
@@ -86,5 +147,10 @@ BREAKAGES: dict[str, Callable[[], None]] = {
         bare_nak,
         lapsed_leases_still_answer,
         no_pull_after_reconnect,
+        no_fence,
+        never_lost,
+        silence_is_death,
+        no_journal,
+        no_applied,
     )
 }

@@ -45,6 +45,7 @@ class Run(Struct, frozen=True, kw_only=True):
 
     Attributes:
         has_returned: It came to its end without an error, in the life of its worker.
+        has_raised: It ended with an error, or was broken off, in the life of its worker.
     """
 
     task: str
@@ -53,6 +54,7 @@ class Run(Struct, frozen=True, kw_only=True):
     start_s: float
     end_s: float
     has_returned: bool
+    has_raised: bool = False
 
 
 class Evidence(Struct, frozen=True, kw_only=True):
@@ -156,6 +158,7 @@ def runs_of(events: Iterable[Event], deaths: Sequence[Death]) -> list[Run]:
                 start_s=start.at_s,
                 end_s=min(ended_s, died_s),
                 has_returned=end is not None and end.kind == "end" and ended_s < died_s,
+                has_raised=end is not None and end.kind == "fail" and ended_s < died_s,
             )
         )
     return runs

@@ -58,12 +58,17 @@ class WorkerProcess:
 
 
 class Fleet:
-    """All workers of a run."""
+    """All workers of a run.
+
+    Attributes:
+        crashed: Workers that ended by themselves, as far as ``note_deaths`` has looked.
+    """
 
     def __init__(self, folder: Path, **defaults: Any) -> None:  # noqa: ANN401 - fields of Options
         self.folder = folder
         self.workers: list[WorkerProcess] = []
         self.deaths: list[Death] = []
+        self.crashed: set[int] = set()
         self._defaults = defaults
 
     async def start(self, *, crash_at: str | None = None, is_awaited: bool = True, **changes: Any) -> WorkerProcess:  # noqa: ANN401 - fields of Options
@@ -127,6 +132,7 @@ class Fleet:
             if not worker.is_alive and worker.pid not in known:
                 last_s = max((event.at_s for event in self.events() if event.pid == worker.pid), default=0.0)
                 self.deaths.append(Death(pid=worker.pid, at_s=last_s))
+                self.crashed.add(worker.pid)
 
     def end(self) -> None:
         """End all that is left, each by its own pid."""

@@ -123,7 +123,7 @@ async def staged(
     fleet: Fleet | None = None
     try:
         await brokers.start()
-        bus = await connect(brokers.url, name="chaos-harness")
+        bus = await _connected(brokers.url)
         try:
             await _provision(bus, tweak, replicas=servers)
             fleet = Fleet(folder, url=brokers.url, **workers)
@@ -134,6 +134,21 @@ async def staged(
             await asyncio.wait_for(bus.close(), 10)
     finally:
         brokers.kill()
+
+
+async def _connected(url: str) -> Bus:
+    """Return a connection. A cluster without a leader leaves the first question unanswered: it is asked again."""
+    found: list[Bus] = []
+
+    async def is_done() -> bool:
+        try:
+            found.append(await connect(url, name="chaos-harness", connect_deadline_s=2.0))
+        except CallboardError:
+            return False
+        return True
+
+    await eventually(is_done, within_s=PROVISION_WITHIN_S, what="a connection", every_s=0.1)
+    return found[0]
 
 
 def _config(folder: Path, number: int, max_file_bytes: int) -> str:

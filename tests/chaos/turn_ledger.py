@@ -15,7 +15,6 @@ from collections import defaultdict
 from pathlib import Path
 
 from msgspec import Struct
-from msgspec.structs import replace
 
 from callboard.runtime.actor.ref import ActorRef
 from callboard.runtime.errors import BusError
@@ -183,29 +182,47 @@ def small(seed: int) -> Plan:
     return Plan(turns=60, seed=seed, keys=15, queued=2, faults=faults)
 
 
+def clustered(seed: int) -> Plan:
+    """Return the plan of a small run on three servers, whose leader is killed, is away and hangs."""
+    faults = Faults(worker_kills=2, freezes=1, server_kills=2, server_freezes=2)
+    return Plan(turns=100, seed=seed, keys=15, queued=2, servers=3, faults=faults)
+
+
+def _arguments() -> argparse.Namespace:
+    plan = Plan()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--turns", type=int, default=plan.turns)
+    parser.add_argument("--seed", type=int, default=plan.seed)
+    parser.add_argument("--keys", type=int, default=plan.keys, help="actors")
+    parser.add_argument("--workers", type=int, default=plan.workers)
+    parser.add_argument("--servers", type=int, default=plan.servers, choices=(1, 3))
+    parser.add_argument("--kills", type=int, default=plan.faults.worker_kills, help="kill -9 of a host")
+    parser.add_argument("--freezes", type=int, default=plan.faults.freezes, help="SIGSTOP of a host for 7 s")
+    parser.add_argument("--server-kills", type=int, default=plan.faults.server_kills, help="kill -9 of the server")
+    parser.add_argument("--outages", type=int, default=plan.faults.outages, help="the server away for 6 s")
+    parser.add_argument("--double-kills", type=int, default=plan.faults.double_kills, help="a host and the server")
+    parser.add_argument("--server-freezes", type=int, default=0, help="SIGSTOP of the server for 8 s; with three")
+    parser.add_argument("--keep", type=Path, help="folder for journals and the server's store, kept afterwards")
+    return parser.parse_args()
+
+
 def main() -> int:
     """Run from the command line; the status is 1 when a promise was broken."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    given_plan = Plan()
-    parser.add_argument("--turns", type=int, default=given_plan.turns)
-    parser.add_argument("--seed", type=int, default=given_plan.seed)
-    parser.add_argument("--keys", type=int, default=given_plan.keys)
-    parser.add_argument("--workers", type=int, default=given_plan.workers)
-    parser.add_argument("--servers", type=int, default=given_plan.servers, choices=(1, 3))
-    parser.add_argument("--kills", type=int, default=given_plan.faults.worker_kills, help="kill -9 of a host")
-    parser.add_argument("--freezes", type=int, default=given_plan.faults.freezes, help="SIGSTOP of a host for 7 s")
-    parser.add_argument("--keep", type=Path, help="folder for journals and the server's store, kept afterwards")
-    given = parser.parse_args()
-    faults = replace(given_plan.faults, worker_kills=given.kills, freezes=given.freezes)
-    if given.servers > 1:
-        faults = replace(faults, server_freezes=2)
+    given = _arguments()
     plan = Plan(
         turns=given.turns,
         seed=given.seed,
         keys=given.keys,
         workers=given.workers,
         servers=given.servers,
-        faults=faults,
+        faults=Faults(
+            worker_kills=given.kills,
+            freezes=given.freezes,
+            server_kills=given.server_kills,
+            outages=given.outages,
+            double_kills=given.double_kills,
+            server_freezes=given.server_freezes,
+        ),
     )
     with tempfile.TemporaryDirectory(prefix="callboard-turns-") as scratch:
         folder = given.keep or Path(scratch)

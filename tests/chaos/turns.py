@@ -38,9 +38,11 @@ class TurnVerdict(Struct, frozen=True, kw_only=True):
         doubled: Outputs that reached the sink more than once.
         disordered: Keys whose outputs, or whose own state, are out of order or incomplete.
         overlaps: Turns begun while another living worker was running them.
+        broken_off: Turns that a living worker did not bring to their end, so that they were begun again.
+        crashed: Workers that ended by themselves.
         repeated: Steps that ran again after their result was recorded: ``(turn, step)``.
         starts: Turns begun in all.
-        reruns: Turns begun again after a death.
+        reruns: Turns begun again.
         steps: Steps begun in all.
         steps_again: Steps begun again because no result was recorded.
     """
@@ -49,6 +51,8 @@ class TurnVerdict(Struct, frozen=True, kw_only=True):
     doubled: list[int]
     disordered: list[str]
     overlaps: list[tuple[Run, Run]]
+    broken_off: list[Run]
+    crashed: list[int]
     repeated: list[tuple[int, int]]
     starts: int
     reruns: int
@@ -63,6 +67,8 @@ class TurnVerdict(Struct, frozen=True, kw_only=True):
             "doubled outputs": self.doubled,
             "out of order": self.disordered,
             "second runs of a living worker's turn": self.overlaps,
+            "living workers' turns broken off": self.broken_off,
+            "workers that ended by themselves": self.crashed,
             "recorded steps repeated": self.repeated,
         }
         return [f"{name}: {len(what)} {what[:5]}" for name, what in found.items() if what]
@@ -70,8 +76,9 @@ class TurnVerdict(Struct, frozen=True, kw_only=True):
     def __str__(self) -> str:
         """Return one line of figures."""
         return (
-            f"turns begun {self.starts}, begun again after a death {self.reruns}, second runs of a living worker's "
-            f"turn {len(self.overlaps)}; steps begun {self.steps}, unrecorded ones begun again {self.steps_again}, "
+            f"turns begun {self.starts}, begun again {self.reruns}, second runs of a living worker's turn "
+            f"{len(self.overlaps)}, broken off {len(self.broken_off)}; steps begun {self.steps}, unrecorded ones begun "
+            f"again {self.steps_again}, "
             f"recorded ones repeated {len(self.repeated)}; lost {len(self.lost)}, doubled {len(self.doubled)}, "
             f"out of order {len(self.disordered)}"
         )
@@ -91,6 +98,8 @@ async def judge(bus: Bus, fleet: Fleet, sent: dict[str, list[int]]) -> TurnVerdi
         doubled=[n for n, count in counts.items() if count > 1],
         disordered=[key for key, numbers in sent.items() if outputs.get(key) != numbers or own.get(key) != numbers],
         overlaps=overlaps(runs),
+        broken_off=[run for run in runs if run.has_raised],
+        crashed=sorted(fleet.crashed),
         repeated=repeated_steps(events, await recorded_by(bus)),
         starts=len(runs),
         reruns=len(repeats(runs)),

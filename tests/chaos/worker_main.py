@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from callboard.runtime import logs
+from callboard.runtime.actor.services import ActorRules
 from callboard.runtime.bus.base import Bus
 from callboard.runtime.bus.jetstream import connect
 from callboard.runtime.claim import Claim
@@ -54,6 +55,7 @@ class Options(Struct, frozen=True, kw_only=True):
     logs_claims: bool = False
     has_actors: bool = False
     log_level: str = "info"
+    cursor_every_s: float = 1.0
 
 
 async def main(options: Options) -> None:
@@ -81,6 +83,7 @@ async def main(options: Options) -> None:
             drain_grace_s=options.drain_grace_s,
             pool_rules=PoolRules(crash_limit=options.crash_limit, quarantine_s=options.quarantine_s),
             settle_rules=SettleRules(schedule_over_s=options.schedule_over_s),
+            actor_rules=ActorRules(cursor_every_s=options.cursor_every_s),
         ),
         keeper_in_thread=options.is_keeper_apart,
     )

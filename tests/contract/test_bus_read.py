@@ -45,6 +45,10 @@ async def test_the_next_on_a_subject_is_found_from_any_sequence(bus: Bus, stream
 
     assert [await next_seq(seq, "odd") for seq in (0, 1, 2, 5, 6)] == [1, 1, 3, 5, None]
     assert [await next_seq(seq, "*") for seq in (1, 2, 7)] == [1, 2, None]
+    from_leader = await bus.get_next(stream.name, 2, f"{root}.odd", from_leader=True)
+    assert from_leader is not None
+    assert from_leader.seq == 3
+    assert await bus.get_next(stream.name, 6, f"{root}.odd", from_leader=True) is None
     assert await bus.get_seq(stream.name, 3) is not None
     last = await bus.get_last(stream.name, f"{root}.even")
     assert last is not None

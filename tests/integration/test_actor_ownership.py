@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from collections.abc import Callable
 from typing import Any, ClassVar, cast
 
+import pytest
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -14,6 +16,7 @@ from callboard.runtime import subjects
 from callboard.runtime.actor import cursor as cursors
 from callboard.runtime.actor.actor import Actor
 from callboard.runtime.actor.handler import on
+from callboard.runtime.actor.hosting import ActorHost
 from callboard.runtime.actor.ref import ActorRef
 from callboard.runtime.beat import Beat
 from callboard.runtime.bus import header
@@ -85,6 +88,7 @@ class Forgetful:
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         self.lost = 0
+        self.on_loss: Callable[[], None] = lambda: None
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the bus has
         return getattr(self._bus, name)
@@ -93,13 +97,17 @@ class Forgetful:
         ack = await self._bus.store(write, **more)
         if write.subject.startswith("cb.cursor.slow.") and cursors.decode(write.data).held:
             self.lost += 1
+            self.on_loss()
+            # whoever looks at the cursor now waits for this write's end
+            await asyncio.sleep(0)
             message = "the answer was lost"
             raise BusTimeoutError(message)
         return ack
 
 
+@pytest.mark.parametrize("is_cut_off", [False, True])
 async def test_a_turn_under_way_ends_where_it_runs_when_the_answer_to_a_hand_over_is_lost(
-    callboard_world: World,
+    callboard_world: World, is_cut_off: bool
 ) -> None:
     Slow.begun.clear()
     Slow.go_on = asyncio.Event()
@@ -109,7 +117,10 @@ async def test_a_turn_under_way_ends_where_it_runs_when_the_answer_to_a_hand_ove
         buses.append(Forgetful(bus))
         return cast("Bus", buses[-1])
 
-    await callboard_world.start(Slow, wrap=wrap)
+    first = await callboard_world.start(Slow, wrap=wrap)
+    if is_cut_off:
+        for bus in buses:
+            bus.on_loss = lambda: cast("ActorHost", first.worker.host).doubt()
     asked = [
         asyncio.create_task(ActorRef(callboard_world.bus, f"slow/k{n}").ask(Hello(n), timeout_s=30)) for n in range(16)
     ]

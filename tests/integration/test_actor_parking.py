@@ -201,7 +201,7 @@ async def test_a_repeated_question_joins_the_parked_turn(callboard_world: World)
 
     await eventually(joined)
     await world.client.actor("desk/d").tell(Approval("pen"))
-    assert await asyncio.gather(first, second) == ["ann", "ann"]
+    assert [await first, await second] == ["ann", "ann"]
     assert runs == ["pen", "pen"]
     assert await ask(world, Order("pen"), key="order-1") == "ann"
     assert runs == ["pen", "pen"]
@@ -258,7 +258,8 @@ async def test_a_resumed_turn_that_fails_for_good_leaves_nothing_behind(callboar
     with pytest.raises(Exception, match="pen"):
         await waiting
     found = await record_of(world, "broken/b")
-    assert (found.parked, found.failures) == ([], 1)
+    assert found.parked == []
+    assert found.failures == 1
     (letter,) = await letters(world, "broken/b")
     assert letter.attempts == 2
     assert b"pen" in letter.data

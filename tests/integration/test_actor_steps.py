@@ -87,7 +87,7 @@ class Flaky(Actor, retry=FAST, restart_budget=100):
         self.state.got += [one, *both, *same, answer]
         if self.attempt < 3:
             raise RetryableError
-        return self.state.got
+        return list(self.state.got)
 
 
 async def test_steps_and_answers_are_kept_over_retries(callboard_world: World) -> None:

@@ -58,18 +58,18 @@ class Counter(Actor):
         if m.by > 1:
             self.state.seen.append(m.by)
         Counter.inside -= 1
-        return self.state.total
+        return int(self.state.total)
 
     @on
     async def slowly(self, _: Slowly) -> int:
         await Counter.gate.wait()
         self.state.total += 100
-        return self.state.total
+        return int(self.state.total)
 
     @on(read_only=True)
     async def total(self, _: Total) -> int:
         Counter.readers += 1
-        return self.state.total
+        return int(self.state.total)
 
     @on
     def blocking(self, m: Blocking) -> dict[str, object]:
@@ -206,7 +206,7 @@ async def test_an_idle_actor_is_forgotten_and_wakes_where_its_mail_is(callboard_
         @on
         async def add(self, _: Add) -> int:
             self.state.turns += 1
-            return self.state.turns
+            return int(self.state.turns)
 
     running = await world.start(Sleeper)
     sleeper = world.client.actor("sleeper/a")

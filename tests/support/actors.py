@@ -40,10 +40,8 @@ async def letters(world: World, address: str) -> list[MailLetter]:
 async def events_of(world: World, address: str) -> list[tuple[str, Any]]:
     """Return an actor's events, oldest first, as name and plain values."""
     to = parse(address)
-    found = []
-    async for stored in world.bus.read(subjects.ACTORS, subjects=(subjects.event(to.type, to.key),)):
-        found.append(((stored.headers or {}).get(header.TYPE, ""), msgspec.json.decode(stored.data)))
-    return found
+    read = world.bus.read(subjects.ACTORS, subjects=(subjects.event(to.type, to.key),))
+    return [((found.headers or {}).get(header.TYPE, ""), msgspec.json.decode(found.data)) async for found in read]
 
 
 async def steps_of(world: World, address: str, seq: int | str = "*") -> list[str]:

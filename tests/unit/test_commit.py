@@ -37,3 +37,9 @@ def test_it_notices_when_the_broker_changes() -> None:
     chooser = learned(single_s=15e-6, batch_s=0.6e-3)
     chooser.learn(count=32, singles_s=32 * 200e-6, batch_s=1e-3)
     assert chooser.choose(64) == "batch"
+
+
+def test_what_a_trial_says_does_not_hang_on_its_size() -> None:
+    for count in (8, 24, 64):
+        assert learned(single_s=1e-3, batch_s=25e-3, count=count).is_batch_better
+        assert not learned(single_s=15e-6, batch_s=0.6e-3, count=count).is_batch_better

@@ -28,6 +28,7 @@ CODES = {
     "MigrationError": "migration",
     "TurnFencedError": "turn_fenced",
     "TurnCancelledError": "turn_cancelled",
+    "TurnTimeoutError": "turn_timeout",
     "StepUnknownError": "step_unknown",
     "WaitTimeoutError": "wait_timeout",
     "BackpressureError": "backpressure",

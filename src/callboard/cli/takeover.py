@@ -112,6 +112,7 @@ def _summary(made: Shown) -> dict[str, object]:
         "mail_order": verdict.order,
         "answers": made.answers,
         "problems": verdict.problems,
+        "actor": made.actor,
         "report": str(made.report),
         "notes": str(made.notes),
         "seconds": round(made.seconds, 3),
@@ -142,9 +143,9 @@ def _say(made: Shown, *, turn_s: float, data: Path) -> None:
         "stands for a model that thinks, and --minutes sets it."
     )
     called, folder = how_called(), shlex.quote(str(data))
-    click.echo("Look at the actor, its mail and its steps, in two terminals of this folder:")
+    click.echo("Look at what the actor remembers, in two terminals of this folder:")
     click.echo(f"  {called} up --data {folder} --port 0")
-    click.echo(f"  CALLBOARD_SERVER__DATA_DIR={folder} {called} agents ls")
+    click.echo(f"  CALLBOARD_SERVER__DATA_DIR={folder} {called} agents state {shlex.quote(made.actor)}")
 
 
 def _takeover_rows(verdict: Verdict, letters: dict[int, str]) -> list[tuple[str, str]]:

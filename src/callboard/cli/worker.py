@@ -125,6 +125,7 @@ def _serve(
     parts = load_parts(modules)
 
     def on_ready(worker: Worker) -> None:
+        host.settle_memory()
         if parent_fd is not None:
             tell_ready(parent_fd)
         if is_quiet:

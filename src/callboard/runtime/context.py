@@ -127,6 +127,11 @@ class Holder(Protocol):
         """The context of the task that runs now."""
         ...
 
+    @property
+    def stop_reason(self) -> str | None:
+        """Why the run is being stopped: cancel, timeout, deadline or drain; None when it is not."""
+        ...
+
 
 holder: contextvars.ContextVar[Holder | None] = contextvars.ContextVar("callboard_task", default=None)
 
@@ -143,3 +148,9 @@ def current_task() -> TaskContext:
         message = "no task runs here: current_task() works inside a capability that a worker runs"
         raise TaskError(message)
     return context
+
+
+def stop_reason() -> str | None:
+    """Return why the run that the calling handler belongs to is being stopped; None when it is not, or none runs."""
+    carrier = holder.get()
+    return carrier.stop_reason if carrier is not None else None

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from msgspec import Struct
 
 from callboard.runtime import dead, lookup, roster, server_binary, subjects
-from callboard.runtime.actor import archive
+from callboard.runtime.actor import archive, fleet
 from callboard.runtime.beat import Beat
 from callboard.runtime.bus import provision, topology
 from callboard.runtime.bus.base import Bus
@@ -331,4 +331,9 @@ def _workers(beats: list[Beat], clock: Clock) -> list[Finding]:
         if beat.version != VERSION:
             text = f"worker {beat.worker} runs version {beat.version}, this is {VERSION}"
             findings.append(Finding(check="version", level="note", text=text))
+    for kind, codes in fleet.differing(beats).items():
+        hosts = "; ".join(f"{code} on {', '.join(workers)}" for code, workers in codes.items())
+        fix = "deploy one code to all of them; raise the class's version where states or messages changed"
+        text = f"the actor type {kind} runs with {len(codes)} different codes of one version: {hosts}"
+        findings.append(Finding(check="actor_code", level="warning", text=text, fix=fix))
     return findings

@@ -90,6 +90,7 @@ __all__ = [
     "TopologyError",
     "TurnCancelledError",
     "TurnFencedError",
+    "TurnTimeoutError",
     "UnknownMessageError",
     "WaitTimeoutError",
 ]

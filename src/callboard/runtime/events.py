@@ -56,6 +56,8 @@ MAIL_REFUSED: Final = "callboard.v1.mail.refused"  # warning: actor, mails, poli
 HOOK_FAILED: Final = "callboard.v1.hook.failed"  # warning: actor, hook, type
 ACTOR_TRIM_HELD: Final = "callboard.v1.actor.trim_held"  # warning: message; nothing is swept while this stands
 AUDIT_REPAIRED: Final = "callboard.v1.audit.repaired"  # warning: messages, first; copies lost by a server, made anew
+# warning: type, version, worker, fingerprint, other_worker, other_fingerprint; the same version with other code
+CODE_DIFFERED: Final = "callboard.v1.code.differed"
 PARTITION_TAKEN: Final = "callboard.v1.partition.taken"  # info: type, partition, epoch, from_worker, is_from_dead
 PARTITION_HANDED_OVER: Final = "callboard.v1.partition.handed_over"  # info: type, partition, epoch, to, held
 PARTITION_LOST: Final = "callboard.v1.partition.lost"  # warning: type, partition, epoch

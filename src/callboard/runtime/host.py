@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -38,6 +39,9 @@ TASK_STREAMS = (subjects.WORK, subjects.LATER, subjects.LEDGER, subjects.DEAD)
 # after its parent's death a child has this long to hand its tasks back
 ORPHAN_GRACE_S = 3.0
 STUCK_GRACE_S = 2.0
+# objects between two rounds of the garbage collector, and rounds of the younger ones between two of the older
+GC_EVERY_OBJECTS = 20_000
+GC_OLDER_EVERY = (20, 20)
 
 _log = logs.get_logger(__name__)
 _bus_log = logs.get_logger("callboard.runtime.bus")
@@ -194,6 +198,18 @@ def run_loop(work: Coroutine[Any, Any, T]) -> T:
         factory = uvloop.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
         return runner.run(work)
+
+
+def settle_memory() -> None:
+    """Keep what is loaded out of the garbage collector's rounds, and have those come more rarely.
+
+    For a process that has loaded all it will: what stands now is never collected. What a turn leaves is nearly never
+    part of a circle, so that a round every 700 objects, the default, finds nothing to free. With 100 asks at once a
+    host's CPU time for a stateful ask fell from 135 to 119 µs (``bench``, row j).
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GC_EVERY_OBJECTS, *GC_OLDER_EVERY)
 
 
 async def run_worker(

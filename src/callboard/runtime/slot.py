@@ -85,6 +85,11 @@ class Slot:
             self._context = self._pool.context_of(self.claim)
         return self._context
 
+    @property
+    def stop_reason(self) -> str | None:
+        """Why the run under way is being stopped, None when it is not."""
+        return self.claim.stop_reason if self.claim is not None else None
+
     async def run(self) -> None:
         """Run ready claims one after the other; ends when none is left, or when a handler changed context variables."""
         pool = self._pool

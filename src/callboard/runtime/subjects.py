@@ -8,6 +8,7 @@ escaped into one token: every UTF-8 byte other than ``A-Z a-z 0-9 - _ ~ ! ' ( )`
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Literal
 from urllib.parse import quote, unquote
 
@@ -19,6 +20,8 @@ MAX_NAME_BYTES = 64
 MAX_KEY_BYTES = 256
 
 _NAME = re.compile(r"[a-z0-9_-]+")
+# Keys whose tokens are remembered: an actor's key is needed several times a turn. At most a few megabytes.
+_KEYS_KEPT = 4096
 _UNESCAPED = "-_~!'()"  # urllib leaves the dot alone whatever it is told; escape() sees to it
 
 WORK = "CB_WORK"
@@ -55,6 +58,11 @@ def escape(key: str) -> str:
     Raises:
         InvalidNameError: If it is empty, over 256 bytes in UTF-8, or not encodable.
     """
+    return _escaped(key)
+
+
+@lru_cache(maxsize=_KEYS_KEPT)
+def _escaped(key: str) -> str:
     try:
         size = len(key.encode())
     except UnicodeEncodeError as error:
@@ -68,6 +76,11 @@ def escape(key: str) -> str:
 
 def unescape(token: str) -> str:
     """Return the key that ``escape`` made this token from."""
+    return _unescaped(token)
+
+
+@lru_cache(maxsize=_KEYS_KEPT)
+def _unescaped(token: str) -> str:
     return unquote(token)
 
 

@@ -16,6 +16,7 @@ from callboard.runtime import crash, ids, subjects
 from callboard.runtime.actor.actor import Actor
 from callboard.runtime.actor.definition import ActorType
 from callboard.runtime.actor.hosting import ActorHost
+from callboard.runtime.actor.offer import with_offers
 from callboard.runtime.actor.services import ActorRules
 from callboard.runtime.beat import Beat, WorkerStatus, decode_beat, encode_beat
 from callboard.runtime.blobs import BlobStore
@@ -107,18 +108,11 @@ class Worker:
             ActorDefinitionError: If an actor's class cannot be used.
         """
         self.options = options or WorkerOptions()
-        wanted = [c for c in capabilities if self.options.pool is None or c.pool in (self.options.pool, DEFAULT_POOL)]
         self._types = [ActorType.of(cls) for cls in actors]
         for kind in self._types:
             kind.prepare()
-        if not wanted and not self._types:
-            pools = sorted({c.pool for c in capabilities})
-            message = (
-                f"pool {self.options.pool!r} has no capability here; there are the pools {', '.join(pools)}"
-                if capabilities
-                else "there is nothing to serve: decorate a function with @capability, or define an Actor"
-            )
-            raise ModuleLoadError(message)
+        own, slots = self._wanted(capabilities), self.options.concurrency
+        wanted = with_offers(own, self._types, slots=slots, stage=lambda: self.host, clock=clock)
         for capability in wanted:
             capability.prepare()
         self.id = worker_id or ids.new_worker_id()
@@ -149,6 +143,16 @@ class Worker:
             clock=clock,
             beat=self.beat,
         )
+
+    def _wanted(self, given: Sequence[Capability[..., Any]]) -> list[Capability[..., Any]]:
+        pool = self.options.pool
+        wanted = [each for each in given if pool is None or each.pool in (pool, DEFAULT_POOL)]
+        if wanted or self._types:
+            return wanted
+        pools = ", ".join(sorted({each.pool for each in given}))
+        none = "there is nothing to serve: decorate a function with @capability, or define an Actor"
+        message = f"pool {pool!r} has no capability here; there are the pools {pools}" if given else none
+        raise ModuleLoadError(message)
 
     # --- life
 

@@ -180,9 +180,9 @@ def _run(note: Note) -> Run:
 
 
 def _run_of(runs: list[Run], note: Note) -> Run:
-    """Return the latest run of the note's process and attempt; one whose first line is missing begins here."""
+    """Return the latest run of the note's process, epoch and attempt; one whose first line is missing begins here."""
     for run in reversed(runs):
-        if (run.pid, run.attempt) == (note.pid, note.attempt):
+        if (run.pid, run.epoch, run.attempt) == (note.pid, note.epoch, note.attempt):
             return run
     runs.append(_run(note))
     return runs[-1]

@@ -26,7 +26,7 @@ class Note(Struct, frozen=True, kw_only=True, omit_defaults=True):
             ``answered``: a question was handled; ``number`` says which.
         at_s: When, by the machine's monotonic clock.
         pid: The process.
-        attempt: Which run of the turn, 1-based.
+        attempt: Which attempt of that worker at the turn, 1-based; a takeover is one more epoch, not one more attempt.
         epoch: The ownership under which the worker ran it.
         number: Of the step or the question, 1-based.
         key: The step's id, the same in every run: what a receiver tells a repeated effect by.

@@ -24,7 +24,7 @@ class Reading(Struct, frozen=True, kw_only=True):
         number: Of the step.
         pid: The process.
         epoch: The ownership under which it did.
-        attempt: Which run of the turn it was, 1-based; above 1 an earlier one was cut off.
+        attempt: Which attempt of that worker at the turn it was, 1-based.
         took_s: Seconds of reading, without the wait that follows.
     """
 
@@ -57,7 +57,7 @@ def write_report(
 ) -> Made:
     """Write ``report.html`` into ``out``, an earlier one is replaced. A second run writes the same."""
     path = out / FILE
-    runs = len({reading.attempt for reading in readings})
+    runs = len({(reading.pid, reading.epoch, reading.attempt) for reading in readings})
     made = frame.Page(
         title=f"{folder}, a dossier by Callboard",
         folder=folder,
@@ -99,7 +99,6 @@ def _turn_section(readings: Sequence[Reading]) -> str:
         (
             f"{reading.number}",
             f"process {reading.pid}",
-            f"{reading.attempt}",
             f"{reading.epoch}",
             seconds(reading.took_s),
         )
@@ -109,5 +108,5 @@ def _turn_section(readings: Sequence[Reading]) -> str:
         "Each step's value was stored before the turn went on. A later run of the turn took over the values that stood "
         "and ran the steps that had none."
     )
-    listed = table("Steps that read files", ("Step", "Run by", "#In run", "#Epoch", "#Read for"), rows)
+    listed = table("Steps that read files", ("Step", "Run by", "#Epoch", "#Read for"), rows)
     return section.section("run", "How it was read", hint, listed)

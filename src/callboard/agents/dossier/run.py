@@ -13,12 +13,13 @@ from typing import Final
 from msgspec import Struct
 
 from callboard.agents.digest import stage
+from callboard.agents.digest.html import plural
 from callboard.agents.dossier.judge import Kill, Verdict, judge
 from callboard.agents.dossier.note import Note, Notes
 from callboard.agents.dossier.report import FILE
 from callboard.agents.dossier.scene import Event, News, Scene, Tell
 from callboard.agents.dossier.service import LEAST_STEPS, NOTES, About, Answer, Compile, Dossier, Question
-from callboard.runtime import ids, roster, subjects
+from callboard.runtime import roster, subjects
 from callboard.runtime.actor import cursor
 from callboard.runtime.actor.address import Address
 from callboard.runtime.actor.ref import ActorRef
@@ -64,12 +65,14 @@ class Shown(Struct, frozen=True, kw_only=True):
     """What came of it.
 
     Attributes:
+        actor: Its address.
         workers: What each process was called, and its worker's id.
         answers: What the questions were answered, in their order.
         seconds: From the first sign of the turn to the last answer.
     """
 
     verdict: Verdict
+    actor: str
     report: Path
     notes: Path
     workers: dict[int, tuple[str, str]]
@@ -88,19 +91,18 @@ async def run_takeover(options: Options, tell: Tell) -> Shown:
     skip = (options.out, options.data_dir)
     found = await stage.apart(lambda: stage.listed(options.folder, max_files=options.max_files, skip=skip))
     stage.check_out(options.out)
-    _clear(options.out)
     await stage.make_room(options.data_dir)
     steps = max(LEAST_STEPS, min(options.steps, len(found.files) + LEAST_STEPS - 1))
     scene = Scene(total=steps, pace_s=options.turn_s / steps)
-    few = f" (there are only {len(found.files):,} files)" if steps < options.steps else ""
+    few = f" (for {plural(len(found.files), 'file')})" if steps < options.steps else ""
     text = f"a server that syncs every write, {WORKERS} workers; one turn of {steps} steps{few}"
     facts: dict[str, object] = {"files": len(found.files), "steps": steps, "pace_s": scene.pace_s}
     tell(scene, News(event="starting", text=text, facts=facts))
-    async with (
-        stage.server(options.data_dir) as (url, bus),
-        stage.workers(SERVICE, processes=WORKERS, concurrency=1, url=url) as group,
-    ):
-        return await stage.until_group_ends(group, _Takeover(bus, options, scene, tell).run())
+    async with stage.server(options.data_dir) as (url, bus):
+        # not sooner: another demonstration on this data would still be writing there
+        _clear(options.out)
+        async with stage.workers(SERVICE, processes=WORKERS, concurrency=1, url=url) as group:
+            return await stage.until_group_ends(group, _Takeover(bus, options, scene, tell).run())
 
 
 def _clear(out: Path) -> None:
@@ -170,7 +172,7 @@ class _Takeover:
         self._scene = scene
         self._tell = tell
         self._notes = Notes(options.out.resolve() / NOTES)
-        self._ref = ActorRef(bus, Address(Dossier.actor_name, ids.new_token(3)))
+        self._ref = ActorRef(bus, Address(Dossier.actor_name, options.folder.resolve().name or "root"))
         self._mailbox = subjects.mailbox(self._ref.address.type, "*", self._ref.address.key)
         self._partition = 0
         self._last: Note | None = None
@@ -205,6 +207,7 @@ class _Takeover:
         verdict = judge(notes, self._kills, steps=self._scene.total, questions=len(QUESTIONS), kills_wanted=wanted)
         return Shown(
             verdict=verdict,
+            actor=str(self._ref.address),
             report=self._options.out / FILE,
             notes=self._options.out / NOTES,
             workers=crew.known(),

@@ -7,9 +7,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-Event = Literal[
-    "starting", "ready", "begun", "asked", "step", "killed", "taken_over", "replaced", "answered", "finished"
-]
+Event = Literal["starting", "ready", "begun", "asked", "step", "killed", "taken_over", "replaced", "answered"]
 
 
 class Scene(Struct, kw_only=True):

@@ -21,7 +21,7 @@ from callboard.runtime.actor.handler import on
 from callboard.runtime.actor.step import current_step
 from callboard.runtime.clock import SYSTEM_CLOCK
 
-NOTES = "notes.jsonl"
+NOTES = "takeover-notes.jsonl"
 LEAST_STEPS = 3
 """One to list the folder, one or more to read it, one for the report."""
 

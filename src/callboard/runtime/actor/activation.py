@@ -17,7 +17,7 @@ from callboard.runtime.actor.definition import ActorType
 from callboard.runtime.actor.execute import STOP_LOST
 from callboard.runtime.actor.letter import letter_of, write_letter
 from callboard.runtime.actor.mail import Mail, mail_of
-from callboard.runtime.actor.mailbox import Mailbox
+from callboard.runtime.actor.mailbox import Mailbox, next_stored
 from callboard.runtime.actor.overflow import Overflow
 from callboard.runtime.actor.ports import Owner
 from callboard.runtime.actor.record import ASKERS_KEPT, Parked, Reply, StateRecord, decode, encode
@@ -281,13 +281,13 @@ class Activation:
         if self.mailbox.cut_from is None:
             return None
         subject = subjects.mailbox(self.address.type, self.owner.number, self.address.key)
-        stored = await self.services.bus.get_next(subjects.ACTORS, start, subject)
+        stored = await next_stored(self.services.bus, start, subject)
         while stored is not None:
             mail = mail_of(stored)
             if not self.known.has_applied(mail.seq) and verdict.awaited_by(mail, self.known) is not None:
                 return mail
             self._scanned = stored.seq
-            stored = await self.services.bus.get_next(subjects.ACTORS, stored.seq + 1, subject)
+            stored = await next_stored(self.services.bus, stored.seq + 1, subject)
         return None
 
     async def _handle(self, mail: Mail) -> None:
@@ -313,8 +313,7 @@ class Activation:
             await self.commit([mail.seq])
             return
         askers = [*parked.askers, mail.reply_to][-ASKERS_KEPT:]
-        others = [other for other in self.known.parked if other.seq != parked.seq]
-        await self.commit([mail.seq], changes={"parked": [*others, replace(parked, askers=askers)]})
+        await self.commit([mail.seq], changes={"parked": verdict.parking(replace(parked, askers=askers))})
 
     # --- what it writes
 
@@ -329,7 +328,8 @@ class Activation:
     ) -> None:
         """Write the next record: the mails in ``applied`` are handled, ``changes`` are made, ``writes`` go along.
 
-        Replies are sent once it stands; with ``remembers`` they are kept for callers that ask again.
+        A function among the ``changes`` is given the record before this one: others may write until then. Replies are
+        sent once it stands; with ``remembers`` they are kept for callers that ask again.
 
         Raises:
             TurnFencedError: If another host has written since; nothing stands, nobody was answered.
@@ -346,7 +346,7 @@ class Activation:
                 epoch=self.owner.epoch,
                 mail=applied[0] if applied else 0,
                 at=self.services.clock.now(),
-                **(changes or {}),
+                **{name: made(base) if callable(made) else made for name, made in (changes or {}).items()},
             )
             subject = subjects.state(self.address.type, self.address.key)
             write = Write(subject, encode(record), header.build(expected_seq=self.seq))

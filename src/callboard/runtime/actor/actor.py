@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from datetime import datetime, timedelta
+from types import TracebackType
 from typing import Any, ClassVar, TypeVar, overload
 
 from msgspec import UNSET, UnsetType
@@ -318,18 +318,29 @@ class Actor:
         return turn
 
 
-@contextlib.contextmanager
-def turn_scope(actor: Actor, turn: TurnApi) -> Iterator[None]:
+class turn_scope:  # noqa: N801 - used as a function is
     """Let an actor's methods, and ``current_turn()``, act on ``turn`` inside the block; enter it on the loop.
 
     Tasks and threads that a handler starts in it keep the turn after the block: a turn refuses what comes too late.
     """
-    actor._loop = asyncio.get_running_loop()  # noqa: SLF001 - the engine's side of this class
-    token = turn_now.set(turn)
-    try:
-        yield
-    finally:
-        turn_now.reset(token)
+
+    __slots__ = ("_actor", "_token", "_turn")
+
+    def __init__(self, actor: Actor, turn: TurnApi) -> None:
+        """Prepare."""
+        self._actor = actor
+        self._turn = turn
+
+    def __enter__(self) -> None:
+        """Begin."""
+        self._actor._loop = asyncio.get_running_loop()  # noqa: SLF001 - the engine's side of this class
+        self._token = turn_now.set(self._turn)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End."""
+        turn_now.reset(self._token)
 
 
 _HOOKS = frozenset({"on_start", "on_stop", "on_pause", "on_resume", "on_failure", "on_health"})

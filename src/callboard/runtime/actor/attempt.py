@@ -174,8 +174,10 @@ class Attempts:
                 code, limit_s = STOP_DEADLINE, left_s
         if limit_s is None:
             return None
-        text = f"the turn was stopped after {limit_s:g} s: its {code} was reached"
-        return asyncio.get_running_loop().call_later(limit_s, self.stop, code, text)
+        return asyncio.get_running_loop().call_later(limit_s, self._out_of_time, code, limit_s)
+
+    def _out_of_time(self, code: str, limit_s: float) -> None:
+        _ = self.stop(code, f"the turn was stopped after {limit_s:g} s: its {code} was reached")
 
     def _insist(self, running: asyncio.Task[Ending], turn: Turn, count: int) -> None:
         """Cancel a handler, again if it swallows that, and let go of it when it will not end."""

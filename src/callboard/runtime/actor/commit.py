@@ -126,8 +126,9 @@ class TurnCommitter:
             async with asyncio.TaskGroup() as tasks:
                 while True:
                     await self._wake.wait()
-                    # one loop turn, so that what the last answer set free joins this group
-                    await self._clock.sleep(0)
+                    if self._groups or self.chooser.is_batch_better:
+                        # one loop turn, so that what the last answer set free joins this group
+                        await self._clock.sleep(0)
                     self._wake.clear()
                     await self._send_waiting(tasks)
         finally:
@@ -212,17 +213,23 @@ class TurnCommitter:
         is_wide = self._in_flight_batches > 1 and waiting > WIDE_BATCH
         if self._flying_batches >= (self._in_flight_batches if is_wide else 1):
             return []
-        if not self._groups and self.chooser.choose(len(self._singles)) == "single":
+        if not self._groups and not self._wants_batch():
             return []
         queues = (self._groups, self._singles) if self.chooser.is_batch_better else (self._groups,)
         entries = self._take(min(self._max_group, WIDE_BATCH) if is_wide else self._max_group, *queues)
         self._flying_batches += bool(entries)
         return entries
 
+    def _wants_batch(self) -> bool:
+        """Return whether what is under way by itself would rather be a batch: a trickle is as much as a flood."""
+        return self.chooser.choose(len(self._singles) + self._flying_singles) == "batch"
+
     def _next_singles(self) -> list[Entry]:
         """Take what goes as single writes, if some may go now."""
-        waiting = len(self._singles)
-        if not waiting or self._flying_singles >= SINGLES_IN_FLIGHT or self.chooser.choose(waiting) == "batch":
+        if not self._singles or self._flying_singles >= SINGLES_IN_FLIGHT or self._wants_batch():
+            return []
+        if self._flying_batches and self.chooser.is_batch_better:
+            # the server would sync them between the batch's own writes; they go with the next one
             return []
         entries = self._take(self._max_group, self._singles)
         self._flying_singles += len(entries)

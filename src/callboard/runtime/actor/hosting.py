@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import msgspec
-from msgspec import Struct
 from msgspec.structs import replace
 
 from callboard.runtime import events, logs, subjects
@@ -18,56 +16,35 @@ from callboard.runtime.actor.activation import Activation
 from callboard.runtime.actor.address import Address
 from callboard.runtime.actor.asks import AskServer
 from callboard.runtime.actor.commit import TurnCommitter
-from callboard.runtime.actor.cursor import Cursor
 from callboard.runtime.actor.definition import ActorType
 from callboard.runtime.actor.execute import STOP_DRAIN
+from callboard.runtime.actor.fleet import Fleet
+from callboard.runtime.actor.held import FREED, Held
 from callboard.runtime.actor.liveness import MAX_ECHO_GAP_S, Liveness
 from callboard.runtime.actor.orders import OrderServer
-from callboard.runtime.actor.partition import Partition
+from callboard.runtime.actor.owners import CURSORS, Owners, Place, decoded
+from callboard.runtime.actor.partition import Partition, load_of
 from callboard.runtime.actor.pinger import Pinger
 from callboard.runtime.actor.ports import Staged
-from callboard.runtime.actor.services import ActorRules, Services
+from callboard.runtime.actor.services import ActorRules, Services, alone
 from callboard.runtime.beat import ActorLoad, Beat
 from callboard.runtime.blobs import BlobStore
-from callboard.runtime.bus.base import Bus, Message, Subscription
+from callboard.runtime.bus import header
+from callboard.runtime.bus.base import Bus, Message, Subscription, Write
 from callboard.runtime.client import Client
 from callboard.runtime.clock import Clock
 from callboard.runtime.control import Accusation, decode_death
-from callboard.runtime.errors import BusError, DecodeError, TopologyError
+from callboard.runtime.errors import BusError, CallboardError, DecodeError, TopologyError
 
 _log = logs.get_logger(__name__)
 
 LOOK_EVERY_S = 0.25
-READ_CURSORS_EVERY_S = 5.0
 HELD_LOOK_EVERY_S = 1.0
 # what was cancelled ends within a moment
 END_WAIT_S = 2.0
 PASSIVATE_EVERY_S = 5.0
 # a thread starts only when no idle one is left
 MAX_THREADS = 1024
-FREED = "cb.ctl.freed"
-CURSORS = "cb.cursor.*.*"
-
-Place = tuple[str, int]
-
-
-class Freed(Struct, frozen=True):
-    """Body of ``cb.ctl.freed``: a former owner has finished, or given up, an actor that it held in mid-turn."""
-
-    worker: str
-    kind: str
-    partition: int
-    key: str
-
-
-_freed = msgspec.json.Decoder(Freed)
-
-
-class Host(Struct, frozen=True):
-    """Another worker that hosts actors, by its latest beat: each type with its state version."""
-
-    types: Mapping[str, int]
-    is_draining: bool
 
 
 class ActorHost:
@@ -76,7 +53,8 @@ class ActorHost:
     Attributes:
         types: By name.
         partitions: Those that we own.
-        held: Actors of partitions that we handed over and still have in mid-turn.
+        held: Actors of partitions that went to others in mid-turn.
+        fleet: The other hosts.
         liveness: Who is alive.
         takeovers: Partitions taken from the dead.
     """
@@ -94,14 +72,15 @@ class ActorHost:
         """Prepare; ``run`` does the work."""
         self.types = {kind.name: kind for kind in types}
         self.partitions: dict[Place, Partition] = {}
-        self.held: dict[tuple[str, int, str], Activation] = {}
+        self.fleet = Fleet(worker)
         self.takeovers = 0
         self.liveness = Liveness(worker, now_s=clock.monotonic())
         self._worker = worker
+        self._spawn = spawn
+        self._tasks: set[asyncio.Task[None]] = set()
         self._bus = bus
         self._clock = clock
-        self._hosts: dict[str, Host] = {}
-        self._cursors: dict[Place, tuple[Cursor, int]] = {}
+        self._owners = Owners(bus, worker)
         self._committer = TurnCommitter(bus, clock=clock)
         self.services = Services(
             worker=worker,
@@ -111,17 +90,19 @@ class ActorHost:
             blobs=BlobStore(bus),
             client=Client(bus, clock=clock),
             rules=rules,
-            spawn=spawn,
+            spawn=self._start,
             slots=asyncio.Semaphore(rules.turns),
             echo_age_s=lambda: self.liveness.echo_age_s(clock.monotonic()),
             executor=ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="cb-actor"),
         )
+        self.held = Held(self.services, self.partitions, self.liveness)
         self._look = asyncio.Event()
         self._is_draining = False
+        self._is_over = False
+        self._moving = asyncio.Lock()
         self._subscriptions: list[Subscription] = []
         self._asks = AskServer(self)
         self._orders = OrderServer(self)
-        self._read_cursors_s = float("-inf")
 
     # --- life
 
@@ -162,11 +143,7 @@ class ActorHost:
         """
         self._is_draining = True
         await self._asks.close()
-        for place in sorted(self.partitions):
-            partition = self.partitions.get(place)
-            heir = self._heir(partition.kind.name, partition.number) if partition is not None else None
-            if partition is not None and heir is not None:
-                await self._hand_over(partition, heir)
+        await self._place()
         for partition in self.partitions.values():
             partition.leave()
         while self._running() and grace_s() > 0:
@@ -176,9 +153,14 @@ class ActorHost:
         give_up_s = self._clock.monotonic() + END_WAIT_S
         while self._running() and self._clock.monotonic() < give_up_s:
             await self._clock.sleep(LOOK_EVERY_S / 5)
-        for partition in list(self.partitions.values()):
-            await self._give_up(partition)
+        await self._leave_rest()
         await self._orders.close()
+        give_up_s = self._clock.monotonic() + END_WAIT_S
+        while self._tasks and (grace_s() > 0 or self._clock.monotonic() < give_up_s):
+            await self._clock.sleep(LOOK_EVERY_S / 5)
+        # a hook that never ends, say
+        for task in self._tasks:
+            task.cancel()
 
     def swap(self, types: Sequence[ActorType]) -> None:
         """Use new classes of the same names from the next turn on: state and mail stay, instances are made anew."""
@@ -191,6 +173,18 @@ class ActorHost:
                 activation.use(kind)
         self._look.set()
 
+    def _start(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None] | None:
+        """Start a task whose error is its own: it ends neither its neighbours nor the worker."""
+        task = self._spawn(alone(coroutine, name), name)
+        if task is None:
+            coroutine.close()
+            return None
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        # one that is cancelled before it began is never awaited
+        task.add_done_callback(lambda _: coroutine.close())
+        return task
+
     # --- what it hears
 
     def heard(self, beat: Beat, *, status_left: bool = False) -> None:
@@ -198,7 +192,7 @@ class ActorHost:
         now_s = self._clock.monotonic()
         if status_left or beat.status == "stopped":
             self.liveness.left(beat.worker, now_s)
-            self._hosts.pop(beat.worker, None)
+            self.fleet.left(beat.worker)
             self._look.set()
             return
         if beat.worker == self._worker and self.liveness.echo_age_s(now_s) > MAX_ECHO_GAP_S:
@@ -207,28 +201,13 @@ class ActorHost:
         self.liveness.heard(beat.worker, now_s, server=beat.server, host=beat.host, pid=beat.pid)
         if beat.worker == self._worker:
             return
-        types = {load.kind: load.version for load in beat.actors}
-        host = Host(types, beat.status == "draining")
-        if self._hosts.get(beat.worker) != host:
-            self._hosts[beat.worker] = host
+        if self.fleet.heard(beat, self.types):
             self._look.set()
 
     def load(self) -> list[ActorLoad]:
         """Return what the beat says of our actors; called from the keeper's thread, reads plain values only."""
-        loads = []
-        for kind in list(self.types.values()):
-            mine = [p for (name, _), p in sorted(self.partitions.items()) if name == kind.name]
-            loads.append(
-                ActorLoad(
-                    kind=kind.name,
-                    partitions=[p.number for p in mine],
-                    active=sum(len(p.activations) for p in mine),
-                    running=sum(p.running for p in mine),
-                    version=kind.version,
-                    fingerprint=kind.fingerprint,
-                )
-            )
-        return loads
+        owned = sorted(self.partitions.items())
+        return [load_of(kind, [p for (name, _), p in owned if name == kind.name]) for kind in list(self.types.values())]
 
     def find(self, kind: str, key: str) -> Partition | None:
         """Return the partition of an actor if we own it."""
@@ -237,7 +216,7 @@ class ActorHost:
 
     def find_held(self, kind: str, key: str) -> Activation | None:
         """Return an actor that we still have in mid-turn although its partition is another's."""
-        return self.held.get((kind, Address(kind, key).partition(self.services.rules.partitions), key))
+        return self.held.activations.get((kind, Address(kind, key).partition(self.services.rules.partitions), key))
 
     def doubt(self) -> None:
         """Take nothing we knew for granted: our link was away, or this process stood still.
@@ -250,24 +229,22 @@ class ActorHost:
     def _doubt_all(self) -> None:
         for partition in self.partitions.values():
             partition.doubt()
-        self._read_cursors_s = float("-inf")
+        self._owners.doubt()
 
     async def _listen(self) -> None:
         self._subscriptions.append(await self._bus.subscribe(CURSORS, self._on_cursor))
-        self._subscriptions.append(await self._bus.subscribe(FREED, self._on_freed))
+        self._subscriptions.append(await self._bus.subscribe(FREED, self.held.hear))
         self._subscriptions.append(await self._bus.subscribe(subjects.CTL_DEAD, self._on_death))
 
     def _on_cursor(self, message: Message) -> None:
-        """A cursor is being written. It is a doorbell: it may be refused, and then the next read shows it."""
         _, _, kind, number = message.subject.split(".")
-        known = self._cursors.get((kind, int(number)))
+        place = (kind, int(number))
         try:
             found = cursors.decode(message.data)
         except DecodeError:
             return
-        self._disown((kind, int(number)), found)
-        if kind in self.types and (known is None or known[0].epoch != found.epoch or known[0].owner != found.owner):
-            self._read_cursors_s = float("-inf")
+        self.held.disown(place, found)
+        if kind in self.types and self._owners.hear(place, found):
             self._look.set()
 
     def _on_death(self, message: Message) -> None:
@@ -283,16 +260,6 @@ class ActorHost:
         self.liveness.ended(death.host, death.pid, now_s)
         self._look.set()
 
-    def _on_freed(self, message: Message) -> None:
-        try:
-            freed = _freed.decode(message.data)
-        except msgspec.DecodeError:
-            return
-        partition = self.partitions.get((freed.kind, freed.partition))
-        activation = partition.activations.get(freed.key) if partition is not None else None
-        if partition is not None and activation is not None and activation.held_by == freed.worker:
-            partition.free(freed.key)
-
     # --- who owns what
 
     async def _wait(self) -> None:
@@ -307,68 +274,57 @@ class ActorHost:
 
     async def _place(self) -> None:
         """Bring what we own in line with who is alive."""
-        self._free_from_dead()
-        if self._is_draining:
-            return
-        try:
-            await self._read_cursors()
-            for kind in list(self.types.values()):
-                await self._place_type(kind)
-        except BusError as error:
-            _log.debug(events.PARTITION_UNPLACED, code=error.code, message=str(error))
+        self.held.free_from_dead(self._clock.monotonic())
+        # one at a time: a drain begins while this is under way
+        async with self._moving:
+            if self._is_over:
+                return
+            try:
+                for place, found in await self._owners.read(self.types, self._clock.monotonic()):
+                    self.held.disown(place, found)
+                if self._is_draining:
+                    await self._hand_on()
+                    return
+                for kind in list(self.types.values()):
+                    await self._place_type(kind)
+            except BusError as error:
+                _log.debug(events.PARTITION_UNPLACED, code=error.code, message=str(error))
+
+    async def _hand_on(self) -> None:
+        """Give everything to others, what was handed to us meanwhile too: nobody else may take that."""
+        for kind in self.types:
+            for number in range(self.services.rules.partitions):
+                heir = self._heir(kind, number)
+                owned = self.partitions.get((kind, number))
+                if heir is not None and owned is not None:
+                    await self._hand_over(owned, heir)
+                elif heir is not None and self._owners.is_ours((kind, number)):
+                    await self._pass_on(kind, number, heir)
 
     async def _place_type(self, kind: ActorType) -> None:
-        hosts = self._candidates(kind)
+        hosts = self.fleet.candidates(kind, self.liveness.live(self._clock.monotonic()))
         wanted = placement.assign(kind.name, self.services.rules.partitions, sorted(hosts))
         for number in range(self.services.rules.partitions):
             place = (kind.name, number)
             owned = self.partitions.get(place)
             owner = wanted.get(number)
             if owned is not None:
+                if self._is_draining:
+                    # what is left goes to others in the next round
+                    return
                 if owner is not None and owner != self._worker:
                     await self._hand_over(owned, owner)
                 elif owned.is_deaf:
                     await owned.go_on()
-            elif not self._is_draining and (owner == self._worker or self._is_named(place)):
+            elif not self._is_draining and (owner == self._worker or self._owners.is_ours(place)):
                 # one that was handed to us is taken even when it should go on to another: nobody else may take it
                 await self._take_if_free(kind, number)
 
-    def _candidates(self, kind: ActorType) -> set[str]:
-        """Return the live hosts of a type with the newest version of its state, ourselves among them."""
-        live = self.liveness.live(self._clock.monotonic())
-        versions = {
-            worker: host.types[kind.name]
-            for worker, host in self._hosts.items()
-            if worker in live and not host.is_draining and kind.name in host.types
-        }
-        versions[self._worker] = kind.version
-        newest = max(versions.values())
-        return {worker for worker, version in versions.items() if version == newest}
-
     def _heir(self, kind: str, number: int) -> str | None:
-        hosts = self._candidates(self.types[kind]) - {self._worker}
-        return placement.owner_of(kind, number, sorted(hosts)) if hosts else None
-
-    async def _read_cursors(self) -> None:
-        now_s = self._clock.monotonic()
-        if now_s - self._read_cursors_s < READ_CURSORS_EVERY_S:
-            return
-        self._read_cursors_s = now_s
-        for stored in await self._bus.get_many(subjects.ACTORS, [f"cb.cursor.{name}.*" for name in self.types]):
-            _, _, kind, number = stored.subject.split(".")
-            try:
-                found = cursors.decode(stored.data)
-                self._cursors[kind, int(number)] = (found, stored.seq)
-                self._disown((kind, int(number)), found)
-            except DecodeError as error:
-                _log.error(events.PARTITION_UNPLACED, code=error.code, message=f"{stored.subject}: {error}")
-
-    def _is_named(self, place: Place) -> bool:
-        known = self._cursors.get(place)
-        return known is not None and known[0].owner == self._worker
+        return self.fleet.heir(self.types[kind], number, self.liveness.live(self._clock.monotonic()))
 
     async def _take_if_free(self, kind: ActorType, number: int) -> None:
-        known, _ = self._cursors.get((kind.name, number), (Cursor(), 0))
+        known = self._owners.known((kind.name, number))
         now_s = self._clock.monotonic()
         is_free = known.owner in ("", self._worker) or self.liveness.is_dead(known.owner, now_s)
         if is_free:
@@ -378,8 +334,10 @@ class ActorHost:
         """Become the owner, against the record that stands at the leader."""
         subject = subjects.cursor(kind.name, number)
         stored = await self._bus.get_last(subjects.ACTORS, subject, from_leader=True)
-        found = cursors.decode(stored.data) if stored is not None else Cursor()
-        self._cursors[kind.name, number] = (found, stored.seq if stored is not None else 0)
+        found = decoded(subject, stored)
+        if found is None:
+            return
+        self._owners.learn((kind.name, number), found)
         now_s = self._clock.monotonic()
         is_handed = found.owner == self._worker
         is_from_dead = found.owner not in ("", self._worker)
@@ -410,19 +368,21 @@ class ActorHost:
             wanted = replace(partition.cursor, epoch=found.epoch + 1, owner=self._worker)
             if not await partition.write(wanted):
                 return
-        self._cursors[kind.name, number] = (partition.cursor, partition.cursor_seq)
-        self._adopt(partition)
+        self._owners.learn((kind.name, number), partition.cursor)
+        self.held.adopt(partition)
         self.partitions[kind.name, number] = partition
         await partition.open()
-        if is_from_dead:
-            self.takeovers += 1
+        self._taken(partition, from_worker=found.owner, is_from_dead=is_from_dead)
+
+    def _taken(self, partition: Partition, *, from_worker: str, is_from_dead: bool) -> None:
+        self.takeovers += is_from_dead
         _log.info(
             events.PARTITION_TAKEN,
             worker=self._worker,
-            type=kind.name,
-            partition=number,
+            type=partition.kind.name,
+            partition=partition.number,
             epoch=partition.epoch,
-            from_worker=found.owner,
+            from_worker=from_worker,
             is_from_dead=is_from_dead,
             pending=len(partition.cursor.pending),
         )
@@ -430,11 +390,17 @@ class ActorHost:
     def _still_holds(self, worker: str, now_s: float) -> bool:
         return worker == self._worker or not self.liveness.is_dead(worker, now_s)
 
-    def _adopt(self, partition: Partition) -> None:
-        for (kind, number, key), activation in list(self.held.items()):
-            if (kind, number) == (partition.kind.name, partition.number):
-                del self.held[kind, number, key]
-                partition.adopt(activation)
+    async def _pass_on(self, kind: str, number: int, to: str) -> None:
+        """Give a partition that was handed to us and never taken to another worker, as it stands."""
+        subject = subjects.cursor(kind, number)
+        stored = await self._bus.get_last(subjects.ACTORS, subject, from_leader=True)
+        found = decoded(subject, stored)
+        if stored is None or found is None or found.owner != self._worker:
+            self._owners.doubt()
+            return
+        wanted = replace(found, epoch=found.epoch + 1, owner=to)
+        await self._bus.store(Write(subject, cursors.encode(wanted), header.build(expected_seq=stored.seq)))
+        self._owners.learn((kind, number), wanted)
 
     async def _hand_over(self, partition: Partition, to: str) -> None:
         """Give a partition to another worker; actors in mid-turn stay until they are done."""
@@ -447,7 +413,7 @@ class ActorHost:
         except BusError:
             # nobody knows what stands, or will: nothing begins here until another write has gone through
             partition.is_adrift = True
-            return
+            raise
         if not is_written:
             partition.doubt()
             await self._go_on(partition)
@@ -455,8 +421,8 @@ class ActorHost:
         partition.is_handed = True
         place = (partition.kind.name, partition.number)
         self.partitions.pop(place, None)
-        self._cursors[place] = (partition.cursor, partition.cursor_seq)
-        self._hold(partition, held)
+        self._owners.learn(place, partition.cursor)
+        self.held.keep(partition, held)
         for activation in partition.activations.values():
             if not activation.is_busy:
                 _ = self.services.spawn(activation.runner.instance.end(), "actor-end")
@@ -471,71 +437,46 @@ class ActorHost:
         )
 
     async def _go_on(self, partition: Partition) -> None:
-        if partition.is_lost:
-            return
-        await partition.go_on()
+        if not partition.is_lost:
+            await partition.go_on()
+
+    async def _leave_rest(self) -> None:
+        """Leave the partitions that have no heir: whoever comes next finds everything as it stands."""
+        async with self._moving:
+            self._is_over = True
+            try:
+                for partition in list(self.partitions.values()):
+                    await self._give_up(partition)
+            except BusError as error:
+                # the others would fare no better, each after its time
+                _log.warning(events.PARTITION_UNPLACED, code=error.code, message=str(error))
 
     async def _give_up(self, partition: Partition) -> None:
-        """Leave a partition without an heir: whoever comes next finds everything as it stands."""
         await partition.close()
         partition.leave()
         for activation in partition.activations.values():
-            await activation.runner.instance.end()
-        try:
-            _ = await partition.write(partition.next_cursor(epoch=partition.epoch + 1, owner=""))
-        except BusError as error:
-            _log.warning(events.PARTITION_UNPLACED, code=error.code, message=str(error))
-        self.partitions.pop((partition.kind.name, partition.number), None)
-
-    def _hold(self, partition: Partition, keys: Iterable[str]) -> None:
-        """Keep the actors of a partition that are in mid-turn here; say of those that have ended that they are free."""
-        place = (partition.kind.name, partition.number)
-        for key in keys:
-            activation = partition.activations[key]
-            if activation.is_busy:
-                self.held[*place, key] = activation
-            else:
-                _ = self.services.spawn(self._free(place, key), "actor-free")
+            _ = self.services.spawn(activation.runner.instance.end(), "actor-end")
+        # what would not end in time runs until this process is gone
+        held = {key: self._worker for key, activation in partition.activations.items() if activation.is_busy}
+        if await partition.write(partition.next_cursor(epoch=partition.epoch + 1, owner="", held=held)):
+            partition.is_handed = True
+            self.partitions.pop((partition.kind.name, partition.number), None)
 
     def _lost(self, partition: Partition) -> None:
         place = (partition.kind.name, partition.number)
         if self.partitions.get(place) is partition:
             del self.partitions[place]
-            self._hold(partition, partition.activations)
+            self.held.keep(partition, partition.activations)
         _ = self.services.spawn(partition.close(), "partition-close")
-        self._read_cursors_s = float("-inf")
+        self._owners.doubt()
         self._look.set()
 
     def _settled(self, partition: Partition, activation: Staged) -> None:
-        """An actor came to rest: one that we only held is free for its new owner."""
-        place = (partition.kind.name, partition.number)
-        held = (*place, activation.address.key)
-        if self.held.get(held) is activation:
-            del self.held[held]
-            _ = self.services.spawn(self._free(place, activation.address.key), "actor-free")
-
-    def _disown(self, place: Place, found: Cursor) -> None:
-        """Say again that an actor is free which a cursor says we hold: the first notice may have been lost."""
-        for key, worker in found.held.items():
-            if worker == self._worker and self._has_let_go(place, key):
-                _ = self.services.spawn(self._free(place, key), "actor-free")
-
-    def _has_let_go(self, place: Place, key: str) -> bool:
-        return place not in self.partitions and (*place, key) not in self.held
-
-    async def _free(self, place: Place, key: str) -> None:
-        if not self._has_let_go(place, key):
-            return
-        body = msgspec.json.encode(Freed(self._worker, place[0], place[1], key))
-        try:
-            await self._bus.publish(FREED, body)
-        except BusError:
-            # the new owner looks for itself as well
-            return
+        self.held.settled((partition.kind.name, partition.number), activation)
 
     def _running(self) -> list[Activation]:
         mine = [a for p in self.partitions.values() for a in p.activations.values() if a.is_busy]
-        return [*mine, *self.held.values()]
+        return [*mine, *self.held.activations.values()]
 
     # --- what is kept up to date
 
@@ -547,35 +488,13 @@ class ActorHost:
             for partition in list(self.partitions.values()):
                 try:
                     await partition.save()
-                except BusError:
+                except CallboardError:
                     continue
             if now_s - held_s >= HELD_LOOK_EVERY_S:
                 held_s = now_s
-                await self._look_at_held()
+                await self.held.look()
             if now_s - passivated_s >= PASSIVATE_EVERY_S:
                 passivated_s = now_s
                 for partition in list(self.partitions.values()):
                     for activation in partition.passivate(now_s):
-                        await activation.runner.instance.end()
-
-    def _free_from_dead(self) -> None:
-        """Free actors that a host had in mid-turn which died."""
-        now_s = self._clock.monotonic()
-        for partition in self.partitions.values():
-            for key, activation in list(partition.activations.items()):
-                if activation.held_by is not None and self.liveness.is_dead(activation.held_by, now_s):
-                    partition.is_from_dead = True
-                    partition.free(key)
-
-    async def _look_at_held(self) -> None:
-        """Free actors whose former owner is done; the notice of it may have been lost."""
-        for partition in list(self.partitions.values()):
-            for key, activation in list(partition.activations.items()):
-                if activation.held_by is None:
-                    continue
-                try:
-                    done = await activation.has_moved()
-                except (BusError, DecodeError):
-                    continue
-                if done:
-                    partition.free(key)
+                        _ = self.services.spawn(activation.runner.instance.end(), "actor-end")

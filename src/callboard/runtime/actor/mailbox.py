@@ -8,7 +8,7 @@ from collections.abc import Collection
 from callboard.runtime import subjects
 from callboard.runtime.actor.address import Address
 from callboard.runtime.actor.mail import Mail, mail_of
-from callboard.runtime.bus.base import Bus
+from callboard.runtime.bus.base import Bus, Stored
 
 IN_MEMORY = 256
 
@@ -104,13 +104,13 @@ class Mailbox:
         subject = subjects.mailbox(self._address.type, self._partition, self._address.key)
         found: list[Mail] = []
         is_whole = True
-        stored = await bus.get_next(subjects.ACTORS, start, subject)
+        stored = await next_stored(bus, start, subject)
         while stored is not None:
             if len(found) >= IN_MEMORY:
                 is_whole = False
                 break
             found.append(mail_of(stored))
-            stored = await bus.get_next(subjects.ACTORS, stored.seq + 1, subject)
+            stored = await next_stored(bus, stored.seq + 1, subject)
         self._mails.extend(found)
         last = found[-1].seq if found else start - 1
         # what arrived while we read and lies beyond what we found is read next time
@@ -120,3 +120,15 @@ class Mailbox:
             self._cut_from = last + 1
         self.arrived = max(self.arrived, last)
         self.count = max(self.count, len(self._mails))
+
+
+async def next_stored(bus: Bus, seq: int, subject: str) -> Stored | None:
+    """Return the next mail on ``subject`` from ``seq`` on. That there is none is the leader's word.
+
+    Any server may answer a direct get, one that is behind too: mail that it has not yet would be taken for handled.
+
+    Raises:
+        BusError: If it cannot be read now.
+    """
+    found = await bus.get_next(subjects.ACTORS, seq, subject)
+    return found if found is not None else await bus.get_next(subjects.ACTORS, seq, subject, from_leader=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from callboard.runtime import events, logs, subjects
@@ -16,6 +16,7 @@ from callboard.runtime.actor.letter import letter_of, write_letter
 from callboard.runtime.actor.mail import Mail, mail_of, wrong_key
 from callboard.runtime.actor.ports import Staged
 from callboard.runtime.actor.services import Services
+from callboard.runtime.beat import ActorLoad
 from callboard.runtime.bus import header
 from callboard.runtime.bus.base import Stored, Tail, Write
 from callboard.runtime.errors import BusError, ConflictError, DecodeError, InvalidNameError
@@ -90,6 +91,7 @@ class Partition:
         self._is_checking = False
         self._is_on_hold = False
         self._is_closed = False
+        self._is_left = False
         self._writing = asyncio.Lock()
 
     def __repr__(self) -> str:
@@ -171,6 +173,7 @@ class Partition:
 
     def leave(self) -> None:
         """Begin no further turn: somebody else goes on."""
+        self._is_left = True
         for activation in self.activations.values():
             activation.is_leaving = True
 
@@ -183,7 +186,7 @@ class Partition:
         if self.is_adrift and not await self.write(self.next_cursor()):
             return
         self.is_adrift = False
-        self._is_closed = False
+        self._is_closed = self._is_left = False
         for activation in self.activations.values():
             activation.is_leaving = False
             activation.wake()
@@ -219,6 +222,7 @@ class Partition:
         if found is None:
             address = Address(self.kind.name, key)
             found = Activation(self._services, self.kind, address, self, read_from=read_from)
+            found.is_leaving = self._is_left
             self.activations[key] = found
         return found
 
@@ -387,6 +391,18 @@ class Partition:
             _log.warning(events.MAIL_REFUSED, actor=str(mail.address), mails=1, policy="", problem=str(error))
             return
         _log.error(events.MAIL_DEAD_LETTERED, actor=str(mail.address), seq=mail.seq, attempts=0, code=failure.code)
+
+
+def load_of(kind: ActorType, owned: Sequence[Partition]) -> ActorLoad:
+    """Return what the beat says of a type, given the partitions of it that the worker owns."""
+    return ActorLoad(
+        kind=kind.name,
+        partitions=[partition.number for partition in owned],
+        active=sum(len(partition.activations) for partition in owned),
+        running=sum(partition.running for partition in owned),
+        version=kind.version,
+        fingerprint=kind.fingerprint,
+    )
 
 
 def _is_key(key: str, token: str) -> bool:

@@ -86,7 +86,7 @@ class Staged(Protocol):
         remembers: bool = True,
         changes: Mapping[str, object] | None = None,
     ) -> None:
-        """Write the next record.
+        """Write the next record; a function among the ``changes`` is given the one before it.
 
         Raises:
             TurnFencedError: If another host has written since.

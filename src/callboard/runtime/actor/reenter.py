@@ -136,7 +136,7 @@ class Reentry:
             self._activation.services,
             address=outer.address,
             mail=mail,
-            journal=self._journal(mail),
+            journal=lambda: self._journal(mail),
             attempt=outer.attempt,
             epoch=outer.epoch,
             cause_seq=mail.seq,

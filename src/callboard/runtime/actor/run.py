@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Mapping
 
 from callboard.runtime import events, logs
-from callboard.runtime.actor import crashes, finish, park
+from callboard.runtime.actor import crashes, finish, park, verdict
 from callboard.runtime.actor import reply as replies
 from callboard.runtime.actor.attempt import Attempts, Job
 from callboard.runtime.actor.execute import STOP_CANCEL, Abandoned, Done, Part, Raised, Stopped, Waits, ended, policy_of
@@ -17,13 +17,14 @@ from callboard.runtime.actor.journal import Journal
 from callboard.runtime.actor.mail import KIND_TIMER, Mail
 from callboard.runtime.actor.outbox import event_write, untimer_write
 from callboard.runtime.actor.ports import Staged
-from callboard.runtime.actor.record import Parked, Reply
+from callboard.runtime.actor.record import Parked
 from callboard.runtime.actor.reenter import Reentry
 from callboard.runtime.actor.supervise import Budget, failing
 from callboard.runtime.actor.turn import Turn
 from callboard.runtime.bus.base import Write
 from callboard.runtime.errors import (
     BusClosedError,
+    BusError,
     CallboardError,
     DecodeError,
     PayloadTooLargeError,
@@ -35,6 +36,7 @@ from callboard.runtime.record import Failure, failure_of
 
 _log = logs.get_logger(__name__)
 CANCELLED = "cancelled"
+_RETRY_S = 0.25
 
 
 class Runner:
@@ -165,7 +167,7 @@ class Runner:
             activation.services,
             address=activation.address,
             mail=job.mail,
-            journal=self._journal(job.mail, is_fresh=is_fresh, steps=steps),
+            journal=lambda: self._journal(job.mail, is_fresh=is_fresh, steps=steps),
             attempt=attempt,
             epoch=activation.owner.epoch,
             cause_seq=job.cause_seq,
@@ -195,21 +197,29 @@ class Runner:
     # --- what follows
 
     async def _commit(self, turn: Turn, job: Job, ending: Done | Waits | Stopped) -> CallboardError | None:
-        """Write the end of a turn; return why that can never be, after which it counts as failed."""
-        try:
-            match ending:
-                case Done(value=value):
-                    await self._done(turn, job, value)
-                case Waits():
-                    await self._park(turn, job)
-                case Stopped(error=error):
-                    await self._stopped(turn, job, error)
-        except (TurnFencedError, BusClosedError):
-            self.forget()
-            raise
-        except CallboardError as error:
-            return error
-        return None
+        """Write the end of a turn, however long that takes; return why that can never be, then it counts as failed."""
+        while True:
+            try:
+                await self._write(turn, job, ending)
+            except (TurnFencedError, BusClosedError):
+                self.forget()
+                raise
+            except CallboardError as error:
+                if not (isinstance(error, BusError) and error.retryable):
+                    return error
+                # a large value could not be put into the store now: no reason to run the turn again
+                await self._activation.services.clock.sleep(_RETRY_S)
+            else:
+                return None
+
+    async def _write(self, turn: Turn, job: Job, ending: Done | Waits | Stopped) -> None:
+        match ending:
+            case Done(value=value):
+                await self._done(turn, job, value)
+            case Waits():
+                await self._park(turn, job)
+            case Stopped(error=error):
+                await self._stopped(turn, job, error)
 
     async def _done(self, turn: Turn, job: Job, value: object) -> None:
         activation = self._activation
@@ -223,7 +233,6 @@ class Runner:
         await activation.commit(
             turn.handled, to=[(turn.mail, kept), *self.inner.answers], writes=writes, changes=changes
         )
-        await self._tell_askers(job.waiting, kept)
 
     async def _stopped(self, turn: Turn, job: Job, error: CallboardError) -> None:
         """What it had changed is thrown away, what it did stands in its steps, and why in an event."""
@@ -235,7 +244,6 @@ class Runner:
         found = replies.error_reply(turn.mail.id, error)
         await activation.commit([job.cause_seq], to=((turn.mail, found),), writes=writes, changes=changes)
         _log.info(events.TURN_CANCELLED, actor=str(turn.address), seq=turn.mail.seq, reason=str(error))
-        await self._tell_askers(job.waiting, found)
 
     async def _park(self, turn: Turn, job: Job) -> None:
         activation = self._activation
@@ -244,12 +252,11 @@ class Runner:
         # what it had changed is thrown away: it runs again from the start, with its journal; turns inside it run anew
         self.forget()
         parked, writes = await park.kept_writes(activation, turn, turn.wait, job.waiting)
-        others = [other for other in activation.known.parked if other.seq != parked.seq]
         timers = finish.timers(activation.known.timers, turn, turn.own_timers)
         await activation.commit(
             [job.cause_seq],
             writes=[*await finish.travelling(activation, turn.own_outgoing), *writes],
-            changes={"parked": [*others, parked], "timers": timers},
+            changes={"parked": verdict.parking(parked), "timers": timers},
         )
 
     def _cancelled(self, turn: Turn, reason: str, *, is_partial: bool) -> Write:
@@ -265,13 +272,7 @@ class Runner:
         """Return what a commit changes and writes when it ends a parked turn; nothing for another one."""
         if waiting is None:
             return {}, []
-        remaining = [other for other in self._activation.known.parked if other.seq != waiting.seq]
-        return {"parked": remaining}, park.end_writes(self._activation, waiting)
-
-    async def _tell_askers(self, waiting: Parked | None, found: Reply) -> None:
-        """Answer those who asked again while the turn was parked."""
-        for asker in waiting.askers if waiting is not None else ():
-            await replies.send(self._activation.services, asker, found)
+        return {"parked": verdict.unparking({waiting.seq})}, park.end_writes(self._activation, waiting)
 
     async def _bury(
         self, mail: Mail, cause_seq: int, waiting: Parked | None, failure: Failure, *, attempts: int
@@ -281,7 +282,6 @@ class Runner:
         await self._activation.bury(
             mail, failure, attempts=attempts, cause_seq=cause_seq, changes=changes, writes=writes
         )
-        await self._tell_askers(waiting, replies.failure_reply(mail.id, failure))
 
     async def _after_error(self, turn: Turn, job: Job, error: BaseException) -> float | None:
         """Decide what follows from a failed attempt; return the seconds until the next, None when it was the last."""

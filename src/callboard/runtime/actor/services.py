@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import traceback
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
 from typing import Any
 
 from msgspec import Struct
 
+from callboard.runtime import events, logs
 from callboard.runtime.actor.commit import TurnCommitter
 from callboard.runtime.blobs import CLAIM_CHECK_BYTES, BlobStore
 from callboard.runtime.bus.base import Bus
 from callboard.runtime.client import Client
 from callboard.runtime.clock import Clock
+from callboard.runtime.errors import CallboardError
+
+_log = logs.get_logger(__name__)
 
 DAY_S = 86400.0
 DEFAULT_PARTITIONS = 16
@@ -67,3 +72,13 @@ class Services(Struct, kw_only=True):
     slots: asyncio.Semaphore
     echo_age_s: Callable[[], float]
     executor: Executor | None = None
+
+
+async def alone(coroutine: Coroutine[Any, Any, None], name: str) -> None:
+    """Run it so that its failure concerns nobody else; ``name`` says in the log whose it was."""
+    try:
+        await coroutine
+    except Exception as error:  # noqa: BLE001 - a mistake, ours or the user's, of which the other actors know nothing
+        code = error.code if isinstance(error, CallboardError) else "internal"
+        trace = "".join(traceback.format_exception(error, limit=-8))
+        _log.error(events.ACTOR_FAILED, actor=name, code=code, message=trace)

@@ -103,6 +103,20 @@ def escaped(name: str) -> str:
         raise InvalidNameError(message, name=str(name)[:80]) from error
 
 
+def short_name(name: str) -> str:
+    """Return a name of the engine's own as it can be one; what follows its first word goes by its hash if too long."""
+    if len(name.encode()) <= subjects.MAX_KEY_BYTES:
+        return name
+    return f"{name.partition(' ')[0]} {_hash(name)}"
+
+
+def short_id(step_id: str) -> str:
+    """Return a step's id as one that a client may choose: long and strange ones by their hash."""
+    if len(step_id.encode()) <= subjects.MAX_KEY_BYTES and step_id.isascii() and step_id.isprintable():
+        return step_id
+    return f"step/{_hash(step_id)}"
+
+
 def digest(name: str, identity: object, *, parent: str = "") -> str:
     """Return 16 hex digits for what makes a step itself: its arguments or its key, and the step that it runs inside.
 
@@ -172,3 +186,7 @@ def decode(data: bytes) -> StepRecord:
         message = f"the step record has version {found.v}, this host knows 1: run the newer Callboard here"
         raise DecodeError(message)
     return found
+
+
+def _hash(text: str) -> str:
+    return blake2b(text.encode(), digest_size=16).hexdigest()

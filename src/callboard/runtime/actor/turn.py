@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from datetime import datetime, timedelta
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -14,7 +14,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from callboard.runtime import codec, subjects
 from callboard.runtime.actor import message as messages
-from callboard.runtime.actor import ref
+from callboard.runtime.actor import ref, step
 from callboard.runtime.actor.address import Address, parse
 from callboard.runtime.actor.journal import Journal
 from callboard.runtime.actor.mail import Link, Mail, mail_headers
@@ -87,14 +87,14 @@ class Turn:
         *,
         address: Address,
         mail: Mail,
-        journal: Journal,
+        journal: Callable[[], Journal],
         attempt: int,
         epoch: int,
         cause_seq: int,
         parked: ParkedTurn | None = None,
         is_inner: bool = False,
     ) -> None:
-        """Activations make these."""
+        """Activations make these. ``journal`` opens the journal, with the first step."""
         self.address = address
         self.mail = mail
         self.cause_seq = cause_seq
@@ -109,7 +109,7 @@ class Turn:
         self.seat: Seat | None = None
         self.is_over = False
         self.started_at = services.clock.now()
-        self.journal = journal
+        self._open_journal = journal
         self._services = services
         self._is_inner = is_inner
         self._loop = asyncio.get_running_loop()
@@ -126,6 +126,11 @@ class Turn:
     def key(self) -> str:
         """The actor's key."""
         return self.address.key
+
+    @cached_property
+    def journal(self) -> Journal:
+        """Its steps; opened when first asked for."""
+        return self._open_journal()
 
     @property
     def deadline(self) -> datetime | None:
@@ -239,8 +244,9 @@ class Turn:
             if not slot.is_recorded:
                 if not began.is_recorded:
                     # the broker knows an id for minutes only, a task may take longer
+                    own, limit = step.short_id(slot.id), self.deadline
                     handle = await client.submit(
-                        name, value, id=_short(slot.id), deadline=self.deadline, notify=True, headers=self._headers()
+                        name, value, id=own, deadline=limit, notify=True, headers=self._headers()
                     )
                     _ = await began.record(handle)
                 handle = msgspec.convert(began.value, TaskHandle)
@@ -257,9 +263,9 @@ class Turn:
         target = ref.ActorRef(self._services.bus, _address(to), clock=self._services.clock)
         name = self._originals.type_name(message)
         identity = idempotency_key if idempotency_key is not None else [name, _plain(message)]
-        with await self.journal.begin(f"~ask {target.address}", identity) as slot:
+        with await self.journal.begin(step.short_name(f"~ask {target.address}"), identity) as slot:
             if not slot.is_recorded:
-                key = idempotency_key or _short(slot.id)
+                key = idempotency_key or step.short_id(slot.id)
                 _ = await slot.record(await self._asked(target, message, key=key, timeout_s=timeout_s))
             found = msgspec.convert(slot.value, AskOutcome)
         if found.error is not UNSET:
@@ -472,13 +478,6 @@ class Turn:
 async def _quietly(call: Awaitable[None]) -> None:
     with contextlib.suppress(BusError):
         await call
-
-
-def _short(step_id: str) -> str:
-    """Return a step's id as one that a client may choose: long and strange ones by their hash."""
-    if len(step_id.encode()) <= subjects.MAX_KEY_BYTES and step_id.isascii() and step_id.isprintable():
-        return step_id
-    return f"step/{hashlib.blake2b(step_id.encode(), digest_size=16).hexdigest()}"
 
 
 def _address(to: str | Address) -> Address:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 
 import msgspec
@@ -73,12 +73,12 @@ def next_mail(record: StateRecord, mailbox: Mailbox) -> Mail | None:
         return None if waits else next((mail for mail in mailbox.waiting() if mail.reply_to), None)
     if is_holding(record):
         return next((mail for mail in mailbox.waiting() if awaited_by(mail, record) is not None), None)
-    return next((mail for mail in mailbox.waiting() if not record.has_applied(mail.seq)), None)
+    return head
 
 
 def is_holding(record: StateRecord) -> bool:
     """Return whether a parked turn holds all other mail up."""
-    return any(parked.hold for parked in record.parked)
+    return bool(record.parked) and any(parked.hold for parked in record.parked)
 
 
 def judge(mail: Mail, record: StateRecord, kind: ActorType, *, now: datetime) -> Verdict:  # noqa: PLR0911 - a table
@@ -112,6 +112,8 @@ def judge(mail: Mail, record: StateRecord, kind: ActorType, *, now: datetime) ->
 def loop_of(mail: Mail, kind: ActorType) -> Failure | None:
     """Return why the chain of messages that led to ``mail`` is cut, None when it may go on; names its last turns."""
     chain = mail.chain
+    if not chain:
+        return None
     visits = sum(1 for link in chain if link.address == mail.address)
     if len(chain) < kind.options.max_chain and visits < MAX_VISITS:
         return None
@@ -153,6 +155,8 @@ def awaited_by(mail: Mail, record: StateRecord) -> Parked | None:
 
 def askers_of(mail: Mail, before: StateRecord, after: StateRecord) -> list[str]:
     """Return where else the answer to a parked turn's mail goes, by the records before and after its end."""
+    if not before.parked:
+        return []
     going = {parked.seq for parked in after.parked}
     return [asker for p in before.parked if p.seq == mail.seq and p.seq not in going for asker in p.askers]
 
@@ -170,6 +174,25 @@ def repeated(mail: Mail, record: StateRecord) -> Reply | None:
     return None
 
 
+def parking(parked: Parked) -> Callable[[StateRecord], list[Parked]]:
+    """Return the change that puts an entry among the parked turns of a record, in its old place if it had one.
+
+    What is parked is decided by the record under the commit: an order and a turn may write at the same time.
+    """
+
+    def change(record: StateRecord) -> list[Parked]:
+        if any(other.seq == parked.seq for other in record.parked):
+            return [parked if other.seq == parked.seq else other for other in record.parked]
+        return [*record.parked, parked]
+
+    return change
+
+
+def unparking(gone: Collection[int]) -> Callable[[StateRecord], list[Parked]]:
+    """Return the change that takes the turns of these mails from the parked ones."""
+    return lambda record: [other for other in record.parked if other.seq not in gone]
+
+
 def apply(record: StateRecord, handled: Sequence[int], oldest_waiting: int | None) -> StateRecord:
     """Return the record with these mails handled.
 
@@ -178,6 +201,11 @@ def apply(record: StateRecord, handled: Sequence[int], oldest_waiting: int | Non
     """
     if not handled:
         return record
+    if len(handled) == 1 and not record.ahead:
+        # nearly always: the oldest mail, and nothing was handled out of turn
+        (only,) = handled
+        if only > record.applied and (oldest_waiting is None or only < oldest_waiting):
+            return replace(record, applied=only)
     done = sorted({*record.ahead, *(seq for seq in handled if seq > record.applied)})
     below = [seq for seq in done if oldest_waiting is None or seq < oldest_waiting]
     applied = max(record.applied, below[-1]) if below else record.applied

@@ -331,8 +331,11 @@ class Bus(Protocol):
         """Return the message with this sequence or None; ``from_leader`` as in ``get_last``."""
         ...
 
-    async def get_next(self, stream: str, seq: int, subject: str) -> Stored | None:
-        """Return the first message on ``subject`` (wildcards allowed) with a sequence of at least ``seq``, or None."""
+    async def get_next(self, stream: str, seq: int, subject: str, *, from_leader: bool = False) -> Stored | None:
+        """Return the first message on ``subject`` (wildcards allowed) with a sequence of at least ``seq``, or None.
+
+        ``from_leader`` as in ``get_last``: without it None may mean that a follower is behind.
+        """
         ...
 
     async def get_many(self, stream: str, subjects: Sequence[str], *, from_leader: bool = False) -> list[Stored]:

@@ -221,9 +221,10 @@ class FaultyBus(Bus):
         found = await self._ask(lambda: self._bus.get_seq(stream, seq, from_leader=from_leader), what="get")
         return None if not from_leader and self.faults.strikes("stale") else found
 
-    async def get_next(self, stream: str, seq: int, subject: str) -> Stored | None:
-        """Return the first message on ``subject`` with a sequence of at least ``seq``, or None."""
-        return await self._ask(lambda: self._bus.get_next(stream, seq, subject), what="get")
+    async def get_next(self, stream: str, seq: int, subject: str, *, from_leader: bool = False) -> Stored | None:
+        """Return the first message from ``seq`` on; unless from the leader it may not be there yet."""
+        found = await self._ask(lambda: self._bus.get_next(stream, seq, subject, from_leader=from_leader), what="get")
+        return None if not from_leader and self.faults.strikes("stale") else found
 
     async def get_many(self, stream: str, subjects: Sequence[str], *, from_leader: bool = False) -> list[Stored]:
         """Return the last of each subject; unless from the leader, some may be missing yet."""

@@ -64,10 +64,13 @@ class Reader(Work):
             return await self._get_from_leader(stream, {"seq": seq})
         return await self._get(stream, {"seq": seq})
 
-    async def get_next(self, stream: str, seq: int, subject: str) -> Stored | None:
-        """Return the first message on ``subject`` with a sequence of at least ``seq``, or None. One direct get."""
+    async def get_next(self, stream: str, seq: int, subject: str, *, from_leader: bool = False) -> Stored | None:
+        """Return the first message on ``subject`` with a sequence of at least ``seq``, or None; cost as ``get_seq``."""
         check_filter(subject)
-        return await self._get(stream, {"seq": max(1, seq), "next_by_subj": subject})
+        ask: Json = {"seq": max(1, seq), "next_by_subj": subject}
+        if from_leader and await self._has_followers(stream):
+            return await self._get_from_leader(stream, ask)
+        return await self._get(stream, ask)
 
     async def _get(self, stream: str, ask: Json, subject: str = "", data: bytes | None = None) -> Stored | None:
         check_name(stream, what="stream")

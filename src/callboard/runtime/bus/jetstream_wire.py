@@ -25,6 +25,7 @@ from callboard.runtime.errors import (
     ApiError,
     BackpressureError,
     BusError,
+    BusTimeoutError,
     ConflictError,
     NotFoundError,
     PayloadTooLargeError,
@@ -38,6 +39,8 @@ CONSUMER_MISSING = 10014
 
 # 10164: another write of the subject, which may yet fail, is on its way through the replicas
 _CONFLICTS = {10070, 10071, 10164, 10177, 10201}
+# the first copy of a message is on its way through the replicas and may yet fail: nobody knows, so ask again
+_UNDECIDED = {10158}
 _FULL = {10023, 10047, 10077, 10122, 10175, 10210, 10211}
 _TOO_LARGE = {10054, 10097, 10199}
 _MISSING = {CONSUMER_MISSING, STREAM_MISSING, 10037, 10043}
@@ -118,6 +121,8 @@ def to_error(code: int, err_code: int, text: str, *, what: str) -> BusError:
     if err_code in _CONFLICTS or (err_code in _FULL and "per subject" in text):
         found = _LAST_SEQ.search(text)
         return ConflictError(message, last_seq=int(found[1]) if found else 0)
+    if err_code in _UNDECIDED:
+        return BusTimeoutError(message)
     if err_code in _TOO_LARGE:
         return PayloadTooLargeError(message)
     if err_code in _FULL or code == _BATCH_LIMIT:

@@ -145,7 +145,7 @@ class MemoryBus(MemoryLink):
         """Return the message with this sequence or None."""
         return await self._ask(lambda: _shown(self.broker.stream(stream).record(seq)), what=f"get {stream} {seq}")
 
-    async def get_next(self, stream: str, seq: int, subject: str) -> Stored | None:
+    async def get_next(self, stream: str, seq: int, subject: str, *, from_leader: bool = False) -> Stored | None:  # noqa: ARG002 - as above
         """Return the first message on ``subject`` with a sequence of at least ``seq``, or None."""
         found = partial(self._next, stream, seq, subject)
         return await self._ask(found, what=f"get {subject}")

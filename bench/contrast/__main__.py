@@ -1,0 +1,212 @@
+"""Long turns on Celery with Redis under kill -9 of workers: ``python -m bench.contrast --visibility-s 4``.
+
+Needs ``redis-server`` on PATH (or ``--redis``) and PyPI for a virtual environment with Celery (or ``--python``, an
+interpreter that has it). Redis listens on loopback and syncs every write; everything ends with the run. The figures are
+counted from files that the tasks write, by the code that judges our own turns (``python -m tests.chaos.turn_ledger``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+from collections import defaultdict
+from pathlib import Path
+
+from msgspec import Struct
+
+from tests.chaos import journal
+from tests.chaos.checker import Death, overlaps, repeats, runs_of
+from tests.chaos.journal import Event
+
+ROOT = Path(__file__).parents[2]
+USUAL_VISIBILITY_S = 3600
+
+
+class Options(Struct, frozen=True, kw_only=True):
+    """How a run is to be.
+
+    Attributes:
+        visibility_s: Celery's ``visibility_timeout``; None leaves its default, an hour.
+        within_s: When to stop waiting, from the first task on.
+    """
+
+    turns: int = 200
+    steps: int = 5
+    step_s: float = 1.0
+    workers: int = 4
+    concurrency: int = 10
+    kills: int = 8
+    kill_every_s: float = 4.0
+    seed: int = 7
+    visibility_s: int | None = None
+    within_s: float = 180.0
+
+
+class Scene:
+    """One Redis, its workers, and the deaths of these."""
+
+    def __init__(self, folder: Path, python: str, redis: str, options: Options) -> None:
+        self.deaths: list[Death] = []
+        self._folder = folder
+        self._python = python
+        self._options = options
+        self._workers: list[subprocess.Popen[bytes]] = []
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._port = probe.getsockname()[1]
+        arguments = ["--bind", "127.0.0.1", "--port", str(self._port), "--dir", str(folder), "--save", ""]
+        with (folder / "redis.log").open("ab") as log:
+            self._redis = subprocess.Popen(
+                [redis, *arguments, "--appendonly", "yes", "--appendfsync", "always"], stdout=log, stderr=log
+            )
+        until_s = time.monotonic() + 10
+        while not self._is_up():
+            if time.monotonic() > until_s:
+                raise SystemExit((folder / "redis.log").read_text("utf-8"))
+            time.sleep(0.05)
+
+    def run(self) -> None:
+        """Send everything, kill as planned, wait for the end of all or of the time."""
+        options = self._options
+        dice = random.Random(options.seed)
+        for _ in range(options.workers):
+            self._start()
+        subprocess.run([self._python, "-m", "bench.contrast.celery_app"], cwd=ROOT, env=self._environment(), check=True)
+        began_s = time.monotonic()
+        while not self.events():
+            time.sleep(0.1)
+        for _ in range(options.kills):
+            time.sleep(options.kill_every_s * dice.uniform(0.7, 1.3))
+            self._kill(dice.choice(self._workers))
+            time.sleep(1.0)
+            self._start()
+        while time.monotonic() - began_s < options.within_s and self.finished() < options.turns:
+            time.sleep(0.5)
+        # whoever runs something a second time may still be at it
+        time.sleep(options.steps * options.step_s)
+
+    def events(self) -> list[Event]:
+        return journal.read(self._folder)
+
+    def finished(self) -> int:
+        return len({event.n for event in self.events() if event.kind == "end"})
+
+    def close(self) -> None:
+        for worker in list(self._workers):
+            self._kill(worker)
+        self._redis.kill()
+        self._redis.wait()
+
+    def _start(self) -> None:
+        app = ["-m", "celery", "-A", "bench.contrast.celery_app", "worker", "-c", str(self._options.concurrency)]
+        name = f"w{len(self.deaths)}-{len(self._workers)}@loopback"
+        with (self._folder / "workers.log").open("ab") as log:
+            worker = subprocess.Popen(
+                [self._python, *app, "-n", name, "--loglevel", "WARNING"],
+                cwd=ROOT, env=self._environment(), stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+        self._workers.append(worker)
+
+    def _kill(self, worker: subprocess.Popen[bytes]) -> None:
+        """End a worker with all its processes, as the loss of a machine does."""
+        self._workers.remove(worker)
+        at_s = time.monotonic()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(worker.pid, signal.SIGKILL)
+        worker.wait()
+        self.deaths.append(Death(pid=worker.pid, at_s=at_s))
+
+    def _environment(self) -> dict[str, str]:
+        options = self._options
+        told = {
+            "broker": f"redis://127.0.0.1:{self._port}/0",
+            "folder": str(self._folder),
+            "transport": {} if options.visibility_s is None else {"visibility_timeout": options.visibility_s},
+            "turns": options.turns,
+            "steps": options.steps,
+            "step_s": options.step_s,
+        }
+        return {**os.environ, "PYTHONPATH": str(ROOT), "CONTRAST": json.dumps(told), "C_FORCE_ROOT": "1"}
+
+    def _is_up(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self._port)) == 0
+
+
+def account(scene: Scene, options: Options, took_s: float) -> str:
+    """Return the run's figures in one line."""
+    events = scene.events()
+    runs = runs_of(events, scene.deaths)
+    begun: dict[tuple[int, int], int] = defaultdict(int)
+    returned: set[tuple[int, int]] = set()
+    again = 0
+    for event in events:
+        place = event.n, event.step
+        if event.kind == "step":
+            again += place in returned
+            begun[place] += 1
+        elif event.kind == "stepped":
+            returned.add(place)
+    finished = scene.finished()
+    visibility_s = options.visibility_s or USUAL_VISIBILITY_S
+    return (
+        f"seed {options.seed}, visibility {visibility_s} s: {options.turns} turns, {options.kills} workers killed, "
+        f"{took_s:.0f} s; finished {finished}, not finished in time {options.turns - finished}, "
+        f"turns begun {len(runs)}, begun again {len(repeats(runs))}, second runs while a living worker ran it "
+        f"{len(overlaps(runs))}; finished steps run again {again} of {sum(begun.values())} begun"
+    )
+
+
+def python_with_celery(folder: Path) -> str:
+    """Make a virtual environment with Celery and return its interpreter."""
+    venv.create(folder, with_pip=True)
+    python = str(folder / "bin" / "python")
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "celery[redis]"], check=True)
+    return python
+
+
+def main() -> None:
+    given = Options()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--turns", type=int, default=given.turns)
+    parser.add_argument("--kills", type=int, default=given.kills)
+    parser.add_argument("--seed", type=int, default=given.seed)
+    parser.add_argument("--within-s", type=float, default=given.within_s)
+    parser.add_argument("--visibility-s", type=int, help="visibility_timeout; Celery's default of an hour if left out")
+    parser.add_argument("--redis", default=shutil.which("redis-server"))
+    parser.add_argument("--python", help="an interpreter with celery[redis]; one is made if left out")
+    asked = parser.parse_args()
+    if asked.redis is None:
+        sys.exit("no redis-server: install the package redis-server, or name the program with --redis")
+    options = Options(
+        turns=asked.turns,
+        kills=asked.kills,
+        seed=asked.seed,
+        within_s=asked.within_s,
+        visibility_s=asked.visibility_s,
+    )
+    with tempfile.TemporaryDirectory(prefix="contrast-") as scratch:
+        folder = Path(scratch)
+        python = asked.python or python_with_celery(folder / "venv")
+        scene = Scene(folder, python, asked.redis, options)
+        began_s = time.monotonic()
+        try:
+            scene.run()
+            print(account(scene, options, time.monotonic() - began_s))
+        finally:
+            scene.close()
+
+
+if __name__ == "__main__":
+    main()
