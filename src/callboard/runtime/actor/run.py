@@ -60,6 +60,7 @@ class Runner:
         self._attempt = Attempts(activation, self.instance, self.inner)
         self._activation = activation
         self._cancel: tuple[str, str] | None = None
+        self._begun_seq = 0
 
     # --- one mail
 
@@ -161,7 +162,10 @@ class Runner:
 
     def _turn(self, job: Job, attempt: int) -> Turn:
         activation = self._activation
-        is_fresh = attempt == 1 and job.parked is None and not activation.owner.may_have_run(job.cause_seq)
+        # a mail that was left after an attempt, by a pause or a failed actor, begins again with attempt 1
+        was_begun = self._begun_seq == job.mail.seq or activation.owner.may_have_run(job.cause_seq)
+        is_fresh = job.parked is None and not was_begun
+        self._begun_seq = job.mail.seq
         steps = {name: bytes(raw) for name, raw in job.parked.steps.items()} if job.parked is not None else {}
         return Turn(
             activation.services,
