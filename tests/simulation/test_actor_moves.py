@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -21,7 +21,8 @@ from callboard.runtime.actor import cursor as cursors
 from callboard.runtime.actor import placement
 from callboard.runtime.actor.activation import Activation
 from callboard.runtime.actor.cursor import Cursor
-from callboard.runtime.actor.hosting import FREED, ActorHost
+from callboard.runtime.actor.held import FREED
+from callboard.runtime.actor.hosting import ActorHost
 from callboard.runtime.actor.partition import Partition
 from callboard.runtime.bus.base import Bus, Message, PubAck, Stored, Write
 from callboard.runtime.config import TopologySettings
@@ -37,6 +38,14 @@ class Work(Struct):
     name: str
     takes_s: float = 0.0
     keeps: int = 0
+
+
+class Hold(Struct):
+    name: str
+
+
+class Go(Struct):
+    name: str
 
 
 class Stage:
@@ -63,6 +72,14 @@ class Desk(Actor, name="desk"):
         Stage.ended.append(m.name)
         return m.name
 
+    @on
+    async def hold(self, m: Hold) -> str:
+        Stage.begun.append(m.name)
+        await self.wait_for(Go, where={"name": m.name})
+        self.state.done.append(m.name)
+        Stage.ended.append(m.name)
+        return m.name
+
     async def on_stop(self) -> None:
         if Stage.never_stops:
             await asyncio.Event().wait()
@@ -74,6 +91,8 @@ class Between:
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         self.is_behind = False
+        self.batch_takes_s = 0.0
+        self.get_takes_s = 0.0
         self.on_store: Callable[[Write, Callable[[], Awaitable[PubAck]]], Awaitable[PubAck]] | None = None
         self.on_publish: Callable[[str], Awaitable[None]] | None = None
 
@@ -89,6 +108,14 @@ class Between:
         if self.on_store is not None:
             return await self.on_store(write, lambda: self._bus.store(write, **options))
         return await self._bus.store(write, **options)
+
+    async def get_last(self, stream: str, subject: str, **options: Any) -> Stored | None:  # noqa: ANN401
+        await asyncio.sleep(self.get_takes_s)
+        return await self._bus.get_last(stream, subject, **options)
+
+    async def store_batch(self, writes: Sequence[Write], **options: Any) -> PubAck:  # noqa: ANN401
+        await asyncio.sleep(self.batch_takes_s)
+        return await self._bus.store_batch(writes, **options)
 
     async def publish(self, subject: str, data: bytes = b"", **options: Any) -> None:  # noqa: ANN401
         if self.on_publish is not None:
@@ -154,6 +181,11 @@ class Fleet:
             return []
         found: list[str] = msgspec.json.decode(stored.data).get("state", {}).get("done", [])
         return found
+
+    async def parked(self, key: str) -> list[int]:
+        stored = await self.world.bus.get_last(subjects.ACTORS, subjects.state("desk", key))
+        assert stored is not None
+        return [found["seq"] for found in msgspec.json.decode(stored.data).get("parked", [])]
 
 
 async def _is(value: object) -> bool:
@@ -234,9 +266,9 @@ def test_a_turn_that_would_not_end_does_not_free_the_one_that_came_after_it() ->
         partition = await fleet.owned_by("a")
         heir = await fleet.start_heir("a")
         await fleet.owned_by(heir)
-        assert ("desk", 0, "ann") in old.held
+        assert ("desk", 0, "ann") in old.held.activations
         former = Partition.activation(partition, "nobody")
-        former.address = old.held["desk", 0, "ann"].address
+        former.address = old.held.activations["desk", 0, "ann"].address
         # an activation of an earlier ownership comes to rest
         partition.settled(former)
         await asyncio.sleep(10.0)
@@ -366,7 +398,7 @@ def test_a_lower_bound_in_the_cursor_does_not_pass_for_a_finished_turn() -> None
         await fleet.owned_by(heir)
         await asyncio.sleep(10.0)
         assert Stage.begun == ["first", "long"]
-        assert old.held
+        assert old.held.activations
         await fleet.world.eventually(lambda: _is("long" in Stage.ended), within_s=60.0)
         await fleet.tell("ann", "last")
         await fleet.begun("last")
@@ -541,5 +573,31 @@ def test_a_turn_is_not_run_again_because_its_large_state_could_not_be_stored_at_
         assert await fleet.world.actor("desk/ann").ask(Work("large", keeps=300_000), timeout_s=60.0) == "large"
         assert len(refused) == 4
         assert Stage.begun == ["large"]
+
+    _play(scene)
+
+
+def test_an_order_does_not_forget_a_turn_that_parks_at_the_same_time() -> None:
+    async def scene(fleet: Fleet) -> None:
+        await fleet.start("a")
+        desk = fleet.world.actor("desk/ann")
+        await desk.tell(Hold("one"))
+        await fleet.begun("one")
+        await asyncio.sleep(1.0)
+        (parked,) = await fleet.parked("ann")
+        for bus in fleet.buses["a"]:
+            bus.batch_takes_s = 1.0
+            bus.get_takes_s = 1.0
+        order = msgspec.json.encode({"op": "cancel", "seq": parked})
+        ordering = asyncio.ensure_future(fleet.world.bus.request(subjects.ctl_actor("desk", "ann"), order))
+        # the order reads while the other turn begins to write
+        await asyncio.sleep(0.5)
+        await desk.tell(Hold("two"))
+        answer = await ordering
+        assert msgspec.json.decode(answer.data)["ok"]
+        await asyncio.sleep(3.0)
+        assert len(await fleet.parked("ann")) == 1
+        await desk.tell(Go("two"))
+        await fleet.world.eventually(lambda: _is(Stage.ended == ["two"]), within_s=20.0)
 
     _play(scene)

@@ -10,6 +10,7 @@ from msgspec import Struct
 from callboard.runtime.actor.activation import Activation
 from callboard.runtime.actor.cursor import Cursor
 from callboard.runtime.actor.liveness import Liveness
+from callboard.runtime.actor.owners import Place
 from callboard.runtime.actor.partition import Partition
 from callboard.runtime.actor.ports import Staged
 from callboard.runtime.actor.services import Services
@@ -17,8 +18,6 @@ from callboard.runtime.bus.base import Message
 from callboard.runtime.errors import BusError, DecodeError
 
 FREED = "cb.ctl.freed"
-
-Place = tuple[str, int]
 
 
 class Freed(Struct, frozen=True):
@@ -50,7 +49,7 @@ class Held:
     # --- what we keep
 
     def keep(self, partition: Partition, keys: Iterable[str]) -> None:
-        """Keep these actors of a partition that went to another worker; those that have come to rest are free."""
+        """Keep the actors of a partition that are in mid-turn here; say of those that have ended that they are free."""
         place = (partition.kind.name, partition.number)
         for key in keys:
             # it may have ended, and even been forgotten, while the cursor was written
@@ -58,7 +57,7 @@ class Held:
             if activation is not None and activation.is_busy:
                 self.activations[*place, key] = activation
             else:
-                _ = self._services.spawn(self._free(place, key), "actor-free")
+                self._release(place, key)
 
     def adopt(self, partition: Partition) -> None:
         """Give a partition that came back to us the actors of it that we still have in mid-turn."""
@@ -71,16 +70,19 @@ class Held:
         held = (*place, activation.address.key)
         if self.activations.get(held) is activation:
             del self.activations[held]
-            _ = self._services.spawn(self._free(place, activation.address.key), "actor-free")
+            self._release(place, activation.address.key)
 
     def disown(self, place: Place, found: Cursor) -> None:
         """Say again that an actor is free which a cursor says we hold: the first notice may have been lost."""
         for key, worker in found.held.items():
             if worker == self._services.worker and self._has_let_go(place, key):
-                _ = self._services.spawn(self._free(place, key), "actor-free")
+                self._release(place, key)
 
     def _has_let_go(self, place: Place, key: str) -> bool:
         return place not in self._partitions and (*place, key) not in self.activations
+
+    def _release(self, place: Place, key: str) -> None:
+        _ = self._services.spawn(self._free(place, key), "actor-free")
 
     async def _free(self, place: Place, key: str) -> None:
         if not self._has_let_go(place, key):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import traceback
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -12,42 +11,37 @@ from msgspec.structs import replace
 
 from callboard.runtime import events, logs, subjects
 from callboard.runtime.actor import cursor as cursors
-from callboard.runtime.actor import placement
+from callboard.runtime.actor import ending, placement
 from callboard.runtime.actor.activation import Activation
 from callboard.runtime.actor.address import Address
 from callboard.runtime.actor.asks import AskServer
 from callboard.runtime.actor.commit import TurnCommitter
-from callboard.runtime.actor.cursor import Cursor
 from callboard.runtime.actor.definition import ActorType
-from callboard.runtime.actor.execute import STOP_DRAIN
 from callboard.runtime.actor.fleet import Fleet
-from callboard.runtime.actor.held import FREED, Held, Place
+from callboard.runtime.actor.held import FREED, Held
 from callboard.runtime.actor.liveness import MAX_ECHO_GAP_S, Liveness
 from callboard.runtime.actor.orders import OrderServer
-from callboard.runtime.actor.partition import Partition
+from callboard.runtime.actor.owners import CURSORS, Owners, Place, decoded
+from callboard.runtime.actor.partition import Partition, load_of
 from callboard.runtime.actor.pinger import Pinger
 from callboard.runtime.actor.ports import Staged
-from callboard.runtime.actor.services import ActorRules, Services
+from callboard.runtime.actor.services import ActorRules, Services, alone
+from callboard.runtime.actor.shutdown import Drain
+from callboard.runtime.actor.upkeep import Upkeep
 from callboard.runtime.beat import ActorLoad, Beat
 from callboard.runtime.blobs import BlobStore
 from callboard.runtime.bus import header
-from callboard.runtime.bus.base import Bus, Message, Stored, Subscription, Write
+from callboard.runtime.bus.base import Bus, Message, Subscription, Write
 from callboard.runtime.client import Client
 from callboard.runtime.clock import Clock
 from callboard.runtime.control import Accusation, decode_death
-from callboard.runtime.errors import BusError, CallboardError, DecodeError, TopologyError
+from callboard.runtime.errors import BusError, DecodeError, TopologyError
 
 _log = logs.get_logger(__name__)
 
 LOOK_EVERY_S = 0.25
-READ_CURSORS_EVERY_S = 5.0
-HELD_LOOK_EVERY_S = 1.0
-# what was cancelled ends within a moment
-END_WAIT_S = 2.0
-PASSIVATE_EVERY_S = 5.0
 # a thread starts only when no idle one is left
 MAX_THREADS = 1024
-CURSORS = "cb.cursor.*.*"
 
 
 class ActorHost:
@@ -83,7 +77,7 @@ class ActorHost:
         self._tasks: set[asyncio.Task[None]] = set()
         self._bus = bus
         self._clock = clock
-        self._cursors: dict[Place, tuple[Cursor, int]] = {}
+        self._owners = Owners(bus, worker)
         self._committer = TurnCommitter(bus, clock=clock)
         self.services = Services(
             worker=worker,
@@ -97,8 +91,10 @@ class ActorHost:
             slots=asyncio.Semaphore(rules.turns),
             echo_age_s=lambda: self.liveness.echo_age_s(clock.monotonic()),
             executor=ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="cb-actor"),
+            stays=self.fleet.stays,
         )
         self.held = Held(self.services, self.partitions, self.liveness)
+        self._upkeep = Upkeep(self)
         self._look = asyncio.Event()
         self._is_draining = False
         self._is_over = False
@@ -106,7 +102,6 @@ class ActorHost:
         self._subscriptions: list[Subscription] = []
         self._asks = AskServer(self)
         self._orders = OrderServer(self)
-        self._read_cursors_s = float("-inf")
 
     # --- life
 
@@ -126,7 +121,8 @@ class ActorHost:
             await self._listen()
             await self._asks.open()
             await self._orders.open()
-            group.create_task(self._keep_cursors(), name="cursors")
+            group.create_task(self._upkeep.keep_cursors(), name="cursors")
+            group.create_task(self._upkeep.sweep(), name="sweeper")
             await self._place()
             opened()
             try:
@@ -139,28 +135,24 @@ class ActorHost:
                 if self.services.executor is not None:
                     self.services.executor.shutdown(wait=False, cancel_futures=True)
 
-    async def drain(self, *, grace_s: Callable[[], float]) -> None:
-        """Hand everything on: idle actors at once, those in mid-turn when they are done or the grace time is over.
-
-        Args:
-            grace_s: Returns the seconds that are left to turns under way.
-        """
+    async def drain(self, drain: Drain) -> None:
+        """Hand everything on: idle actors at once, those in mid-turn when done or stopped by ``drain``."""
         self._is_draining = True
+        self.services.drain = drain
         await self._asks.close()
+        ending.tell(self._running())
+        for partition in self.partitions.values():
+            partition.leave()
+        ending.decide(drain, self._running())
         await self._place()
         for partition in self.partitions.values():
             partition.leave()
-        while self._running() and grace_s() > 0:
-            await self._clock.sleep(LOOK_EVERY_S / 5)
-        for activation in self._running():
-            activation.runner.stop(STOP_DRAIN, "the worker drains")
-        give_up_s = self._clock.monotonic() + END_WAIT_S
-        while self._running() and self._clock.monotonic() < give_up_s:
+        while self._running() and not drain.is_ended:
+            ending.decide(drain, self._running())
             await self._clock.sleep(LOOK_EVERY_S / 5)
         await self._leave_rest()
         await self._orders.close()
-        give_up_s = self._clock.monotonic() + END_WAIT_S
-        while self._tasks and (grace_s() > 0 or self._clock.monotonic() < give_up_s):
+        while self._tasks and not drain.is_ended:
             await self._clock.sleep(LOOK_EVERY_S / 5)
         # a hook that never ends, say
         for task in self._tasks:
@@ -179,7 +171,7 @@ class ActorHost:
 
     def _start(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None] | None:
         """Start a task whose error is its own: it ends neither its neighbours nor the worker."""
-        task = self._spawn(_alone(coroutine, name), name)
+        task = self._spawn(alone(coroutine, name), name)
         if task is None:
             coroutine.close()
             return None
@@ -210,20 +202,8 @@ class ActorHost:
 
     def load(self) -> list[ActorLoad]:
         """Return what the beat says of our actors; called from the keeper's thread, reads plain values only."""
-        loads = []
-        for kind in list(self.types.values()):
-            mine = [p for (name, _), p in sorted(self.partitions.items()) if name == kind.name]
-            loads.append(
-                ActorLoad(
-                    kind=kind.name,
-                    partitions=[p.number for p in mine],
-                    active=sum(len(p.activations) for p in mine),
-                    running=sum(p.running for p in mine),
-                    version=kind.version,
-                    fingerprint=kind.fingerprint,
-                )
-            )
-        return loads
+        owned = sorted(self.partitions.items())
+        return [load_of(kind, [p for (name, _), p in owned if name == kind.name]) for kind in list(self.types.values())]
 
     def find(self, kind: str, key: str) -> Partition | None:
         """Return the partition of an actor if we own it."""
@@ -245,7 +225,7 @@ class ActorHost:
     def _doubt_all(self) -> None:
         for partition in self.partitions.values():
             partition.doubt()
-        self._read_cursors_s = float("-inf")
+        self._owners.doubt()
 
     async def _listen(self) -> None:
         self._subscriptions.append(await self._bus.subscribe(CURSORS, self._on_cursor))
@@ -253,16 +233,14 @@ class ActorHost:
         self._subscriptions.append(await self._bus.subscribe(subjects.CTL_DEAD, self._on_death))
 
     def _on_cursor(self, message: Message) -> None:
-        """A cursor is being written. It is a doorbell: it may be refused, and then the next read shows it."""
         _, _, kind, number = message.subject.split(".")
-        known = self._cursors.get((kind, int(number)))
+        place = (kind, int(number))
         try:
             found = cursors.decode(message.data)
         except DecodeError:
             return
-        self.held.disown((kind, int(number)), found)
-        if kind in self.types and (known is None or known[0].epoch != found.epoch or known[0].owner != found.owner):
-            self._read_cursors_s = float("-inf")
+        self.held.disown(place, found)
+        if kind in self.types and self._owners.hear(place, found):
             self._look.set()
 
     def _on_death(self, message: Message) -> None:
@@ -298,7 +276,8 @@ class ActorHost:
             if self._is_over:
                 return
             try:
-                await self._read_cursors()
+                for place, found in await self._owners.read(self.types, self._clock.monotonic()):
+                    self.held.disown(place, found)
                 if self._is_draining:
                     await self._hand_on()
                     return
@@ -309,15 +288,14 @@ class ActorHost:
 
     async def _hand_on(self) -> None:
         """Give everything to others, what was handed to us meanwhile too: nobody else may take that."""
-        for kind in self.types.values():
+        for kind in self.types:
             for number in range(self.services.rules.partitions):
-                place = (kind.name, number)
                 heir = self._heir(kind, number)
-                owned = self.partitions.get(place)
+                owned = self.partitions.get((kind, number))
                 if heir is not None and owned is not None:
                     await self._hand_over(owned, heir)
-                elif heir is not None and self._is_named(place):
-                    await self._pass_on(place, heir)
+                elif heir is not None and self._owners.is_ours((kind, number)):
+                    await self._pass_on(kind, number, heir)
 
     async def _place_type(self, kind: ActorType) -> None:
         hosts = self.fleet.candidates(kind, self.liveness.live(self._clock.monotonic()))
@@ -334,33 +312,15 @@ class ActorHost:
                     await self._hand_over(owned, owner)
                 elif owned.is_deaf:
                     await owned.go_on()
-            elif not self._is_draining and (owner == self._worker or self._is_named(place)):
+            elif not self._is_draining and (owner == self._worker or self._owners.is_ours(place)):
                 # one that was handed to us is taken even when it should go on to another: nobody else may take it
                 await self._take_if_free(kind, number)
 
-    def _heir(self, kind: ActorType, number: int) -> str | None:
-        return self.fleet.heir(kind, number, self.liveness.live(self._clock.monotonic()))
-
-    async def _read_cursors(self) -> None:
-        now_s = self._clock.monotonic()
-        if now_s - self._read_cursors_s < READ_CURSORS_EVERY_S:
-            return
-        self._read_cursors_s = now_s
-        for stored in await self._bus.get_many(subjects.ACTORS, [f"cb.cursor.{name}.*" for name in self.types]):
-            _, _, kind, number = stored.subject.split(".")
-            try:
-                found = cursors.decode(stored.data)
-                self._cursors[kind, int(number)] = (found, stored.seq)
-                self.held.disown((kind, int(number)), found)
-            except DecodeError as error:
-                _log.error(events.PARTITION_UNPLACED, code=error.code, message=f"{stored.subject}: {error}")
-
-    def _is_named(self, place: Place) -> bool:
-        known = self._cursors.get(place)
-        return known is not None and known[0].owner == self._worker
+    def _heir(self, kind: str, number: int) -> str | None:
+        return self.fleet.heir(self.types[kind], number, self.liveness.live(self._clock.monotonic()))
 
     async def _take_if_free(self, kind: ActorType, number: int) -> None:
-        known, _ = self._cursors.get((kind.name, number), (Cursor(), 0))
+        known = self._owners.known((kind.name, number))
         now_s = self._clock.monotonic()
         is_free = known.owner in ("", self._worker) or self.liveness.is_dead(known.owner, now_s)
         if is_free:
@@ -370,10 +330,10 @@ class ActorHost:
         """Become the owner, against the record that stands at the leader."""
         subject = subjects.cursor(kind.name, number)
         stored = await self._bus.get_last(subjects.ACTORS, subject, from_leader=True)
-        found = _decoded(subject, stored)
+        found = decoded(subject, stored)
         if found is None:
             return
-        self._cursors[kind.name, number] = (found, stored.seq if stored is not None else 0)
+        self._owners.learn((kind.name, number), found)
         now_s = self._clock.monotonic()
         is_handed = found.owner == self._worker
         is_from_dead = found.owner not in ("", self._worker)
@@ -396,6 +356,7 @@ class ActorHost:
             cursor_seq=stored.seq if stored is not None else 0,
             taken_at=info.last_seq,
             is_from_dead=is_from_dead or bool(found.held.keys() - held.keys()),
+            former=found.owner if is_from_dead else next(iter(found.held.values()), ""),
             on_lost=self._lost,
             on_settled=self._settled,
         )
@@ -404,9 +365,8 @@ class ActorHost:
             wanted = replace(partition.cursor, epoch=found.epoch + 1, owner=self._worker)
             if not await partition.write(wanted):
                 return
-        self._cursors[kind.name, number] = (partition.cursor, partition.cursor_seq)
+        self._owners.learn((kind.name, number), partition.cursor)
         self.held.adopt(partition)
-        # ours from here on; where it cannot be read now, the next look tries again
         self.partitions[kind.name, number] = partition
         await partition.open()
         self._taken(partition, from_worker=found.owner, is_from_dead=is_from_dead)
@@ -427,17 +387,17 @@ class ActorHost:
     def _still_holds(self, worker: str, now_s: float) -> bool:
         return worker == self._worker or not self.liveness.is_dead(worker, now_s)
 
-    async def _pass_on(self, place: Place, to: str) -> None:
+    async def _pass_on(self, kind: str, number: int, to: str) -> None:
         """Give a partition that was handed to us and never taken to another worker, as it stands."""
-        subject = subjects.cursor(*place)
+        subject = subjects.cursor(kind, number)
         stored = await self._bus.get_last(subjects.ACTORS, subject, from_leader=True)
-        found = _decoded(subject, stored)
+        found = decoded(subject, stored)
         if stored is None or found is None or found.owner != self._worker:
-            self._read_cursors_s = float("-inf")
+            self._owners.doubt()
             return
         wanted = replace(found, epoch=found.epoch + 1, owner=to)
-        ack = await self._bus.store(Write(subject, cursors.encode(wanted), header.build(expected_seq=stored.seq)))
-        self._cursors[place] = (wanted, ack.seq)
+        await self._bus.store(Write(subject, cursors.encode(wanted), header.build(expected_seq=stored.seq)))
+        self._owners.learn((kind, number), wanted)
 
     async def _hand_over(self, partition: Partition, to: str) -> None:
         """Give a partition to another worker; actors in mid-turn stay until they are done."""
@@ -458,7 +418,8 @@ class ActorHost:
         partition.is_handed = True
         place = (partition.kind.name, partition.number)
         self.partitions.pop(place, None)
-        self._cursors[place] = (partition.cursor, partition.cursor_seq)
+        self._upkeep.forget(place)
+        self._owners.learn(place, partition.cursor)
         self.held.keep(partition, held)
         for activation in partition.activations.values():
             if not activation.is_busy:
@@ -474,9 +435,8 @@ class ActorHost:
         )
 
     async def _go_on(self, partition: Partition) -> None:
-        if partition.is_lost:
-            return
-        await partition.go_on()
+        if not partition.is_lost:
+            await partition.go_on()
 
     async def _leave_rest(self) -> None:
         """Leave the partitions that have no heir: whoever comes next finds everything as it stands."""
@@ -504,9 +464,10 @@ class ActorHost:
         place = (partition.kind.name, partition.number)
         if self.partitions.get(place) is partition:
             del self.partitions[place]
+            self._upkeep.forget(place)
             self.held.keep(partition, partition.activations)
         _ = self.services.spawn(partition.close(), "partition-close")
-        self._read_cursors_s = float("-inf")
+        self._owners.doubt()
         self._look.set()
 
     def _settled(self, partition: Partition, activation: Staged) -> None:
@@ -515,42 +476,3 @@ class ActorHost:
     def _running(self) -> list[Activation]:
         mine = [a for p in self.partitions.values() for a in p.activations.values() if a.is_busy]
         return [*mine, *self.held.activations.values()]
-
-    # --- what is kept up to date
-
-    async def _keep_cursors(self) -> None:
-        passivated_s = held_s = self._clock.monotonic()
-        while True:
-            await self._clock.sleep(self.services.rules.cursor_every_s)
-            now_s = self._clock.monotonic()
-            for partition in list(self.partitions.values()):
-                try:
-                    await partition.save()
-                except CallboardError:
-                    continue
-            if now_s - held_s >= HELD_LOOK_EVERY_S:
-                held_s = now_s
-                await self.held.look()
-            if now_s - passivated_s >= PASSIVATE_EVERY_S:
-                passivated_s = now_s
-                for partition in list(self.partitions.values()):
-                    for activation in partition.passivate(now_s):
-                        _ = self.services.spawn(activation.runner.instance.end(), "actor-end")
-
-
-async def _alone(coroutine: Coroutine[Any, Any, None], name: str) -> None:
-    try:
-        await coroutine
-    except Exception as error:  # noqa: BLE001 - a mistake, ours or the user's, of which the other actors know nothing
-        code = error.code if isinstance(error, CallboardError) else "internal"
-        trace = "".join(traceback.format_exception(error, limit=-8))
-        _log.error(events.ACTOR_FAILED, actor=name, code=code, message=trace)
-
-
-def _decoded(subject: str, stored: Stored | None) -> Cursor | None:
-    """Return a cursor as stored, a first one when there is none, and None when it cannot be understood."""
-    try:
-        return cursors.decode(stored.data) if stored is not None else Cursor()
-    except DecodeError as error:
-        _log.debug(events.PARTITION_UNPLACED, code=error.code, message=f"{subject}: {error}")
-        return None
