@@ -38,7 +38,7 @@ export NO_PYTHON
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: $(VENV)/.core ## run the demonstration (DEMO_PATH=folder runs it on your own files)
@@ -59,6 +59,14 @@ test-all: $(VENV)/.dev ## every test this machine can run
 .PHONY: chaos
 chaos: $(VENV)/.dev ## kill workers and servers under 5,000 tasks and account for each (CHAOS="--tasks 500 --seed 3")
 	@$(BIN)/python -m tests.chaos.ledger $(CHAOS)
+
+.PHONY: chaos-turns
+chaos-turns: $(VENV)/.dev ## kill hosts and servers under 1,000 long turns (CHAOS="--turns 100 --servers 3 --server-freezes 2")
+	@$(BIN)/python -m tests.chaos.turn_ledger $(CHAOS)
+
+.PHONY: chaos-takeover
+chaos-takeover: $(VENV)/.dev ## kill the host of a turn 200 times and time its heirs (CHAOS="--kills 20")
+	@$(BIN)/python -m tests.chaos.takeover $(CHAOS)
 
 .PHONY: simulate
 simulate: $(VENV)/.dev ## replay one simulated run and print its history (SCENARIO=actors SEED=7)

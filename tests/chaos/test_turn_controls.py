@@ -78,7 +78,6 @@ async def wake_a_zombie_before_its_commit(stage: Stage) -> TurnVerdict:
     await reached(stage, numbers, kind="step", step=2)
     behind = await post(stage, sent, keys=8)
     second = await stage.fleet.start(is_awaited=False)
-    # in its last steps whatever it hands over now stays with it: nobody else begins while it lives
     stage.fleet.freeze(first)
     await stage.fleet.ready(second)
     await reached(stage, behind, kind="end", pid=second.pid)
@@ -92,6 +91,7 @@ async def wake_a_zombie_before_its_commit(stage: Stage) -> TurnVerdict:
     return await judge(stage.bus, stage.fleet, sent)
 
 
+@pytest.mark.slow
 async def test_the_fence_alone_keeps_a_zombies_commit_out(folder: Path) -> None:
     async with staged(folder, has_actors=True, breaks=("never_lost",)) as stage:
         verdict = await wake_a_zombie_before_its_commit(stage)
@@ -119,7 +119,7 @@ async def kill_in_mid_turn(stage: Stage) -> TurnVerdict:
     return await judge(stage.bus, stage.fleet, sent)
 
 
-@pytest.mark.parametrize("breaks", [(), ("no_journal",)])
+@pytest.mark.parametrize("breaks", [pytest.param((), marks=pytest.mark.slow), ("no_journal",)])
 async def test_recorded_steps_are_not_repeated_and_control_without_the_journal_they_are(
     folder: Path, breaks: tuple[str, ...]
 ) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -40,6 +40,14 @@ class Work(Struct):
     keeps: int = 0
 
 
+class Hold(Struct):
+    name: str
+
+
+class Go(Struct):
+    name: str
+
+
 class Stage:
     """What the actors did; one test at a time."""
 
@@ -64,6 +72,14 @@ class Desk(Actor, name="desk"):
         Stage.ended.append(m.name)
         return m.name
 
+    @on
+    async def hold(self, m: Hold) -> str:
+        Stage.begun.append(m.name)
+        await self.wait_for(Go, where={"name": m.name})
+        self.state.done.append(m.name)
+        Stage.ended.append(m.name)
+        return m.name
+
     async def on_stop(self) -> None:
         if Stage.never_stops:
             await asyncio.Event().wait()
@@ -75,6 +91,8 @@ class Between:
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         self.is_behind = False
+        self.batch_takes_s = 0.0
+        self.get_takes_s = 0.0
         self.on_store: Callable[[Write, Callable[[], Awaitable[PubAck]]], Awaitable[PubAck]] | None = None
         self.on_publish: Callable[[str], Awaitable[None]] | None = None
 
@@ -90,6 +108,14 @@ class Between:
         if self.on_store is not None:
             return await self.on_store(write, lambda: self._bus.store(write, **options))
         return await self._bus.store(write, **options)
+
+    async def get_last(self, stream: str, subject: str, **options: Any) -> Stored | None:  # noqa: ANN401
+        await asyncio.sleep(self.get_takes_s)
+        return await self._bus.get_last(stream, subject, **options)
+
+    async def store_batch(self, writes: Sequence[Write], **options: Any) -> PubAck:  # noqa: ANN401
+        await asyncio.sleep(self.batch_takes_s)
+        return await self._bus.store_batch(writes, **options)
 
     async def publish(self, subject: str, data: bytes = b"", **options: Any) -> None:  # noqa: ANN401
         if self.on_publish is not None:
@@ -155,6 +181,11 @@ class Fleet:
             return []
         found: list[str] = msgspec.json.decode(stored.data).get("state", {}).get("done", [])
         return found
+
+    async def parked(self, key: str) -> list[int]:
+        stored = await self.world.bus.get_last(subjects.ACTORS, subjects.state("desk", key))
+        assert stored is not None
+        return [found["seq"] for found in msgspec.json.decode(stored.data).get("parked", [])]
 
 
 async def _is(value: object) -> bool:
@@ -542,5 +573,31 @@ def test_a_turn_is_not_run_again_because_its_large_state_could_not_be_stored_at_
         assert await fleet.world.actor("desk/ann").ask(Work("large", keeps=300_000), timeout_s=60.0) == "large"
         assert len(refused) == 4
         assert Stage.begun == ["large"]
+
+    _play(scene)
+
+
+def test_an_order_does_not_forget_a_turn_that_parks_at_the_same_time() -> None:
+    async def scene(fleet: Fleet) -> None:
+        await fleet.start("a")
+        desk = fleet.world.actor("desk/ann")
+        await desk.tell(Hold("one"))
+        await fleet.begun("one")
+        await asyncio.sleep(1.0)
+        (parked,) = await fleet.parked("ann")
+        for bus in fleet.buses["a"]:
+            bus.batch_takes_s = 1.0
+            bus.get_takes_s = 1.0
+        order = msgspec.json.encode({"op": "cancel", "seq": parked})
+        ordering = asyncio.ensure_future(fleet.world.bus.request(subjects.ctl_actor("desk", "ann"), order))
+        # the order reads while the other turn begins to write
+        await asyncio.sleep(0.5)
+        await desk.tell(Hold("two"))
+        answer = await ordering
+        assert msgspec.json.decode(answer.data)["ok"]
+        await asyncio.sleep(3.0)
+        assert len(await fleet.parked("ann")) == 1
+        await desk.tell(Go("two"))
+        await fleet.world.eventually(lambda: _is(Stage.ended == ["two"]), within_s=20.0)
 
     _play(scene)

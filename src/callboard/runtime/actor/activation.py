@@ -313,8 +313,7 @@ class Activation:
             await self.commit([mail.seq])
             return
         askers = [*parked.askers, mail.reply_to][-ASKERS_KEPT:]
-        others = [other for other in self.known.parked if other.seq != parked.seq]
-        await self.commit([mail.seq], changes={"parked": [*others, replace(parked, askers=askers)]})
+        await self.commit([mail.seq], changes={"parked": verdict.parking(replace(parked, askers=askers))})
 
     # --- what it writes
 
@@ -329,7 +328,8 @@ class Activation:
     ) -> None:
         """Write the next record: the mails in ``applied`` are handled, ``changes`` are made, ``writes`` go along.
 
-        Replies are sent once it stands; with ``remembers`` they are kept for callers that ask again.
+        A function among the ``changes`` is given the record before this one: others may write until then. Replies are
+        sent once it stands; with ``remembers`` they are kept for callers that ask again.
 
         Raises:
             TurnFencedError: If another host has written since; nothing stands, nobody was answered.
@@ -346,7 +346,7 @@ class Activation:
                 epoch=self.owner.epoch,
                 mail=applied[0] if applied else 0,
                 at=self.services.clock.now(),
-                **(changes or {}),
+                **{name: made(base) if callable(made) else made for name, made in (changes or {}).items()},
             )
             subject = subjects.state(self.address.type, self.address.key)
             write = Write(subject, encode(record), header.build(expected_seq=self.seq))
@@ -355,6 +355,7 @@ class Activation:
                 case Committed(seqs=seqs):
                     self.record, self.seq = record, seqs[0]
                     self.problem = None
+                    self.owner.committed(self.address.key, self.seq)
                 case Fenced():
                     message = f"{self.address} was written by another host since: this turn is thrown away"
                     raise TurnFencedError(message)

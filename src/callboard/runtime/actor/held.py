@@ -52,8 +52,9 @@ class Held:
         """Keep the actors of a partition that are in mid-turn here; say of those that have ended that they are free."""
         place = (partition.kind.name, partition.number)
         for key in keys:
-            activation = partition.activations[key]
-            if activation.is_busy:
+            # it may have ended, and even been forgotten, while the cursor was written
+            activation = partition.activations.get(key)
+            if activation is not None and activation.is_busy:
                 self.activations[*place, key] = activation
             else:
                 self._release(place, key)

@@ -224,13 +224,16 @@ async def _cancel_parked(activation: Activation, parked: list[Parked], reason: s
                 (mail, reply),
                 *((replace(mail, reply_to=asker, has_own_id=False), reply) for asker in found.askers),
             ]
-    remaining = [other for other in activation.known.parked if other.seq not in gone]
     writes = [write for found in parked for write in park.end_writes(activation, found)]
     ttl_s = activation.services.rules.event_ttl_s
     for seq in sorted(gone):
         facts = {"seq": seq, "reason": reason, "partial": False, "steps": 0}
         writes.append(event_write(activation.address, CANCELLED, facts, ttl_s=ttl_s))
-    await activation.commit([], to=answers, writes=writes, changes={"parked": remaining})
+    await activation.commit([], to=answers, writes=writes, changes={"parked": verdict.unparking(gone)})
+    job = activation.runner.job
+    if job is not None and job.mail.seq in gone:
+        # it was resumed meanwhile
+        activation.runner.stop(STOP_CANCEL, reason)
 
 
 async def _requeue(activation: Activation, seq: int) -> int:

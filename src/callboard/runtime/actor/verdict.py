@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 
 import msgspec
@@ -172,6 +172,25 @@ def repeated(mail: Mail, record: StateRecord) -> Reply | None:
         text = f"{mail.id} was handled before, once; its answer is no longer kept"
         return _error(mail, ReplyGoneError.code, text)
     return None
+
+
+def parking(parked: Parked) -> Callable[[StateRecord], list[Parked]]:
+    """Return the change that puts an entry among the parked turns of a record, in its old place if it had one.
+
+    What is parked is decided by the record under the commit: an order and a turn may write at the same time.
+    """
+
+    def change(record: StateRecord) -> list[Parked]:
+        if any(other.seq == parked.seq for other in record.parked):
+            return [parked if other.seq == parked.seq else other for other in record.parked]
+        return [*record.parked, parked]
+
+    return change
+
+
+def unparking(gone: Collection[int]) -> Callable[[StateRecord], list[Parked]]:
+    """Return the change that takes the turns of these mails from the parked ones."""
+    return lambda record: [other for other in record.parked if other.seq not in gone]
 
 
 def apply(record: StateRecord, handled: Sequence[int], oldest_waiting: int | None) -> StateRecord:
