@@ -39,6 +39,8 @@ from callboard.runtime.errors import BusError, CallboardError, DecodeError, Topo
 _log = logs.get_logger(__name__)
 
 LOOK_EVERY_S = 0.25
+# What a slow taking has read may be old by now: this process may have stood still on the way.
+SLOW_TAKE_S = 1.0
 HELD_LOOK_EVERY_S = 1.0
 # what was cancelled ends within a moment
 END_WAIT_S = 2.0
@@ -328,9 +330,9 @@ class ActorHost:
         now_s = self._clock.monotonic()
         is_free = known.owner in ("", self._worker) or self.liveness.is_dead(known.owner, now_s)
         if is_free:
-            await self._take(kind, number)
+            await self._take(kind, number, began_s=now_s)
 
-    async def _take(self, kind: ActorType, number: int) -> None:
+    async def _take(self, kind: ActorType, number: int, *, began_s: float) -> None:
         """Become the owner, against the record that stands at the leader."""
         subject = subjects.cursor(kind.name, number)
         stored = await self._bus.get_last(subjects.ACTORS, subject, from_leader=True)
@@ -371,6 +373,8 @@ class ActorHost:
         self._owners.learn((kind.name, number), partition.cursor)
         self.held.adopt(partition)
         self.partitions[kind.name, number] = partition
+        if self._clock.monotonic() - began_s > SLOW_TAKE_S:
+            partition.doubt()
         await partition.open()
         self._taken(partition, from_worker=found.owner, is_from_dead=is_from_dead)
 
