@@ -39,8 +39,6 @@ from callboard.runtime.errors import BusError, CallboardError, DecodeError, Topo
 _log = logs.get_logger(__name__)
 
 LOOK_EVERY_S = 0.25
-# What a slow taking has read may be old by now: this process may have stood still on the way.
-SLOW_TAKE_S = 1.0
 HELD_LOOK_EVERY_S = 1.0
 # what was cancelled ends within a moment
 END_WAIT_S = 2.0
@@ -373,9 +371,7 @@ class ActorHost:
         self._owners.learn((kind.name, number), partition.cursor)
         self.held.adopt(partition)
         self.partitions[kind.name, number] = partition
-        if self._clock.monotonic() - began_s > SLOW_TAKE_S:
-            partition.doubt()
-        await partition.open()
+        await partition.open(is_doubtful=self._clock.monotonic() - began_s > 4 * LOOK_EVERY_S)
         self._taken(partition, from_worker=found.owner, is_from_dead=is_from_dead)
 
     def _taken(self, partition: Partition, *, from_worker: str, is_from_dead: bool) -> None:
