@@ -149,12 +149,17 @@ class Partition:
 
     # --- life
 
-    async def open(self) -> None:
+    async def open(self, *, is_doubtful: bool = False) -> None:
         """Wake the actors with unhandled mail and read on.
+
+        Args:
+            is_doubtful: Taking it took long, so that what was read on the way may be old: look again before a turn.
 
         Raises:
             BusError: If it cannot be read now.
         """
+        if is_doubtful:
+            self.doubt()
         for key, seq in sorted(self.cursor.pending.items(), key=lambda item: item[1]):
             activation = self.activation(key, read_from=seq)
             holder = self.cursor.held.get(key)
