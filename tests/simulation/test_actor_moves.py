@@ -85,6 +85,19 @@ class Desk(Actor, name="desk"):
             await asyncio.Event().wait()
 
 
+class Narrow(Actor, name="narrow", mailbox_cap=1):
+    class State(Struct):
+        done: list[str] = []
+
+    state: State
+
+    @on
+    async def work(self, m: Work) -> str:
+        Stage.begun.append(m.name)
+        await asyncio.sleep(m.takes_s)
+        return m.name
+
+
 class Between:
     """A connection whose stores and publishes a test may hold up, or see."""
 
@@ -130,12 +143,12 @@ class Fleet:
         self.world = world
         self.buses: dict[str, list[Between]] = {}
 
-    async def start(self, name: str) -> ActorHost:
+    async def start(self, name: str, actor: type[Actor] = Desk) -> ActorHost:
         def wrap(bus: Bus) -> Bus:
             self.buses.setdefault(name, []).append(Between(bus))
             return self.buses[name][-1]
 
-        await self.world.start(Desk, name=name, wrap=wrap)
+        await self.world.start(actor, name=name, wrap=wrap)
         return self.host(name)
 
     async def start_heir(self, *others: str) -> str:
@@ -599,5 +612,30 @@ def test_an_order_does_not_forget_a_turn_that_parks_at_the_same_time() -> None:
         assert len(await fleet.parked("ann")) == 1
         await desk.tell(Go("two"))
         await fleet.world.eventually(lambda: _is(Stage.ended == ["two"]), within_s=20.0)
+
+    _play(scene)
+
+
+def test_mail_that_is_being_refused_does_not_run_meanwhile() -> None:
+    """Its dead letter takes longer than the turn that it waits behind."""
+
+    async def scene(fleet: Fleet) -> None:
+        await fleet.start("a", Narrow)
+
+        async def store(write: Write, act: Callable[[], Awaitable[PubAck]]) -> PubAck:
+            if write.subject.startswith("cb.dead."):
+                await asyncio.sleep(3.0)
+            return await act()
+
+        for bus in fleet.buses["a"]:
+            bus.on_store = store
+        narrow = fleet.world.actor("narrow/ann")
+        for name in ("first", "second"):
+            await narrow.tell(Work(name, 1.0))
+        await asyncio.sleep(6.0)
+        await narrow.tell(Work("third"))
+        await fleet.begun("third")
+        assert Stage.begun == ["first", "third"]
+        assert len(await fleet.world.stored("CB_DEAD", "cb.dead.mail.narrow.>")) == 1
 
     _play(scene)
