@@ -24,11 +24,13 @@ from callboard.runtime.actor.cursor import Cursor
 from callboard.runtime.actor.held import FREED
 from callboard.runtime.actor.hosting import ActorHost
 from callboard.runtime.actor.partition import Partition
+from callboard.runtime.actor.services import ActorRules
 from callboard.runtime.bus.base import Bus, Message, PubAck, Stored, Write
 from callboard.runtime.config import TopologySettings
 from callboard.runtime.errors import BusTimeoutError, ConflictError
 from callboard.runtime.simulation.run import Simulation, run
 from callboard.runtime.simulation.world import World, open_world
+from callboard.runtime.worker import WorkerOptions
 
 LOST = "nobody knows what became of it"
 CURSOR = subjects.cursor("desk", 0)
@@ -142,13 +144,14 @@ class Fleet:
     def __init__(self, world: World) -> None:
         self.world = world
         self.buses: dict[str, list[Between]] = {}
+        self.options = WorkerOptions()
 
     async def start(self, name: str, actor: type[Actor] = Desk) -> ActorHost:
         def wrap(bus: Bus) -> Bus:
             self.buses.setdefault(name, []).append(Between(bus))
             return self.buses[name][-1]
 
-        await self.world.start(actor, name=name, wrap=wrap)
+        await self.world.start(actor, name=name, options=self.options, wrap=wrap)
         return self.host(name)
 
     async def start_heir(self, *others: str) -> str:
@@ -637,5 +640,27 @@ def test_mail_that_is_being_refused_does_not_run_meanwhile() -> None:
         await fleet.begun("third")
         assert Stage.begun == ["first", "third"]
         assert len(await fleet.world.stored("CB_DEAD", "cb.dead.mail.narrow.>")) == 1
+
+    _play(scene)
+
+
+def test_a_turn_that_waits_for_a_place_moves_on_with_its_partition() -> None:
+    """It has not begun, so nothing holds it to a host whose places are all taken."""
+
+    async def scene(fleet: Fleet) -> None:
+        fleet.options = WorkerOptions(actor_rules=ActorRules(turns=1))
+        old = await fleet.start("a")
+        await fleet.tell("ann", "long", 60.0)
+        await fleet.begun("long")
+        await fleet.tell("bob", "short")
+        await asyncio.sleep(1.0)
+        assert Stage.begun == ["long"]
+        heir = await fleet.start_heir("a")
+        await fleet.owned_by(heir)
+        await fleet.begun("short")
+        assert Stage.ended == ["short"]
+        assert list(old.held.activations) == [("desk", 0, "ann")]
+        await fleet.world.eventually(lambda: _is("long" in Stage.ended), within_s=90.0)
+        assert Stage.begun == ["long", "short"]
 
     _play(scene)

@@ -138,6 +138,11 @@ class Activation:
             self.kind, self._next_kind = self._next_kind, None
             self.runner.forget()
 
+    def leave(self) -> None:
+        """Begin no further turn: somebody else goes on. The one under way ends here."""
+        self.is_leaving = True
+        self.runner.leave()
+
     def drop(self) -> None:
         """Forget it at once: somebody else runs it now. A turn under way ends without a trace."""
         self._is_dropped = True

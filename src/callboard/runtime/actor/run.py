@@ -328,6 +328,10 @@ class Runner:
             self._cancel = (code, text)
         self.nudge.set()
 
+    def leave(self) -> None:
+        """Begin no turn that still waits for its place: the actor goes to another host."""
+        self._attempt.leave()
+
     def forget(self) -> None:
         """Throw the instance away; the next turn makes a new one from the record."""
         self.instance.forget()
