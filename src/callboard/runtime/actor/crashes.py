@@ -36,6 +36,9 @@ async def note(activation: Staged, mail: Mail, cause_seq: int) -> CrashLimitErro
 
     Only deaths with no step done between them count, so that a long turn on a shaky machine is not taken for poison.
     One read and one write, after a death only.
+
+    Raises:
+        BusError: If the journal can never be read: no permission, connection closed.
     """
     services = activation.services
     address = activation.address
@@ -65,7 +68,9 @@ async def _read(activation: Staged, mail: Mail) -> tuple[int, list[CrashNote]]:
         try:
             found = await activation.services.bus.get_many(subjects.ACTORS, [wildcard], from_leader=True)
             break
-        except BusError:
+        except BusError as error:
+            if not error.retryable:
+                raise
             await activation.services.clock.sleep(_RETRY_S)
     notes: list[CrashNote] = []
     steps = 0
@@ -73,9 +78,9 @@ async def _read(activation: Staged, mail: Mail) -> tuple[int, list[CrashNote]]:
         if step.entry_of(stored.subject).startswith(f"{NAME}."):
             try:
                 value = step.decode(stored.data).value
-            except DecodeError:
+                notes.append(_note.decode(value if value is not UNSET else b""))
+            except (DecodeError, msgspec.DecodeError):
                 continue
-            notes.append(_note.decode(value if value is not UNSET else b""))
         else:
             steps += 1
     return steps, notes
