@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from callboard.runtime import events, logs, metrics, subjects
+from callboard.runtime.actor import shutdown
 from callboard.runtime.actor.actor import Actor
 from callboard.runtime.actor.services import ActorRules
 from callboard.runtime.bus import provision, topology
@@ -157,12 +158,30 @@ def worker_options(settings: Settings) -> WorkerOptions:
         max_ack_pending=work.max_ack_pending,
         max_block_s=worker.max_block_s,
         drain_grace_s=worker.drain_grace_s,
+        shutdown=shutdown.named(worker.shutdown),
         holds_wait_s=work.holds_wait_s,
         pool_rules=PoolRules(crash_limit=work.crash_limit, quarantine_s=work.quarantine_s),
-        actor_rules=ActorRules(partitions=settings.topology.partitions, claim_check_bytes=int(work.claim_check_bytes)),
+        actor_rules=actor_rules(settings),
         settle_rules=SettleRules(
             schedule_over_s=work.retry_schedule_above_s, claim_check_bytes=int(work.claim_check_bytes)
         ),
+    )
+
+
+def actor_rules(settings: Settings) -> ActorRules:
+    """Return the numbers that turns and partitions go by."""
+    actors = settings.actors
+    return ActorRules(
+        partitions=settings.topology.partitions,
+        turns=actors.turns,
+        step_ttl_s=actors.step_ttl_s,
+        event_ttl_s=actors.event_ttl_s,
+        claim_check_bytes=int(settings.work.claim_check_bytes),
+        idle_s=actors.idle_s,
+        state_limit_bytes=int(actors.state_limit_bytes),
+        retention_s=actors.retention_s,
+        audit=actors.audit,
+        audit_settle_s=actors.audit_settle_s,
     )
 
 
@@ -317,7 +336,7 @@ def _signals(worker: Worker, on_signal: Callable[[], None] | None) -> Iterator[N
         count += 1
         if on_signal is not None:
             on_signal()
-        _log.info(events.WORKER_DRAIN_BEGUN, worker=worker.id, now=count > 1)
+        _log.info(events.WORKER_DRAIN_BEGUN, worker=worker.id, now=count > 1, shutdown=worker.options.shutdown.name)
         worker.stop(now=count > 1)
 
     caught = (signal.SIGTERM, signal.SIGINT)

@@ -367,6 +367,7 @@ class Activation:
                 case Committed(seqs=seqs):
                     self.record, self.seq = record, seqs[0]
                     self.problem = None
+                    self.owner.committed(self.address.key, self.seq)
                 case Fenced():
                     message = f"{self.address} was written by another host since: this turn is thrown away"
                     raise TurnFencedError(message)

@@ -52,6 +52,11 @@ class Fleet:
         """Forget a worker."""
         self._hosts.pop(worker, None)
 
+    def stays(self, worker: str) -> bool:
+        """Return whether another worker is there and does not drain."""
+        host = self._hosts.get(worker)
+        return host is not None and not host.is_draining
+
     def candidates(self, kind: ActorType, live: Collection[str]) -> set[str]:
         """Return the hosts of a type, of those that live, with the newest version of its state; we may be one.
 

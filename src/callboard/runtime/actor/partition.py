@@ -52,6 +52,8 @@ class Partition:
         cursor_seq: Its sequence.
         taken_at: Last sequence of the stream when we took it: what came before may have been begun by another host.
         is_from_dead: Whether we took it from a host that died.
+        former: Worker that we took it from, or that last had one of its actors in mid-turn; "" when not known.
+        dirty: Keys of actors whose record was written since somebody last took note, with its sequence.
         is_lost: Somebody else owns it; its actors are dropped.
         is_handed: We gave it away: somebody else owns it, and the actors that we have in mid-turn go on.
         is_adrift: A hand-over was sent and may still arrive: nothing begins before another write keeps it out.
@@ -68,6 +70,7 @@ class Partition:
         cursor_seq: int,
         taken_at: int,
         is_from_dead: bool,
+        former: str,
         on_lost: Callable[[Partition], None],
         on_settled: Callable[[Partition, Staged], None],
     ) -> None:
@@ -78,6 +81,8 @@ class Partition:
         self.cursor_seq = cursor_seq
         self.taken_at = taken_at
         self.is_from_dead = is_from_dead
+        self.former = former
+        self.dirty: dict[str, int] = {}
         self.is_lost = False
         self.is_handed = False
         self.is_adrift = False
@@ -130,6 +135,10 @@ class Partition:
         """Look at the cursor before the next turn, and now."""
         self._doubts = True
         _ = self._services.spawn(self._check_quietly(), f"partition-check-{self.kind.name}-{self.number}")
+
+    def committed(self, key: str, seq: int) -> None:
+        """Hear that an actor's record was written."""
+        self.dirty[key] = seq
 
     def settled(self, activation: Staged) -> None:
         """Hear that an actor's loop came to rest."""
@@ -228,7 +237,7 @@ class Partition:
 
     def passivate(self, now_s: float) -> list[Activation]:
         """Forget actors that were idle for long enough; return them."""
-        idle_s = self.kind.options.idle_s
+        idle_s = self.kind.options.idle_s or self._services.rules.idle_s
         gone = [
             activation
             for activation in self.activations.values()
@@ -246,7 +255,7 @@ class Partition:
         """Let an actor run that another host had in mid-turn: it is done, or dead."""
         activation = self.activations.get(key)
         if activation is not None and activation.held_by is not None:
-            activation.held_by = None
+            self.former, activation.held_by = activation.held_by, None
             if not activation.is_busy:
                 # a turn under way needs it to the end; the fence tells whether it still stands
                 activation.record = None
@@ -258,6 +267,11 @@ class Partition:
     def waiting(self) -> int:
         """Actors in memory with unhandled mail."""
         return sum(1 for activation in self.activations.values() if activation.mailbox.first_seq is not None)
+
+    @property
+    def depth(self) -> int:
+        """Mails waiting in all, as far as they were seen here."""
+        return sum(activation.mailbox.depth for activation in self.activations.values())
 
     @property
     def running(self) -> int:
