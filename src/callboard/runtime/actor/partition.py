@@ -189,7 +189,7 @@ class Partition:
         """Begin no further turn: somebody else goes on."""
         self._is_left = True
         for activation in self.activations.values():
-            activation.is_leaving = True
+            activation.leave()
 
     async def go_on(self) -> None:
         """Read and run on after all: the hand-over did not come about.
@@ -215,7 +215,7 @@ class Partition:
         self.is_lost = True
         for key, activation in list(self.activations.items()):
             if activation.is_busy and (held or {}).get(key) == self._services.worker:
-                activation.is_leaving = True
+                activation.leave()
             else:
                 del self.activations[key]
                 activation.drop()

@@ -389,6 +389,10 @@ class Runner:
             self._cancel = (code, text)
         self.nudge.set()
 
+    def leave(self) -> None:
+        """Begin no turn that still waits for its place: the actor goes to another host."""
+        self._attempt.leave()
+
     def halt(self) -> None:
         """Let the steps under way finish, and stop the turn when it wants to begin another: the worker drains."""
         turn = self._activation.turn
