@@ -26,6 +26,8 @@ _log = logs.get_logger(__name__)
 
 # Actors with mail in memory before the reader pauses; the rest waits in the stream.
 MAX_WAITING = 10_000
+# A reader hears the broker each second, and is opened again when it does not.
+DEAF_AFTER_S = 12.0
 _RETRY_S = 0.25
 
 
@@ -177,6 +179,14 @@ class Partition:
     def is_deaf(self) -> bool:
         """Whether it is not being read: the broker could not be asked when it was to be opened."""
         return self._tail is None and not self.is_lost
+
+    def problem(self, now_s: float) -> str | None:
+        """Return why its mail cannot be read now, or None."""
+        tail = self._tail
+        if tail is None or self._is_on_hold:
+            return None
+        silent_s = now_s - tail.last_heard
+        return tail.problem or (f"nothing was heard for {silent_s:.0f} s" if silent_s > DEAF_AFTER_S else None)
 
     async def close(self) -> None:
         """Stop reading, and leave the cursor as it is. Its actors stay as they are."""

@@ -8,7 +8,7 @@ from callboard.runtime import events, logs
 from callboard.runtime.actor.held import Held
 from callboard.runtime.actor.owners import Place
 from callboard.runtime.actor.partition import Partition
-from callboard.runtime.actor.services import Services
+from callboard.runtime.actor.services import Services, alone
 from callboard.runtime.actor.trim import Trimmer
 from callboard.runtime.errors import CallboardError
 
@@ -72,7 +72,8 @@ class Upkeep:
         while True:
             await self._services.clock.sleep(self._services.rules.trim_every_s)
             for place, partition in list(self._host.partitions.items()):
-                await self._sweep(place, partition)
+                # a mistake of the sweeper must not end the turns
+                await alone(self._sweep(place, partition), "sweeper")
 
     def forget(self, place: Place) -> None:
         """Sweep no more in a partition that somebody else owns now."""
