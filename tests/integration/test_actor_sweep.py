@@ -85,8 +85,8 @@ async def test_records_without_a_lifetime_get_one_with_the_end_of_their_turn(cal
     assert await callboard_world.client.actor("adder/ann").ask(Add(5)) == 5
 
     async def has_end() -> bool:
-        (found,) = await standing(callboard_world, "cb.step.>")
-        return header.TTL in (found.headers or {})
+        found = await standing(callboard_world, "cb.step.>")
+        return [header.TTL in (stored.headers or {}) for stored in found] == [True]
 
     await eventually(has_end)
 

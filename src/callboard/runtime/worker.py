@@ -332,8 +332,9 @@ class Worker:
         if self.host is not None:
             self.host.heard(beat)
         if beat.worker == self.id:
-            return
-        if beat.status == "stopped":
+            # our own comes once a second: time to forget the silent
+            self._peers = {worker: self._peers[worker] for worker in self.peers()}
+        elif beat.status == "stopped":
             self._peers.pop(beat.worker, None)
         else:
             self._peers[beat.worker] = self._clock.monotonic()
@@ -446,7 +447,8 @@ class Worker:
         if self._fetched_s is not None and fetches:
             # what came while we stood still is not read yet
             silent_s = now_s - max(self._fetched_s, self.keeper.stalled_at)
-        self.problem = problems[0] if problems else None
+        actors_problem = self.host.problem() if self.host is not None else None
+        self.problem = problems[0] if problems else actors_problem
         if silent_s > DEAF_AFTER_S:
             self.problem = f"the broker has not answered a pull for {silent_s:.0f} s"
         self.status = "deaf" if self.problem else "ready"

@@ -54,6 +54,7 @@ class ActorHost:
         fleet: The other hosts.
         liveness: Who is alive.
         takeovers: Partitions taken from the dead.
+        unplaced: Why partitions could not be taken or handed on at the last look; None when they could.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class ActorHost:
         self.partitions: dict[Place, Partition] = {}
         self.fleet = Fleet(worker)
         self.takeovers = 0
+        self.unplaced: str | None = None
         self.liveness = Liveness(worker, now_s=clock.monotonic())
         self._worker = worker
         self._spawn = spawn
@@ -205,6 +207,15 @@ class ActorHost:
         owned = sorted(self.partitions.items())
         return [load_of(kind, [p for (name, _), p in owned if name == kind.name]) for kind in list(self.types.values())]
 
+    def problem(self) -> str | None:
+        """Return why mail cannot be read now, or None."""
+        now_s = self._clock.monotonic()
+        for (kind, number), partition in self.partitions.items():
+            found = partition.problem(now_s)
+            if found is not None:
+                return f"partition {number} of {kind} cannot be read: {found}"
+        return self.unplaced
+
     def find(self, kind: str, key: str) -> Partition | None:
         """Return the partition of an actor if we own it."""
         number = Address(kind, key).partition(self.services.rules.partitions)
@@ -283,7 +294,9 @@ class ActorHost:
                     return
                 for kind in list(self.types.values()):
                     await self._place_type(kind)
+                self.unplaced = None
             except BusError as error:
+                self.unplaced = f"partitions cannot be placed: {error}"
                 _log.debug(events.PARTITION_UNPLACED, code=error.code, message=str(error))
 
     async def _hand_on(self) -> None:
@@ -324,9 +337,9 @@ class ActorHost:
         now_s = self._clock.monotonic()
         is_free = known.owner in ("", self._worker) or self.liveness.is_dead(known.owner, now_s)
         if is_free:
-            await self._take(kind, number)
+            await self._take(kind, number, began_s=now_s)
 
-    async def _take(self, kind: ActorType, number: int) -> None:
+    async def _take(self, kind: ActorType, number: int, *, began_s: float) -> None:
         """Become the owner, against the record that stands at the leader."""
         subject = subjects.cursor(kind.name, number)
         stored = await self._bus.get_last(subjects.ACTORS, subject, from_leader=True)
@@ -368,7 +381,7 @@ class ActorHost:
         self._owners.learn((kind.name, number), partition.cursor)
         self.held.adopt(partition)
         self.partitions[kind.name, number] = partition
-        await partition.open()
+        await partition.open(is_doubtful=self._clock.monotonic() - began_s > 4 * LOOK_EVERY_S)
         self._taken(partition, from_worker=found.owner, is_from_dead=is_from_dead)
 
     def _taken(self, partition: Partition, *, from_worker: str, is_from_dead: bool) -> None:

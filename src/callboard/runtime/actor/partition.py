@@ -26,6 +26,8 @@ _log = logs.get_logger(__name__)
 
 # Actors with mail in memory before the reader pauses; the rest waits in the stream.
 MAX_WAITING = 10_000
+# A reader hears the broker each second, and is opened again when it does not.
+DEAF_AFTER_S = 12.0
 _RETRY_S = 0.25
 
 
@@ -149,12 +151,17 @@ class Partition:
 
     # --- life
 
-    async def open(self) -> None:
+    async def open(self, *, is_doubtful: bool = False) -> None:
         """Wake the actors with unhandled mail and read on.
+
+        Args:
+            is_doubtful: Taking it took long, so that what was read on the way may be old: look again before a turn.
 
         Raises:
             BusError: If it cannot be read now.
         """
+        if is_doubtful:
+            self.doubt()
         for key, seq in sorted(self.cursor.pending.items(), key=lambda item: item[1]):
             activation = self.activation(key, read_from=seq)
             holder = self.cursor.held.get(key)
@@ -173,6 +180,14 @@ class Partition:
         """Whether it is not being read: the broker could not be asked when it was to be opened."""
         return self._tail is None and not self.is_lost
 
+    def problem(self, now_s: float) -> str | None:
+        """Return why its mail cannot be read now, or None."""
+        tail = self._tail
+        if tail is None or self._is_on_hold:
+            return None
+        silent_s = now_s - tail.last_heard
+        return tail.problem or (f"nothing was heard for {silent_s:.0f} s" if silent_s > DEAF_AFTER_S else None)
+
     async def close(self) -> None:
         """Stop reading, and leave the cursor as it is. Its actors stay as they are."""
         self._is_closed = True
@@ -184,7 +199,7 @@ class Partition:
         """Begin no further turn: somebody else goes on."""
         self._is_left = True
         for activation in self.activations.values():
-            activation.is_leaving = True
+            activation.leave()
 
     async def go_on(self) -> None:
         """Read and run on after all: the hand-over did not come about.
@@ -210,7 +225,7 @@ class Partition:
         self.is_lost = True
         for key, activation in list(self.activations.items()):
             if activation.is_busy and (held or {}).get(key) == self._services.worker:
-                activation.is_leaving = True
+                activation.leave()
             else:
                 del self.activations[key]
                 activation.drop()

@@ -8,9 +8,9 @@ from callboard.runtime import events, logs
 from callboard.runtime.actor.held import Held
 from callboard.runtime.actor.owners import Place
 from callboard.runtime.actor.partition import Partition
-from callboard.runtime.actor.services import Services
+from callboard.runtime.actor.services import Services, alone
 from callboard.runtime.actor.trim import Trimmer
-from callboard.runtime.errors import BusError, CallboardError
+from callboard.runtime.errors import CallboardError
 
 _log = logs.get_logger(__name__)
 
@@ -72,7 +72,8 @@ class Upkeep:
         while True:
             await self._services.clock.sleep(self._services.rules.trim_every_s)
             for place, partition in list(self._host.partitions.items()):
-                await self._sweep(place, partition)
+                # a mistake of the sweeper must not end the turns
+                await alone(self._sweep(place, partition), "sweeper")
 
     def forget(self, place: Place) -> None:
         """Sweep no more in a partition that somebody else owns now."""
@@ -83,7 +84,8 @@ class Upkeep:
         try:
             # the cursor as it was written: what it says is handled, whoever owns the partition
             _ = await self._trimmer.trim(*place, cursor=partition.cursor, dirty=dirty)
-        except BusError as error:
+        except CallboardError as error:
+            # the next sweep takes it up; what cannot be read here concerns no other partition
             partition.dirty = dirty | partition.dirty
             _log.debug(events.PARTITION_UNSWEPT, type=place[0], partition=place[1], code=error.code)
         if self._host.partitions.get(place) is not partition:
