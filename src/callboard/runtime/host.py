@@ -225,7 +225,7 @@ def settle_memory() -> None:
 
     For a process that has loaded all it will: what stands now is never collected. What a turn leaves is nearly never
     part of a circle, so that a round every 700 objects, the default, finds nothing to free. With 100 asks at once a
-    host's CPU time for a stateful ask fell from 135 to 119 µs (``bench``, row j).
+    host's CPU time for a stateful ask fell from 137 to 122 µs (``bench``, row j).
     """
     gc.collect()
     gc.freeze()
