@@ -332,8 +332,9 @@ class Worker:
         if self.host is not None:
             self.host.heard(beat)
         if beat.worker == self.id:
-            return
-        if beat.status == "stopped":
+            # our own comes once a second: time to forget the silent
+            self._peers = {worker: self._peers[worker] for worker in self.peers()}
+        elif beat.status == "stopped":
             self._peers.pop(beat.worker, None)
         else:
             self._peers[beat.worker] = self._clock.monotonic()

@@ -13,6 +13,7 @@ from callboard.runtime.actor import reply as replies
 from callboard.runtime.actor.execute import (
     STOP_DEADLINE,
     STOP_TIMEOUT,
+    Abandoned,
     Done,
     Ending,
     Part,
@@ -63,6 +64,7 @@ class Attempts:
         self._instance = instance
         self._inner = inner
         self._task: asyncio.Task[Ending] | None = None
+        self._seating: asyncio.Task[None] | None = None
         self._outcome: asyncio.Future[Ending] | None = None
 
     async def make(self, turn: Turn, job: Job, *, order: Callable[[], tuple[str, str] | None]) -> Ending:
@@ -78,7 +80,8 @@ class Attempts:
         except Exception as error:  # noqa: BLE001 - the class's own constructor; it is data from here on
             return Raised(error)
         seat = Seat(self._activation.services.slots)
-        await seat.take()
+        if not await self._seated(seat, turn):
+            return Abandoned()
         try:
             turn.seat = seat
             stop = order()
@@ -120,7 +123,31 @@ class Attempts:
             self._insist(running, turn, 1)
         return True
 
+    def leave(self) -> None:
+        """Give up waiting for a place for a turn that has not begun: it is run elsewhere."""
+        if self._seating is not None:
+            self._seating.cancel()
+
     # --- inside
+
+    async def _seated(self, seat: Seat, turn: Turn) -> bool:
+        """Wait for a place; False when the actor went to another host before its turn began."""
+        if turn.attempt > 1 or not self._activation.services.slots.locked():
+            await seat.take()
+            return True
+        self._seating = seating = asyncio.ensure_future(seat.take())
+        try:
+            await asyncio.wait([seating])
+        except asyncio.CancelledError:
+            seating.cancel()
+            seat.leave()
+            raise
+        finally:
+            self._seating = None
+        if seating.cancelled() or self._activation.is_gone:
+            seat.leave()
+            return False
+        return True
 
     @property
     def _executor(self) -> Executor | None:

@@ -40,9 +40,9 @@ def deaths(found: Sequence[Stored]) -> int:
         if step.entry_of(stored.subject).startswith(f"{step.CRASHED}."):
             try:
                 value = step.decode(stored.data).value
-            except DecodeError:
+                notes.append(_note.decode(value if value is not UNSET else b""))
+            except (DecodeError, msgspec.DecodeError):
                 continue
-            notes.append(_note.decode(value if value is not UNSET else b""))
     steps = _steps(found)
     return sum(1 for note in notes if note.steps == steps)
 

@@ -58,11 +58,15 @@ class Fleet:
         return host is not None and not host.is_draining
 
     def candidates(self, kind: ActorType, live: Collection[str]) -> set[str]:
-        """Return the hosts of a type, of those that live, with the newest version of its state; we may be one."""
+        """Return the hosts of a type, of those that live, with the newest version of its state; we may be one.
+
+        The others are forgotten; a beat brings one back.
+        """
+        self._hosts = {worker: host for worker, host in self._hosts.items() if worker in live}
         versions = {
             worker: host.types[kind.name].version
             for worker, host in self._hosts.items()
-            if worker in live and not host.is_draining and kind.name in host.types
+            if not host.is_draining and kind.name in host.types
         }
         versions[self._worker] = kind.version
         newest = max(versions.values())

@@ -337,9 +337,9 @@ class ActorHost:
         now_s = self._clock.monotonic()
         is_free = known.owner in ("", self._worker) or self.liveness.is_dead(known.owner, now_s)
         if is_free:
-            await self._take(kind, number)
+            await self._take(kind, number, began_s=now_s)
 
-    async def _take(self, kind: ActorType, number: int) -> None:
+    async def _take(self, kind: ActorType, number: int, *, began_s: float) -> None:
         """Become the owner, against the record that stands at the leader."""
         subject = subjects.cursor(kind.name, number)
         stored = await self._bus.get_last(subjects.ACTORS, subject, from_leader=True)
@@ -381,7 +381,7 @@ class ActorHost:
         self._owners.learn((kind.name, number), partition.cursor)
         self.held.adopt(partition)
         self.partitions[kind.name, number] = partition
-        await partition.open()
+        await partition.open(is_doubtful=self._clock.monotonic() - began_s > 4 * LOOK_EVERY_S)
         self._taken(partition, from_worker=found.owner, is_from_dead=is_from_dead)
 
     def _taken(self, partition: Partition, *, from_worker: str, is_from_dead: bool) -> None:

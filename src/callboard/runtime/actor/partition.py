@@ -151,12 +151,17 @@ class Partition:
 
     # --- life
 
-    async def open(self) -> None:
+    async def open(self, *, is_doubtful: bool = False) -> None:
         """Wake the actors with unhandled mail and read on.
+
+        Args:
+            is_doubtful: Taking it took long, so that what was read on the way may be old: look again before a turn.
 
         Raises:
             BusError: If it cannot be read now.
         """
+        if is_doubtful:
+            self.doubt()
         for key, seq in sorted(self.cursor.pending.items(), key=lambda item: item[1]):
             activation = self.activation(key, read_from=seq)
             holder = self.cursor.held.get(key)
@@ -194,7 +199,7 @@ class Partition:
         """Begin no further turn: somebody else goes on."""
         self._is_left = True
         for activation in self.activations.values():
-            activation.is_leaving = True
+            activation.leave()
 
     async def go_on(self) -> None:
         """Read and run on after all: the hand-over did not come about.
@@ -220,7 +225,7 @@ class Partition:
         self.is_lost = True
         for key, activation in list(self.activations.items()):
             if activation.is_busy and (held or {}).get(key) == self._services.worker:
-                activation.is_leaving = True
+                activation.leave()
             else:
                 del self.activations[key]
                 activation.drop()

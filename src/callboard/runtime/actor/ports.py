@@ -82,6 +82,15 @@ class Staged(Protocol):
         ...
 
     @property
+    def under_way(self) -> int:
+        """Sequence of the mail that is being handled, 0 when none is."""
+        ...
+
+    def wake(self) -> None:
+        """Let the loop look whether a mail may be handled."""
+        ...
+
+    @property
     def known(self) -> StateRecord:
         """The record that stands."""
         ...

@@ -40,6 +40,7 @@ async def recover(activation: Staged, mail: Mail, cause_seq: int, *, kept: Colle
     Raises:
         CrashLimitError: If it is to become a dead letter, because hosts died under it.
         TurnAbandonedError: If it is, because its class says so.
+        BusError: If the journal can never be read: no permission, connection closed.
     """
     found = await _read(activation, mail)
     has_died = activation.owner.suspects_crash(cause_seq)
@@ -191,7 +192,9 @@ async def _read(activation: Staged, mail: Mail) -> list[Stored]:
     while True:
         try:
             return list(await activation.services.bus.get_many(subjects.ACTORS, [wildcard], from_leader=True))
-        except BusError:
+        except BusError as error:
+            if not error.retryable:
+                raise
             await activation.services.clock.sleep(_RETRY_S)
 
 

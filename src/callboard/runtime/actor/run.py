@@ -76,6 +76,7 @@ class Runner:
         self._activation = activation
         self._cancel: tuple[str, str] | None = None
         self._is_new = True
+        self._begun_seq = 0
 
     # --- one mail
 
@@ -206,7 +207,10 @@ class Runner:
 
     def _turn(self, job: Job, attempt: int, found: list[Stored] | None = None) -> Turn:
         activation = self._activation
-        is_fresh = attempt == 1 and job.parked is None and not activation.owner.may_have_run(job.cause_seq)
+        # a mail that was left after an attempt, by a pause or a failed actor, begins again with attempt 1
+        was_begun = self._begun_seq == job.mail.seq or activation.owner.may_have_run(job.cause_seq)
+        is_fresh = job.parked is None and not was_begun
+        self._begun_seq = job.mail.seq
         steps = {name: bytes(raw) for name, raw in job.parked.steps.items()} if job.parked is not None else {}
         return Turn(
             activation.services,
@@ -384,6 +388,10 @@ class Runner:
         if not self._attempt.stop(code, text) and self.job is not None:
             self._cancel = (code, text)
         self.nudge.set()
+
+    def leave(self) -> None:
+        """Begin no turn that still waits for its place: the actor goes to another host."""
+        self._attempt.leave()
 
     def halt(self) -> None:
         """Let the steps under way finish, and stop the turn when it wants to begin another: the worker drains."""

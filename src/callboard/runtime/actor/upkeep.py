@@ -10,7 +10,7 @@ from callboard.runtime.actor.owners import Place
 from callboard.runtime.actor.partition import Partition
 from callboard.runtime.actor.services import Services, alone
 from callboard.runtime.actor.trim import Trimmer
-from callboard.runtime.errors import BusError, CallboardError
+from callboard.runtime.errors import CallboardError
 
 _log = logs.get_logger(__name__)
 
@@ -84,7 +84,8 @@ class Upkeep:
         try:
             # the cursor as it was written: what it says is handled, whoever owns the partition
             _ = await self._trimmer.trim(*place, cursor=partition.cursor, dirty=dirty)
-        except BusError as error:
+        except CallboardError as error:
+            # the next sweep takes it up; what cannot be read here concerns no other partition
             partition.dirty = dirty | partition.dirty
             _log.debug(events.PARTITION_UNSWEPT, type=place[0], partition=place[1], code=error.code)
         if self._host.partitions.get(place) is not partition:
