@@ -196,6 +196,28 @@ async def test_a_claim_check_for_nothing_is_a_dead_letter(callboard_world: World
     assert [letter.failure.code for letter in await letters(world, "odd/o")] == ["decode", "decode"]
 
 
+@pytest.mark.parametrize("subject", ["cb.state.odd.victim", "cb.mail.odd.victim", "$KV.CB_CONFIG.x", "a b", "a.>"])
+async def test_nobody_writes_what_only_workers_write_through_an_answer(callboard_world: World, subject: str) -> None:
+    world = callboard_world
+    await world.start(Odd)
+    victim = world.client.actor("odd/victim")
+    assert await victim.ask(Do("fine")) == 1
+    headers = {header.TYPE: "Do", header.REPLY_TO: subject}
+    for what in ("fine", "base"):
+        await world.bus.store(Write(subjects.mail("odd", "forger"), b'{"what":"%s"}' % what.encode(), headers))
+    # an ask's reply subject is its sender's word too
+    await world.bus.publish(subjects.ask("odd", "forger"), b'{"what":"fine"}', headers=headers)
+    await world.bus.publish(subjects.ask("odd", "forger"), b"{}", headers=headers | {header.TYPE: "Nope"})
+    await handled(world, "odd/forger", 2)
+
+    async def buried() -> bool:
+        return len(await letters(world, "odd/forger")) == 2
+
+    await eventually(buried)
+    assert await victim.ask(Do("fine")) == 2
+    assert (await record_of(world, "odd/victim")).turns == 2
+
+
 @pytest.mark.parametrize(
     "key", ["a b", "*", ">", "x.y.z", "ünï/cødé", "line\nbreak", "tab\t", "%41", " lead", "k" * 256, "{}[]|\\^`\"'"]
 )
