@@ -16,7 +16,7 @@ from callboard.runtime.actor.actor import Actor
 from callboard.runtime.actor.address import parse
 from callboard.runtime.actor.handler import on
 from callboard.runtime.actor.migration import migrate
-from callboard.runtime.actor.record import StateRecord
+from callboard.runtime.actor.record import IDS_KEPT, StateRecord
 from callboard.runtime.actor.ref import ActorRef
 from callboard.runtime.bus import header
 from callboard.runtime.bus.base import Write
@@ -24,6 +24,7 @@ from callboard.runtime.errors import (
     AskFailedError,
     CallboardError,
     InvalidNameError,
+    ReplyGoneError,
     StateDecodeError,
 )
 from callboard.runtime.retry import RetryPolicy
@@ -216,6 +217,21 @@ async def test_nobody_writes_what_only_workers_write_through_an_answer(callboard
     await eventually(buried)
     assert await victim.ask(Do("fine")) == 2
     assert (await record_of(world, "odd/victim")).turns == 2
+
+
+async def test_a_late_copy_of_a_question_has_no_second_effect_behind_many_others(callboard_world: World) -> None:
+    world = callboard_world
+    await world.start(Odd)
+    odd = world.client.actor("odd/busy")
+    assert await odd.ask(Do("fine"), idempotency_key="first") == 1
+    for number in range(IDS_KEPT + 1):
+        await odd.ask(Do("fine"), idempotency_key=f"k{number}")
+    # as a host does that stood still with the question in its hands
+    headers = {header.TYPE: "Do", header.MAIL_ID: "first", header.REPLY_TO: "nobody.there"}
+    await world.bus.store(Write(subjects.mail("odd", "busy"), b'{"what":"fine"}', headers))
+    with pytest.raises(ReplyGoneError):
+        await odd.ask(Do("fine"), idempotency_key="first")
+    assert await odd.ask(Do("fine")) == IDS_KEPT + 3
 
 
 @pytest.mark.parametrize(
