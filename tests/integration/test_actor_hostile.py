@@ -15,6 +15,7 @@ from callboard.runtime.actor import inspection, record
 from callboard.runtime.actor.actor import Actor
 from callboard.runtime.actor.address import parse
 from callboard.runtime.actor.handler import on
+from callboard.runtime.actor.mail import KINDS
 from callboard.runtime.actor.migration import migrate
 from callboard.runtime.actor.record import IDS_KEPT, StateRecord
 from callboard.runtime.actor.ref import ActorRef
@@ -23,6 +24,7 @@ from callboard.runtime.bus.base import Write
 from callboard.runtime.errors import (
     AskFailedError,
     CallboardError,
+    DecodeError,
     InvalidNameError,
     ReplyGoneError,
     StateDecodeError,
@@ -232,6 +234,19 @@ async def test_a_late_copy_of_a_question_has_no_second_effect_behind_many_others
     with pytest.raises(ReplyGoneError):
         await odd.ask(Do("fine"), idempotency_key="first")
     assert await odd.ask(Do("fine")) == IDS_KEPT + 3
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+async def test_a_question_that_poses_as_our_own_mail_is_answered_with_an_error(
+    callboard_world: World, kind: str
+) -> None:
+    world = callboard_world
+    await world.start(Odd)
+    odd = world.client.actor("odd/posed")
+    headers = {header.MAIL_KIND: kind, header.TIMER: "every.x", header.TIMER_GENERATION: "1"}
+    with pytest.raises(DecodeError, match=header.MAIL_KIND):
+        await odd.ask(Do("fine"), headers=headers, timeout_s=5)
+    assert [letter.failure.code for letter in await letters(world, "odd/posed")] == ["decode"]
 
 
 @pytest.mark.parametrize(
