@@ -38,6 +38,8 @@ class Options(Struct, frozen=True, kw_only=True):
 
     Attributes:
         visibility_s: Celery's ``visibility_timeout``; None leaves its default, an hour.
+        sweep_s: How often it looks for messages whose time is over; None leaves its default, about 100 s, and at each
+            start of a worker.
         within_s: When to stop waiting, from the first task on.
     """
 
@@ -50,6 +52,7 @@ class Options(Struct, frozen=True, kw_only=True):
     kill_every_s: float = 4.0
     seed: int = 7
     visibility_s: int | None = None
+    sweep_s: int | None = None
     within_s: float = 180.0
 
 
@@ -129,10 +132,15 @@ class Scene:
 
     def _environment(self) -> dict[str, str]:
         options = self._options
+        transport: dict[str, int] = {}
+        if options.visibility_s is not None:
+            transport["visibility_timeout"] = options.visibility_s
+        if options.sweep_s is not None:
+            transport |= {"unacked_restore_interval": options.sweep_s, "unacked_restore_throttle": 1}
         told = {
             "broker": f"redis://127.0.0.1:{self._port}/0",
             "folder": str(self._folder),
-            "transport": {} if options.visibility_s is None else {"visibility_timeout": options.visibility_s},
+            "transport": transport,
             "turns": options.turns,
             "steps": options.steps,
             "step_s": options.step_s,
@@ -161,7 +169,8 @@ def account(scene: Scene, options: Options, took_s: float) -> str:
     finished = scene.finished()
     visibility_s = options.visibility_s or USUAL_VISIBILITY_S
     return (
-        f"seed {options.seed}, visibility {visibility_s} s: {options.turns} turns, {options.kills} workers killed, "
+        f"seed {options.seed}, visibility {visibility_s} s, sweep {options.sweep_s or 'default'}: "
+        f"{options.turns} turns, {options.kills} workers killed, "
         f"{took_s:.0f} s; finished {finished}, not finished in time {options.turns - finished}, "
         f"turns begun {len(runs)}, begun again {len(repeats(runs))}, second runs while a living worker ran it "
         f"{len(overlaps(runs))}; finished steps run again {again} of {sum(begun.values())} begun"
@@ -184,6 +193,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=given.seed)
     parser.add_argument("--within-s", type=float, default=given.within_s)
     parser.add_argument("--visibility-s", type=int, help="visibility_timeout; Celery's default of an hour if left out")
+    parser.add_argument("--sweep-s", type=int, help="seconds between its looks for messages whose time is over")
     parser.add_argument("--redis", default=shutil.which("redis-server"))
     parser.add_argument("--python", help="an interpreter with celery[redis]; one is made if left out")
     asked = parser.parse_args()
@@ -195,6 +205,7 @@ def main() -> None:
         seed=asked.seed,
         within_s=asked.within_s,
         visibility_s=asked.visibility_s,
+        sweep_s=asked.sweep_s,
     )
     with tempfile.TemporaryDirectory(prefix="contrast-") as scratch:
         folder = Path(scratch)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from callboard.runtime.actor.address import Address
     from callboard.runtime.actor.handler import every, on
     from callboard.runtime.actor.migration import migrate
+    from callboard.runtime.actor.notice import ActorFailed
     from callboard.runtime.actor.parts import Gap
     from callboard.runtime.actor.ref import ActorRef
     from callboard.runtime.actor.turn_api import current_turn
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Actor",
+    "ActorFailed",
     "ActorRef",
     "Address",
     "BackpressureError",
@@ -64,6 +66,7 @@ __all__ = [
 
 _HOMES = {
     "Actor": "actor.actor",
+    "ActorFailed": "actor.notice",
     "ActorRef": "actor.ref",
     "Address": "actor.address",
     "BackpressureError": "errors",

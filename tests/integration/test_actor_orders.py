@@ -46,10 +46,12 @@ class Bench(Actor, retry=RetryPolicy(attempts=5, gaps_s=(30.0,)), restart_budget
 
     @on
     async def job(self, m: Job) -> str:
-        running.append(m.name)
         if m.how == "retry" and not gate.is_set():
+            running.append(m.name)
             raise RetryableError
         await self.step("first", str, m.name)
+        # an order that comes from here on meets what follows, not the step
+        running.append(m.name)
         if m.how == "partial":
             try:
                 await asyncio.Event().wait()
@@ -249,3 +251,26 @@ async def test_a_restart_ends_the_running_turn_and_harms_no_later_one(callboard_
     for name in ("b", "c"):
         await order(world, "restart")
         assert await bench.ask(Job(name, "now")) == name
+
+
+async def test_a_turn_that_was_left_between_two_attempts_repeats_no_step(callboard_world: World) -> None:
+    world = callboard_world
+    paid: list[str] = []
+
+    class Payer(Actor, retry=RetryPolicy(attempts=5, gaps_s=(30.0,)), restart_budget=100):
+        @on
+        async def job(self, m: Job) -> str:
+            running.append(m.name)
+            await self.step("pay", paid.append, m.name)
+            if not gate.is_set():
+                raise RetryableError
+            return m.name
+
+    await world.start(Payer)
+    asking = asyncio.create_task(world.client.actor("payer/p").ask(Job("a")))
+    await eventually(lambda: running == ["a"])
+    await inspection.order(world.bus, parse("payer/p"), "pause")
+    gate.set()
+    await inspection.order(world.bus, parse("payer/p"), "resume")
+    assert await asking == "a"
+    assert paid == ["a"]

@@ -8,12 +8,12 @@ import pytest
 from msgspec.structs import replace
 
 from callboard.runtime import subjects
-from callboard.runtime.actor import archive, trim
+from callboard.runtime.actor import archive, repair, trim
 from callboard.runtime.actor.address import Address
 from callboard.runtime.actor.trim import Trimmer, TrimReport
 from callboard.runtime.bus.base import Bus, Source, Stored
 from callboard.runtime.clock import SYSTEM_CLOCK
-from callboard.runtime.errors import NotFoundError
+from callboard.runtime.errors import BusTimeoutError, NotFoundError
 from tests.support.eventually import eventually
 from tests.support.past import Past
 from tests.support.world import World
@@ -143,6 +143,28 @@ async def test_a_copy_with_separate_sources_does_not_say_how_far_it_is(callboard
     await eventually(is_told)
     await past.handle("ann")
     assert (await swept(callboard_world, past)).mails == 0
+
+
+async def test_a_look_that_was_cut_short_is_no_leave_to_sweep(
+    callboard_world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def compare(*_: object, **__: object) -> None:
+        text = "the broker does not answer"
+        raise BusTimeoutError(text)
+
+    past = await filled(callboard_world, mails=3, handled=3)
+    clock = LaterClock()
+    sweeper = Trimmer(callboard_world.bus, clock=clock, retention_s=RETENTION_S, settle_s=100.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(repair, "compare", compare)
+        with pytest.raises(BusTimeoutError):
+            await swept(callboard_world, past, sweeper)
+        report = await swept(callboard_world, past, sweeper)
+        assert (report.mails, report.versions, report.safe) == (0, 0, 0)
+    for _ in range(3):
+        clock.ahead_s += 100.0
+        report = await swept(callboard_world, past, sweeper)
+    assert (report.mails, report.versions, report.waiting) != (0, 0, 1)
 
 
 async def test_nothing_goes_before_the_copy_has_settled(callboard_world: World) -> None:

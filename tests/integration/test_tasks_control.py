@@ -11,6 +11,7 @@ import pytest
 from msgspec.structs import replace
 
 from callboard.runtime import subjects
+from callboard.runtime.actor.shutdown import END_WAIT_S
 from callboard.runtime.bus.base import Message
 from callboard.runtime.capability import capability
 from callboard.runtime.clock import SYSTEM_CLOCK
@@ -18,7 +19,6 @@ from callboard.runtime.context import TaskContext, current_task
 from callboard.runtime.control import Order
 from callboard.runtime.errors import InputError
 from callboard.runtime.retry import RetryPolicy
-from callboard.runtime.worker import END_WAIT_S
 from tests.support.eventually import eventually
 from tests.support.world import QUICK, Running, World
 

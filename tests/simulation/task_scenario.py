@@ -27,7 +27,7 @@ WORKERS = ("a", "b", "c")
 LOAD_S = 15.0
 SETTLE_S = 180.0
 # A worker that stood still or was cut off for longer may have lost its leases: it does not count as living.
-LEASE_S = 2.0
+LEASE_S = 0.5
 
 
 class Found(Struct, frozen=True, kw_only=True):

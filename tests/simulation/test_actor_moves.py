@@ -7,204 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
-import pytest
-from msgspec import Struct
 
-from callboard import Actor, on
 from callboard.runtime import subjects
 from callboard.runtime.actor import cursor as cursors
-from callboard.runtime.actor import placement
-from callboard.runtime.actor.activation import Activation
 from callboard.runtime.actor.cursor import Cursor
 from callboard.runtime.actor.held import FREED
-from callboard.runtime.actor.hosting import ActorHost
 from callboard.runtime.actor.partition import Partition
-from callboard.runtime.bus.base import Bus, Message, PubAck, Stored, Write
-from callboard.runtime.config import TopologySettings
+from callboard.runtime.bus.base import Message, PubAck, Write
 from callboard.runtime.errors import BusTimeoutError, ConflictError
-from callboard.runtime.simulation.run import Simulation, run
-from callboard.runtime.simulation.world import World, open_world
-
-LOST = "nobody knows what became of it"
-CURSOR = subjects.cursor("desk", 0)
-
-
-class Work(Struct):
-    name: str
-    takes_s: float = 0.0
-    keeps: int = 0
-
-
-class Hold(Struct):
-    name: str
-
-
-class Go(Struct):
-    name: str
-
-
-class Stage:
-    """What the actors did; one test at a time."""
-
-    begun: list[str]
-    ended: list[str]
-    never_stops: bool
-
-
-class Desk(Actor, name="desk"):
-    class State(Struct):
-        done: list[str] = []
-        kept: str = ""
-
-    state: State
-
-    @on
-    async def work(self, m: Work) -> str:
-        Stage.begun.append(m.name)
-        await asyncio.sleep(m.takes_s)
-        self.state.done.append(m.name)
-        self.state.kept = "x" * m.keeps
-        Stage.ended.append(m.name)
-        return m.name
-
-    @on
-    async def hold(self, m: Hold) -> str:
-        Stage.begun.append(m.name)
-        await self.wait_for(Go, where={"name": m.name})
-        self.state.done.append(m.name)
-        Stage.ended.append(m.name)
-        return m.name
-
-    async def on_stop(self) -> None:
-        if Stage.never_stops:
-            await asyncio.Event().wait()
-
-
-class Between:
-    """A connection whose stores and publishes a test may hold up, or see."""
-
-    def __init__(self, bus: Bus) -> None:
-        self._bus = bus
-        self.is_behind = False
-        self.batch_takes_s = 0.0
-        self.get_takes_s = 0.0
-        self.on_store: Callable[[Write, Callable[[], Awaitable[PubAck]]], Awaitable[PubAck]] | None = None
-        self.on_publish: Callable[[str], Awaitable[None]] | None = None
-
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - all else is the real connection's
-        return getattr(self._bus, name)
-
-    async def get_next(self, stream: str, seq: int, subject: str, *, from_leader: bool = False) -> Stored | None:
-        if self.is_behind and not from_leader:
-            return None
-        return await self._bus.get_next(stream, seq, subject, from_leader=from_leader)
-
-    async def store(self, write: Write, **options: Any) -> PubAck:  # noqa: ANN401
-        if self.on_store is not None:
-            return await self.on_store(write, lambda: self._bus.store(write, **options))
-        return await self._bus.store(write, **options)
-
-    async def get_last(self, stream: str, subject: str, **options: Any) -> Stored | None:  # noqa: ANN401
-        await asyncio.sleep(self.get_takes_s)
-        return await self._bus.get_last(stream, subject, **options)
-
-    async def store_batch(self, writes: Sequence[Write], **options: Any) -> PubAck:  # noqa: ANN401
-        await asyncio.sleep(self.batch_takes_s)
-        return await self._bus.store_batch(writes, **options)
-
-    async def publish(self, subject: str, data: bytes = b"", **options: Any) -> None:  # noqa: ANN401
-        if self.on_publish is not None:
-            await self.on_publish(subject)
-        await self._bus.publish(subject, data, **options)
-
-
-class Fleet:
-    """A world with one partition, an old host of it and a new one that it will move to."""
-
-    def __init__(self, world: World) -> None:
-        self.world = world
-        self.buses: dict[str, list[Between]] = {}
-
-    async def start(self, name: str) -> ActorHost:
-        def wrap(bus: Bus) -> Bus:
-            self.buses.setdefault(name, []).append(Between(bus))
-            return self.buses[name][-1]
-
-        await self.world.start(Desk, name=name, wrap=wrap)
-        return self.host(name)
-
-    async def start_heir(self, *others: str) -> str:
-        """Start a host that the partition moves to while ``others`` live; return its name."""
-        number = len(self.world.workers) + 1
-        old = [worker.id for worker in self.world.workers.values()]
-        name = next(
-            name
-            for name in "ghijklmnopqrstuvwxyz"
-            if placement.assign("desk", 1, [*old, f"{name}-{number}"])[0] == f"{name}-{number}"
-        )
-        await self.start(name)
-        return name
-
-    def host(self, name: str) -> ActorHost:
-        found = self.world.workers[name].host
-        assert found is not None
-        return found
-
-    def partition(self, name: str) -> Partition | None:
-        return self.host(name).partitions.get(("desk", 0))
-
-    async def owned_by(self, name: str) -> Partition:
-        await self.world.eventually(lambda: _is(self.partition(name)), within_s=20.0, what=f"{name} owns it")
-        found = self.partition(name)
-        assert found is not None
-        return found
-
-    async def tell(self, key: str, name: str, takes_s: float = 0.0) -> None:
-        await self.world.actor(f"desk/{key}").tell(Work(name, takes_s))
-
-    async def begun(self, name: str) -> None:
-        await self.world.eventually(lambda: _is(name in Stage.begun), within_s=60.0, what=f"{name} began")
-
-    async def cursor(self) -> Cursor:
-        stored = await self.world.bus.get_last(subjects.ACTORS, CURSOR)
-        assert stored is not None
-        return cursors.decode(stored.data)
-
-    async def done(self, key: str) -> list[str]:
-        stored = await self.world.bus.get_last(subjects.ACTORS, subjects.state("desk", key))
-        if stored is None:
-            return []
-        found: list[str] = msgspec.json.decode(stored.data).get("state", {}).get("done", [])
-        return found
-
-    async def parked(self, key: str) -> list[int]:
-        stored = await self.world.bus.get_last(subjects.ACTORS, subjects.state("desk", key))
-        assert stored is not None
-        return [found["seq"] for found in msgspec.json.decode(stored.data).get("parked", [])]
-
-
-async def _is(value: object) -> bool:
-    return bool(value)
-
-
-@asynccontextmanager
-async def _fleet(simulation: Simulation) -> AsyncIterator[Fleet]:
-    Stage.begun, Stage.ended, Stage.never_stops = [], [], False
-    async with open_world(simulation, TopologySettings(partitions=1)) as world:
-        yield Fleet(world)
-
-
-def _play(scene: Callable[[Fleet], Awaitable[None]], *, max_time_s: float = 300.0) -> None:
-    async def main(simulation: Simulation) -> None:
-        async with _fleet(simulation) as fleet:
-            await scene(fleet)
-
-    run(main, 1, max_time_s=max_time_s)
+from tests.simulation.actor_desk import CURSOR, LOST, Fleet, Stage, play, true
 
 
 def test_a_turn_goes_on_where_it_runs_when_its_partition_moves() -> None:
@@ -220,7 +35,7 @@ def test_a_turn_goes_on_where_it_runs_when_its_partition_moves() -> None:
         assert Stage.ended[0] == "long"
         assert await fleet.done("ann") == ["long", "next"]
 
-    _play(scene)
+    play(scene)
 
 
 def test_an_actor_in_mid_turn_is_not_called_free_while_its_partition_is_being_handed_over() -> None:
@@ -237,7 +52,7 @@ def test_an_actor_in_mid_turn_is_not_called_free_while_its_partition_is_being_ha
             ack = await act()
             if write.subject == CURSOR and cursors.decode(write.data).held:
                 # the word of it comes when the first of the two has ended
-                await fleet.world.eventually(lambda: _is("short" in Stage.ended), within_s=30.0)
+                await fleet.world.eventually(lambda: true("short" in Stage.ended), within_s=30.0)
                 await asyncio.sleep(0.1)
             return ack
 
@@ -255,7 +70,7 @@ def test_an_actor_in_mid_turn_is_not_called_free_while_its_partition_is_being_ha
         await asyncio.sleep(40.0)
         assert Stage.begun.count("long") == 1
 
-    _play(scene)
+    play(scene)
 
 
 def test_a_turn_that_would_not_end_does_not_free_the_one_that_came_after_it() -> None:
@@ -274,7 +89,7 @@ def test_a_turn_that_would_not_end_does_not_free_the_one_that_came_after_it() ->
         await asyncio.sleep(10.0)
         assert Stage.begun == ["long"]
 
-    _play(scene)
+    play(scene)
 
 
 def test_losing_a_partition_that_was_handed_over_leaves_its_held_turns_alone() -> None:
@@ -288,12 +103,12 @@ def test_losing_a_partition_that_was_handed_over_leaves_its_held_turns_alone() -
         heir = await fleet.start_heir("a")
         await fleet.owned_by(heir)
         await partition.check()
-        await fleet.world.eventually(lambda: _is(Stage.ended), within_s=60.0)
+        await fleet.world.eventually(lambda: true(Stage.ended), within_s=60.0)
         await asyncio.sleep(10.0)
         assert Stage.begun == ["long"]
         assert await fleet.done("ann") == ["long"]
 
-    _play(scene)
+    play(scene)
 
 
 def test_losing_an_earlier_ownership_is_not_the_loss_of_the_present_one() -> None:
@@ -309,7 +124,7 @@ def test_losing_an_earlier_ownership_is_not_the_loss_of_the_present_one() -> Non
         former.lose()
         assert fleet.partition("a") is present
 
-    _play(scene)
+    play(scene)
 
 
 def test_a_hand_over_whose_outcome_is_unknown_keeps_the_turn_that_it_names() -> None:
@@ -332,13 +147,13 @@ def test_a_hand_over_whose_outcome_is_unknown_keeps_the_turn_that_it_names() -> 
             bus.on_store = store
         heir = await fleet.start_heir("a")
         await fleet.owned_by(heir)
-        await fleet.world.eventually(lambda: _is(Stage.ended), within_s=60.0)
+        await fleet.world.eventually(lambda: true(Stage.ended), within_s=60.0)
         await asyncio.sleep(10.0)
         assert lost
         assert Stage.begun == ["long"]
         assert await fleet.done("ann") == ["long"]
 
-    _play(scene)
+    play(scene)
 
 
 def test_nothing_begins_after_a_hand_over_that_may_still_arrive() -> None:
@@ -363,18 +178,18 @@ def test_nothing_begins_after_a_hand_over_that_may_still_arrive() -> None:
         for bus in fleet.buses["a"]:
             bus.on_store = store
         heir = await fleet.start_heir("a")
-        await fleet.world.eventually(lambda: _is(late), within_s=20.0)
+        await fleet.world.eventually(lambda: true(late), within_s=20.0)
         await fleet.tell("ann", "long", 30.0)
         await asyncio.sleep(0.3)
         done.append("arrived")
         with contextlib.suppress(ConflictError):
             await late[0]()
         await fleet.owned_by(heir)
-        await fleet.world.eventually(lambda: _is(Stage.ended), within_s=60.0)
+        await fleet.world.eventually(lambda: true(Stage.ended), within_s=60.0)
         await asyncio.sleep(10.0)
         assert Stage.begun == ["long"]
 
-    _play(scene)
+    play(scene)
 
 
 def test_a_lower_bound_in_the_cursor_does_not_pass_for_a_finished_turn() -> None:
@@ -383,7 +198,7 @@ def test_a_lower_bound_in_the_cursor_does_not_pass_for_a_finished_turn() -> None
     async def scene(fleet: Fleet) -> None:
         old = await fleet.start("a")
         await fleet.tell("ann", "first")
-        await fleet.world.eventually(lambda: _is(Stage.ended), within_s=20.0)
+        await fleet.world.eventually(lambda: true(Stage.ended), within_s=20.0)
         await fleet.tell("ann", "long", 30.0)
         await fleet.begun("long")
         partition = await fleet.owned_by("a")
@@ -399,12 +214,12 @@ def test_a_lower_bound_in_the_cursor_does_not_pass_for_a_finished_turn() -> None
         await asyncio.sleep(10.0)
         assert Stage.begun == ["first", "long"]
         assert old.held.activations
-        await fleet.world.eventually(lambda: _is("long" in Stage.ended), within_s=60.0)
+        await fleet.world.eventually(lambda: true("long" in Stage.ended), within_s=60.0)
         await fleet.tell("ann", "last")
         await fleet.begun("last")
         assert await fleet.done("ann") == ["first", "long", "last"]
 
-    _play(scene)
+    play(scene)
 
 
 def test_an_order_reaches_the_host_that_still_has_the_actor_in_mid_turn() -> None:
@@ -427,7 +242,7 @@ def test_an_order_reaches_the_host_that_still_has_the_actor_in_mid_turn() -> Non
         await fleet.world.bus.request(subjects.ctl_actor("desk", "ann"), order)
         await fleet.begun("next")
 
-    _play(scene)
+    play(scene)
 
 
 def test_a_drain_outlasts_a_broker_that_does_not_answer() -> None:
@@ -457,7 +272,7 @@ def test_a_drain_outlasts_a_broker_that_does_not_answer() -> None:
         assert Stage.begun[0] == "long"
         assert await fleet.done("ann") == ["long"]
 
-    _play(scene)
+    play(scene)
 
 
 def test_a_draining_host_begins_nothing_for_an_actor_it_had_not_in_memory() -> None:
@@ -474,7 +289,7 @@ def test_a_draining_host_begins_nothing_for_an_actor_it_had_not_in_memory() -> N
         await fleet.begun("late")
         assert Stage.begun == ["long", "late"]
 
-    _play(scene)
+    play(scene)
 
 
 def test_a_partition_that_was_handed_to_a_draining_host_goes_on_at_once() -> None:
@@ -496,108 +311,4 @@ def test_a_partition_that_was_handed_to_a_draining_host_goes_on_at_once() -> Non
         await stopping
         assert Stage.begun.count("long") == 1
 
-    _play(scene)
-
-
-def test_a_stop_hook_that_never_ends_holds_up_neither_cursors_nor_the_end() -> None:
-    async def scene(fleet: Fleet) -> None:
-        Stage.never_stops = True
-        await fleet.start("a")
-        await fleet.tell("ann", "short")
-        await fleet.begun("short")
-        await asyncio.sleep(400.0)
-        await fleet.tell("bob", "later")
-        await fleet.begun("later")
-        await asyncio.sleep(3.0)
-        assert (await fleet.cursor()).pending == {}
-        await fleet.world.stop("a")
-
-    _play(scene, max_time_s=900.0)
-
-
-def test_a_mistake_in_one_actor_is_not_its_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = Activation._step
-
-    async def step(activation: Activation) -> bool:
-        if activation.address.key == "bad":
-            raise ZeroDivisionError
-        return await real(activation)
-
-    monkeypatch.setattr(Activation, "_step", step)
-
-    async def scene(fleet: Fleet) -> None:
-        await fleet.start("a")
-        await fleet.tell("ann", "long", 10.0)
-        await fleet.begun("long")
-        await fleet.tell("bad", "no")
-        await fleet.world.eventually(lambda: _is(Stage.ended), within_s=20.0)
-        await fleet.tell("bob", "next")
-        await fleet.begun("next")
-        await fleet.world.stop("a")
-        assert Stage.begun == ["long", "next"]
-
-    _play(scene)
-
-
-def test_mail_is_not_lost_to_a_server_that_is_behind() -> None:
-    """A direct get is answered by any server, and what the new owner is to read may not have reached that one."""
-
-    async def scene(fleet: Fleet) -> None:
-        await fleet.start("a")
-        await fleet.tell("ann", "long", 5.0)
-        await fleet.tell("ann", "next")
-        await fleet.begun("long")
-        heir = await fleet.start_heir("a")
-        for bus in fleet.buses[heir]:
-            bus.is_behind = True
-        await fleet.owned_by(heir)
-        await fleet.begun("next")
-        assert Stage.begun == ["long", "next"]
-
-    _play(scene)
-
-
-def test_a_turn_is_not_run_again_because_its_large_state_could_not_be_stored_at_once() -> None:
-    async def scene(fleet: Fleet) -> None:
-        await fleet.start("a")
-        refused: list[str] = []
-
-        async def store(write: Write, act: Callable[[], Awaitable[PubAck]]) -> PubAck:
-            if write.subject.startswith("$O.") and len(refused) < 4:
-                refused.append(write.subject)
-                raise BusTimeoutError(LOST)
-            return await act()
-
-        for bus in fleet.buses["a"]:
-            bus.on_store = store
-        assert await fleet.world.actor("desk/ann").ask(Work("large", keeps=300_000), timeout_s=60.0) == "large"
-        assert len(refused) == 4
-        assert Stage.begun == ["large"]
-
-    _play(scene)
-
-
-def test_an_order_does_not_forget_a_turn_that_parks_at_the_same_time() -> None:
-    async def scene(fleet: Fleet) -> None:
-        await fleet.start("a")
-        desk = fleet.world.actor("desk/ann")
-        await desk.tell(Hold("one"))
-        await fleet.begun("one")
-        await asyncio.sleep(1.0)
-        (parked,) = await fleet.parked("ann")
-        for bus in fleet.buses["a"]:
-            bus.batch_takes_s = 1.0
-            bus.get_takes_s = 1.0
-        order = msgspec.json.encode({"op": "cancel", "seq": parked})
-        ordering = asyncio.ensure_future(fleet.world.bus.request(subjects.ctl_actor("desk", "ann"), order))
-        # the order reads while the other turn begins to write
-        await asyncio.sleep(0.5)
-        await desk.tell(Hold("two"))
-        answer = await ordering
-        assert msgspec.json.decode(answer.data)["ok"]
-        await asyncio.sleep(3.0)
-        assert len(await fleet.parked("ann")) == 1
-        await desk.tell(Go("two"))
-        await fleet.world.eventually(lambda: _is(Stage.ended == ["two"]), within_s=20.0)
-
-    _play(scene)
+    play(scene)

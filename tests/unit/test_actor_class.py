@@ -106,7 +106,7 @@ def test_a_subclass_takes_over_what_it_does_not_say() -> None:
     options = ActorType.of(One).options
     assert (options.idle_s, options.max_chain, options.capabilities) == (9.0, 7, ("a",))
     assert list(ActorType.of(One).handlers) == ["Ask"]
-    assert ActorType.of(Greeter).options.idle_s == 60.0
+    assert ActorType.of(Greeter).options.idle_s is None
 
 
 def test_an_abstract_class_is_not_hosted() -> None:

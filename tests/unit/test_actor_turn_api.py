@@ -99,6 +99,7 @@ def test_an_actor_offers_all_that_a_turn_can_do() -> None:
         "epoch",
         "gather",
         "idempotency_key",
+        "is_stopping",
         "key",
         "mail",
         "progress",

@@ -27,6 +27,7 @@ CODES = {
     "StateTooLargeError": "state_too_large",
     "MigrationError": "migration",
     "TurnFencedError": "turn_fenced",
+    "TurnAbandonedError": "turn_abandoned",
     "TurnCancelledError": "turn_cancelled",
     "TurnTimeoutError": "turn_timeout",
     "StepUnknownError": "step_unknown",

@@ -11,7 +11,7 @@ from callboard.cli.output import emit
 from callboard.cli.session import Session, example, global_options, json_option, pass_session
 
 if TYPE_CHECKING:
-    from callboard.runtime.doctor import Finding
+    from callboard.runtime.finding import Finding
 
 BUNDLE = "callboard-doctor.json"
 _SIGNS = {"ok": "ok  ", "note": "note", "warning": "warn", "problem": "FAIL"}
@@ -27,7 +27,8 @@ def command(session: Session, /, *, bundle: bool) -> None:
     """Check what Callboard stands on, and say what to do about each fault.
 
     Looks at the server and its limits, syncing, streams and their headroom, consumers, disk, clocks, dead letters,
-    waiting work that nobody offers, and workers. Ends with status 1 when there is a problem (a warning is none).
+    waiting work that nobody offers, actors and their owners, and workers. Ends with status 1 when there is a problem
+    (a warning is none).
     """
     findings = session.run(_examine(session))
     if bundle:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_FLAGS = ("concurrency", "pool", "labels", "drain_grace_s", "health_port")
+_FLAGS = ("concurrency", "pool", "labels", "drain_grace_s", "shutdown", "health_port")
+_STRATEGIES = ("cooperative", "immediate", "finish-step", "checkpoint")
 
 
 @click.group("worker")
@@ -33,8 +34,14 @@ def _worker_options(function: F) -> F:
         click.argument("modules", nargs=-1, required=True, metavar="MODULE..."),
         click.option("--concurrency", type=click.IntRange(1, 4096), help="Slots of each process.  [default: 8]"),
         click.option("--pool", help="Serve only this pool's capabilities and those that name none."),
+        click.option("--turns", type=click.IntRange(1, 65_536), help="Turns of actors at once.  [default: 256]"),
         click.option("--labels", metavar="K=V,...", help="Facts for selection, such as gpu=yes,zone=a."),
         click.option("--drain-grace", "drain_grace_s", type=SPAN, help="Time to finish after a stop.  [default: 30s]"),
+        click.option(
+            "--shutdown",
+            type=click.Choice(_STRATEGIES),
+            help="What becomes of running work when it drains.  [default: cooperative]",
+        ),
         click.option(
             "--health-port",
             type=click.IntRange(0, 65_535),
@@ -100,7 +107,9 @@ def child(
 
 def _settings(session: Session, /, flags: dict[str, Any], *, processes: int | None) -> Settings:
     given = {f"worker__{name}": flags[name] for name in _FLAGS}
-    return session.settings(worker__processes=processes, log__level=flags["log_level"], **given)
+    return session.settings(
+        worker__processes=processes, log__level=flags["log_level"], actors__turns=flags["turns"], **given
+    )
 
 
 def _serve(
@@ -169,7 +178,9 @@ def _supervise(session: Session, /, settings: Settings, modules: Sequence[str], 
         if flags[name] is not None:
             parts += [option, str(flags[name])]
     for name, option in (
+        ("turns", "--turns"),
         ("drain_grace_s", "--drain-grace"),
+        ("shutdown", "--shutdown"),
         ("health_port", "--health-port"),
         ("log_level", "--log-level"),
     ):
@@ -219,12 +230,12 @@ def ls(session: Session) -> None:
                 str(beat.pid),
                 stamp(beat.started_at),
                 ", ".join(f"{c.name} {c.busy}/{c.slots}{' paused' if c.is_paused else ''}" for c in beat.capabilities),
-                ", ".join(f"{a.kind} {a.running}/{a.active}" for a in beat.actors) or "-",
+                ", ".join(f"{a.kind} {a.running}/{a.active} ({len(a.partitions)})" for a in beat.actors) or "-",
                 ",".join(f"{key}={value}" for key, value in beat.labels.items()) or "-",
             )
             for beat in beats
         ],
-        head=("WORKER", "STATUS", "PID", "STARTED", "BUSY/SLOTS", "ACTORS BUSY/AWAKE", "LABELS"),
+        head=("WORKER", "STATUS", "PID", "STARTED", "BUSY/SLOTS", "ACTORS BUSY/AWAKE (PARTITIONS)", "LABELS"),
         empty="no worker was heard; start one with `callboard worker start MODULE`",
     )
 

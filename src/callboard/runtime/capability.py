@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, Generic, ParamSpec, TypeVar, get_type_hints, overload
 
@@ -12,7 +12,7 @@ import msgspec
 
 from callboard.runtime import codec
 from callboard.runtime.context import TaskContext
-from callboard.runtime.errors import ConfigError, DecodeError, InputError
+from callboard.runtime.errors import ConfigError, DecodeError, InputError, ModuleLoadError
 from callboard.runtime.retry import RetryPolicy
 from callboard.runtime.subjects import check_name
 
@@ -256,6 +256,25 @@ def fill_context(kwargs: dict[str, object], context: TaskContext) -> dict[str, o
     if not kwargs:
         return kwargs
     return {name: context if value is _CONTEXT else value for name, value in kwargs.items()}
+
+
+def served(
+    capabilities: Sequence[Capability[..., Any]], pool: str | None, *, has_actors: bool
+) -> list[Capability[..., Any]]:
+    """Return the capabilities that a worker of this pool serves.
+
+    Raises:
+        ModuleLoadError: If there is nothing to serve.
+    """
+    wanted = [c for c in capabilities if pool is None or c.pool in (pool, DEFAULT_POOL)]
+    if wanted or has_actors:
+        return wanted
+    pools = sorted({c.pool for c in capabilities})
+    if pools:
+        message = f"pool {pool!r} has no capability here; there are the pools {', '.join(pools)}"
+    else:
+        message = "there is nothing to serve: decorate a function with @capability, or define an Actor"
+    raise ModuleLoadError(message)
 
 
 def as_input_error(error: Exception) -> InputError:

@@ -224,6 +224,8 @@ class WorkerSettings(Section):
         concurrency: Slots of each process, for capabilities that name no number of their own.
         labels: Facts for selection, ``key: value``; in a variable ``gpu=yes,zone=a``.
         drain_grace_s: How long running work may take to finish after a stop.
+        shutdown: What becomes of it meanwhile: ``cooperative`` tells handlers and lets them finish, ``immediate``
+            cancels at once, ``finish-step`` stops turns before their next step, ``checkpoint`` does so and notes where.
         max_block_s: How long a handler may block the event loop before its leases are given up.
         health_port: Port for /healthz, /readyz and /metrics; 0 switches it off.
         health_host: Address the health port listens on.
@@ -234,6 +236,7 @@ class WorkerSettings(Section):
     pool: Annotated[str, Field(pattern=_NAME)] = "default"
     labels: Labels = {}
     drain_grace_s: SecondsOrZero = 30.0
+    shutdown: Literal["cooperative", "immediate", "finish-step", "checkpoint"] = "cooperative"
     max_block_s: Seconds = 60.0
     health_port: Port = 0
     health_host: str = "127.0.0.1"

@@ -48,6 +48,7 @@ class TaskContext:
         "_last_sent",
         "_last_stage",
         "_send",
+        "_stopping",
         "attempt",
         "bus",
         "capability",
@@ -71,6 +72,7 @@ class TaskContext:
         bus: Bus,
         clock: Clock,
         send: Callable[[str, bytes], None],
+        stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         """Workers make these."""
         self.id = task_id
@@ -83,8 +85,14 @@ class TaskContext:
         self.bus = bus
         self._clock = clock
         self._send = send
+        self._stopping = stopping
         self._last_sent = float("-inf")
         self._last_stage: str | None = None
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether the worker drains: a long run does well to end soon, or it is cancelled and run again elsewhere."""
+        return self._stopping()
 
     def progress(self, percent: float | None = None, *, stage: str | None = None, text: str | None = None) -> bool:
         """Tell watchers how far it is; costs nothing when nobody watches, and is safe from a thread.

@@ -8,15 +8,11 @@ import os
 import shutil
 import socket
 import urllib.request
-from collections.abc import AsyncIterator
-from datetime import timedelta
-from typing import Literal
+from collections.abc import AsyncIterator, Mapping
 from urllib.parse import urlsplit
 
-from msgspec import Struct
-
-from callboard.runtime import dead, lookup, roster, server_binary, subjects
-from callboard.runtime.actor import archive, fleet
+from callboard.runtime import actor_doctor, dead, lookup, roster, server_binary, subjects
+from callboard.runtime.actor import archive
 from callboard.runtime.beat import Beat
 from callboard.runtime.bus import provision, topology
 from callboard.runtime.bus.base import Bus
@@ -25,11 +21,10 @@ from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 from callboard.runtime.config import Settings
 from callboard.runtime.control import CONFIG_BUCKET
 from callboard.runtime.errors import BusError, CallboardError
+from callboard.runtime.finding import Finding, count
 from callboard.runtime.host import Connect
 from callboard.runtime.server_folder import running
 from callboard.runtime.version import VERSION
-
-Level = Literal["ok", "note", "warning", "problem"]
 
 MIN_PAYLOAD_BYTES = 1 << 20
 MIN_FREE_BYTES = 1 << 30
@@ -40,22 +35,6 @@ MAX_AUDIT_LAG_S = 60.0
 _CLOCK_KEY = "doctor.clock"
 _HTTP_TIMEOUT_S = 2.0
 _PROBE_TIMEOUT_S = 1.0
-
-
-class Finding(Struct, frozen=True, kw_only=True):
-    """What one check saw.
-
-    Attributes:
-        check: Its stable name.
-        level: ``problem`` needs a person now, ``warning`` soon, ``note`` could not be looked at or is for information.
-        text: What was seen.
-        fix: What to do; empty when there is nothing to do.
-    """
-
-    check: str
-    level: Level
-    text: str
-    fix: str = ""
 
 
 async def examine(settings: Settings, connect: Connect, *, clock: Clock = SYSTEM_CLOCK) -> AsyncIterator[Finding]:
@@ -87,7 +66,8 @@ async def _examine_broker(bus: Bus, settings: Settings, clock: Clock) -> AsyncIt
     except BusError as error:
         yield Finding(check="streams", level="problem", text=str(error), fix="see the server's log")
         return
-    beats = await roster.live_workers(bus, clock=clock)
+    heard = await roster.heard(bus, clock=clock)
+    beats = heard.alive
     looks = [_clock(bus, clock), _dead(bus), _work(bus, beats), _paused(bus), _consumers(bus, settings)]
     if settings.actors.audit:
         looks.append(_audit(bus, clock))
@@ -96,7 +76,12 @@ async def _examine_broker(bus: Bus, settings: Settings, clock: Clock) -> AsyncIt
             yield await look
         except BusError as error:
             yield Finding(check=error.code, level="problem", text=str(error), fix=provision.REMEDY)
-    for finding in _workers(beats, clock):
+    try:
+        async for finding in actor_doctor.examine(bus, beats, clock):
+            yield finding
+    except BusError as error:
+        yield Finding(check=error.code, level="problem", text=str(error), fix=provision.REMEDY)
+    for finding in _workers(beats, heard.skews_s):
         yield finding
 
 
@@ -248,18 +233,14 @@ def _headroom(room: topology.Headroom, *, name: str, size: int) -> list[Finding]
     return [Finding(check="headroom", level="ok", text=text)]
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"
-
-
 async def _dead(bus: Bus) -> Finding:
-    count = sum((await bus.subject_counts(subjects.DEAD, "cb.dead.>")).values())
-    if not count:
+    number = sum((await bus.subject_counts(subjects.DEAD, "cb.dead.>")).values())
+    if not number:
         return Finding(check="dead_letters", level="ok", text="no dead letter")
     newest = await dead.letters(bus, limit=1)
     last = f"; the last one: {newest[0].letter.task}: {newest[0].letter.cause.message[:100]}" if newest else ""
     fix = "`callboard dead ls`, then requeue or discard them"
-    return Finding(check="dead_letters", level="warning", text=f"{_count(count, 'dead letter')}{last}", fix=fix)
+    return Finding(check="dead_letters", level="warning", text=f"{count(number, 'dead letter')}{last}", fix=fix)
 
 
 async def _consumers(bus: Bus, settings: Settings) -> Finding:
@@ -312,28 +293,24 @@ async def _paused(bus: Bus) -> Finding:
     return Finding(check="paused", level="warning", text=f"held back by `callboard pause`: {text}", fix=fix)
 
 
-def _workers(beats: list[Beat], clock: Clock) -> list[Finding]:
+def _workers(beats: list[Beat], skews_s: Mapping[str, float]) -> list[Finding]:
     if not beats:
         fix = "start one: `callboard worker start MODULE`"
         return [Finding(check="workers", level="note", text="no worker was heard", fix=fix)]
-    findings = [Finding(check="workers", level="ok", text=f"{_count(len(beats), 'worker')} alive")]
+    findings = [Finding(check="workers", level="ok", text=f"{count(len(beats), 'worker')} alive")]
     for beat in beats:
         if beat.status == "deaf":
             text = f"worker {beat.worker} is connected and gets no work"
             fix = "see its log; restart it if it does not recover"
             findings.append(Finding(check="workers", level="problem", text=text, fix=fix))
-        skew = abs(clock.now() - beat.at)
-        if skew > timedelta(seconds=MAX_SKEW_S + 1):
-            text = f"the clock of worker {beat.worker} is off by {skew.total_seconds():.0f} s"
+        skew_s = skews_s.get(beat.worker, 0.0)
+        if abs(skew_s) > MAX_SKEW_S:
+            way = "behind" if skew_s > 0 else "ahead of"
+            text = f"the clock of worker {beat.worker} is {abs(skew_s):.0f} s {way} ours"
             findings.append(
                 Finding(check="clock", level="problem", text=text, fix=f"set the clock of {beat.host} by NTP")
             )
         if beat.version != VERSION:
             text = f"worker {beat.worker} runs version {beat.version}, this is {VERSION}"
             findings.append(Finding(check="version", level="note", text=text))
-    for kind, codes in fleet.differing(beats).items():
-        hosts = "; ".join(f"{code} on {', '.join(workers)}" for code, workers in codes.items())
-        fix = "deploy one code to all of them; raise the class's version where states or messages changed"
-        text = f"the actor type {kind} runs with {len(codes)} different codes of one version: {hosts}"
-        findings.append(Finding(check="actor_code", level="warning", text=text, fix=fix))
     return findings

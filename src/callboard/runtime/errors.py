@@ -88,6 +88,7 @@ __all__ = [
     "TaskTimeoutError",
     "TerminalError",
     "TopologyError",
+    "TurnAbandonedError",
     "TurnCancelledError",
     "TurnFencedError",
     "TurnTimeoutError",
@@ -308,6 +309,12 @@ class TurnCancelledError(ActorError):
     """Raised when a turn was cancelled from outside or its deadline passed."""
 
     code = "turn_cancelled"
+
+
+class TurnAbandonedError(ActorError):
+    """Raised when a turn that another host had begun is not gone on with, as its actor's class decided."""
+
+    code = "turn_abandoned"
 
 
 class TurnTimeoutError(ActorError):

@@ -12,7 +12,7 @@ from typing import Final
 # --- worker ------------------------------------------------------------------------------------------------------
 
 WORKER_READIED: Final = "callboard.v1.worker.readied"  # info: worker, capabilities; fetched for the first time
-WORKER_DRAIN_BEGUN: Final = "callboard.v1.worker.drain_begun"  # info: worker, now
+WORKER_DRAIN_BEGUN: Final = "callboard.v1.worker.drain_begun"  # info: worker, now, shutdown
 WORKER_STOPPED: Final = "callboard.v1.worker.stopped"  # info: worker, exit_code
 WORKER_FAILED: Final = "callboard.v1.worker.failed"  # error: worker, code, message
 
@@ -50,6 +50,9 @@ ACTOR_FAILED: Final = "callboard.v1.actor.failed"  # error: actor, code, message
 TURN_FAILED: Final = "callboard.v1.turn.failed"  # warning: actor, seq, attempt, code, type
 TURN_FENCED: Final = "callboard.v1.turn.fenced"  # warning: actor, epoch; another host wrote since, thrown away
 TURN_CANCELLED: Final = "callboard.v1.turn.cancelled"  # info: actor, seq, reason
+TURN_RESUMED: Final = "callboard.v1.turn.resumed"  # warning: actor, seq, how, cause, from_worker, steps
+TURN_INTERRUPTED: Final = "callboard.v1.turn.interrupted"  # info: actor, seq, reason, steps; another host goes on
+TURN_UNNOTED: Final = "callboard.v1.turn.unnoted"  # warning: actor, event_name, code; an event of it was not stored
 HANDLER_ABANDONED: Final = "callboard.v1.handler.abandoned"  # error: actor, seq; it swallows every cancellation
 MAIL_DEAD_LETTERED: Final = "callboard.v1.mail.dead_lettered"  # error: actor, seq, attempts, code
 MAIL_REFUSED: Final = "callboard.v1.mail.refused"  # warning: actor, mails, policy, problem; the mailbox is full
@@ -62,6 +65,7 @@ CODE_DIFFERED: Final = "callboard.v1.code.differed"
 PARTITION_TAKEN: Final = "callboard.v1.partition.taken"  # info: type, partition, epoch, from_worker, is_from_dead
 PARTITION_HANDED_OVER: Final = "callboard.v1.partition.handed_over"  # info: type, partition, epoch, to, held
 PARTITION_LOST: Final = "callboard.v1.partition.lost"  # warning: type, partition, epoch
+PARTITION_UNSWEPT: Final = "callboard.v1.partition.unswept"  # debug: type, partition, code; tried again
 PARTITION_UNPLACED: Final = "callboard.v1.partition.unplaced"  # debug: code, message; tried again
 
 # --- bus ---------------------------------------------------------------------------------------------------------

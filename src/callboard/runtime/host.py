@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from callboard.runtime import events, logs, metrics, subjects
+from callboard.runtime.actor import shutdown
 from callboard.runtime.actor.actor import Actor
+from callboard.runtime.actor.hosting import ActorHost
 from callboard.runtime.actor.services import ActorRules
 from callboard.runtime.bus import provision, topology
 from callboard.runtime.bus.base import Bus
@@ -157,12 +159,30 @@ def worker_options(settings: Settings) -> WorkerOptions:
         max_ack_pending=work.max_ack_pending,
         max_block_s=worker.max_block_s,
         drain_grace_s=worker.drain_grace_s,
+        shutdown=shutdown.named(worker.shutdown),
         holds_wait_s=work.holds_wait_s,
         pool_rules=PoolRules(crash_limit=work.crash_limit, quarantine_s=work.quarantine_s),
-        actor_rules=ActorRules(partitions=settings.topology.partitions, claim_check_bytes=int(work.claim_check_bytes)),
+        actor_rules=actor_rules(settings),
         settle_rules=SettleRules(
             schedule_over_s=work.retry_schedule_above_s, claim_check_bytes=int(work.claim_check_bytes)
         ),
+    )
+
+
+def actor_rules(settings: Settings) -> ActorRules:
+    """Return the numbers that turns and partitions go by."""
+    actors = settings.actors
+    return ActorRules(
+        partitions=settings.topology.partitions,
+        turns=actors.turns,
+        step_ttl_s=actors.step_ttl_s,
+        event_ttl_s=actors.event_ttl_s,
+        claim_check_bytes=int(settings.work.claim_check_bytes),
+        idle_s=actors.idle_s,
+        state_limit_bytes=int(actors.state_limit_bytes),
+        retention_s=actors.retention_s,
+        audit=actors.audit,
+        audit_settle_s=actors.audit_settle_s,
     )
 
 
@@ -317,7 +337,7 @@ def _signals(worker: Worker, on_signal: Callable[[], None] | None) -> Iterator[N
         count += 1
         if on_signal is not None:
             on_signal()
-        _log.info(events.WORKER_DRAIN_BEGUN, worker=worker.id, now=count > 1)
+        _log.info(events.WORKER_DRAIN_BEGUN, worker=worker.id, now=count > 1, shutdown=worker.options.shutdown.name)
         worker.stop(now=count > 1)
 
     caught = (signal.SIGTERM, signal.SIGINT)
@@ -377,6 +397,24 @@ async def _health(worker: Worker, *, host: str, port: int) -> AsyncIterator[None
         await server.close()
 
 
+def actor_views(actors: ActorHost) -> list[metrics.ActorView]:
+    """Return the counters of each actor type at this moment."""
+    views = []
+    for load in actors.load():
+        mine = [found for (kind, _), found in actors.partitions.items() if kind == load.kind]
+        views.append(
+            metrics.ActorView(
+                kind=load.kind,
+                partitions=len(load.partitions),
+                active=load.active,
+                running=load.running,
+                waiting=sum(partition.depth for partition in mine),
+                stats=actors.services.stats[load.kind],
+            )
+        )
+    return views
+
+
 def view_of(worker: Worker) -> metrics.WorkerView:
     """Return a worker's counters at this moment, for the metrics endpoint."""
     pools = []
@@ -396,6 +434,8 @@ def view_of(worker: Worker) -> metrics.WorkerView:
     return metrics.WorkerView(
         worker=worker.id,
         pools=tuple(pools),
+        actors=tuple(actor_views(worker.host)) if worker.host is not None else (),
+        takeovers=worker.host.takeovers if worker.host is not None else 0,
         is_ready=worker.ready_problem() is None,
         fetch_age_s=max(0.0, SYSTEM_CLOCK.monotonic() - min(fetched)) if fetched else 0.0,
         late_extensions=worker.keeper.late_extensions,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from msgspec import Struct
 
-from callboard.runtime.stats import BUCKETS_S, ENDINGS, Histogram, PoolStats
+from callboard.runtime.stats import BUCKETS_S, ENDINGS, Histogram, PoolStats, TurnStats
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -40,10 +40,31 @@ class PoolView(Struct, frozen=True, kw_only=True):
     stats: PoolStats
 
 
+class ActorView(Struct, frozen=True, kw_only=True):
+    """One actor type at the moment of a scrape.
+
+    Attributes:
+        partitions: Partitions that this worker owns.
+        active: Actors in memory.
+        running: Turns under way.
+        waiting: Mails waiting in the mailboxes of the actors in memory, as far as they were seen.
+        stats: What turns did since the process started.
+    """
+
+    kind: str
+    partitions: int
+    active: int
+    running: int
+    waiting: int
+    stats: TurnStats
+
+
 class WorkerView(Struct, frozen=True, kw_only=True):
     """A worker process at the moment of a scrape.
 
     Attributes:
+        actors: The actor types that it hosts.
+        takeovers: Partitions taken from hosts that died.
         is_ready: Whether it fetched lately and takes work.
         fetch_age_s: Seconds since the broker last answered its pulls.
         late_extensions: Leases that were extended later than they should have been.
@@ -53,6 +74,8 @@ class WorkerView(Struct, frozen=True, kw_only=True):
 
     worker: str
     pools: tuple[PoolView, ...] = ()
+    actors: tuple[ActorView, ...] = ()
+    takeovers: int = 0
     is_ready: bool = False
     fetch_age_s: float = 0.0
     late_extensions: int = 0
@@ -106,6 +129,33 @@ POOL_METRICS: Final[dict[Spec, Callable[[PoolView], Value]]] = {
         "callboard_task_delivery_seconds", "histogram", "From storing a task to its delivery, redeliveries included"
     ): (lambda pool: pool.stats.wait_time),
 }
+ACTOR_METRICS: Final[dict[Spec, Callable[[ActorView], Value]]] = {
+    Spec("callboard_turns_started_total", "counter", "Runs of handlers, further attempts included"): (
+        lambda actor: actor.stats.started
+    ),
+    Spec("callboard_turns_committed_total", "counter", "Runs whose outcome was stored"): (
+        lambda actor: actor.stats.committed
+    ),
+    Spec("callboard_turns_failed_total", "counter", "Runs that raised"): lambda actor: actor.stats.failed,
+    Spec("callboard_turns_fenced_total", "counter", "Runs thrown away because another host had written since"): (
+        lambda actor: actor.stats.fenced
+    ),
+    Spec("callboard_turns_interrupted_total", "counter", "Runs stopped by a drain or a loss; another host goes on"): (
+        lambda actor: actor.stats.interrupted
+    ),
+    Spec("callboard_steps_recorded_total", "counter", "Steps whose value was recorded"): (
+        lambda actor: actor.stats.steps_run
+    ),
+    Spec("callboard_steps_replayed_total", "counter", "Steps whose value was there from an earlier run"): (
+        lambda actor: actor.stats.steps_replayed
+    ),
+    Spec("callboard_actor_partitions", "gauge", "Partitions that the worker owns"): lambda actor: actor.partitions,
+    Spec("callboard_actors_active", "gauge", "Actors in memory"): lambda actor: actor.active,
+    Spec("callboard_turns_running", "gauge", "Turns under way"): lambda actor: actor.running,
+    Spec("callboard_mail_waiting", "gauge", "Mails waiting for the actors in memory, as far as they were seen"): (
+        lambda actor: actor.waiting
+    ),
+}
 WORKER_METRICS: Final[dict[Spec, Callable[[WorkerView], Value]]] = {
     Spec("callboard_worker_ready", "gauge", "1 while it takes work, else 0"): lambda worker: int(worker.is_ready),
     Spec("callboard_worker_fetch_age_seconds", "gauge", "Time since the broker last answered its pulls"): (
@@ -114,12 +164,15 @@ WORKER_METRICS: Final[dict[Spec, Callable[[WorkerView], Value]]] = {
     Spec("callboard_lease_late_extensions_total", "counter", "Leases extended later than they should be"): (
         lambda worker: worker.late_extensions
     ),
+    Spec("callboard_actor_takeovers_total", "counter", "Partitions taken from hosts that died"): (
+        lambda worker: worker.takeovers
+    ),
     Spec("callboard_bus_reconnects_total", "counter", "Times the link to the broker came back"): (
         lambda worker: worker.reconnects
     ),
     Spec("callboard_loop_lag_seconds", "gauge", "How late the event loop last was"): lambda worker: worker.loop_lag_s,
 }
-METRICS: Final = (*POOL_METRICS, *WORKER_METRICS)
+METRICS: Final = (*POOL_METRICS, *ACTOR_METRICS, *WORKER_METRICS)
 
 
 class Collector:
@@ -133,11 +186,14 @@ class Collector:
         self._view = view
 
     def collect(self) -> Iterator[Metric]:
-        """Yield one family a metric. All carry the label ``worker``, those of pools ``capability`` as well."""
+        """Yield one family a metric: with the label ``worker``, of pools ``capability`` too, of actors ``type``."""
         view = self._view()
         for spec, read in POOL_METRICS.items():
             rows = [((view.worker, pool.capability), read(pool)) for pool in view.pools]
             yield _family(spec, ("worker", "capability"), rows)
+        for spec, read_actor in ACTOR_METRICS.items():
+            rows = [((view.worker, actor.kind), read_actor(actor)) for actor in view.actors]
+            yield _family(spec, ("worker", "type"), rows)
         for spec, read_worker in WORKER_METRICS.items():
             yield _family(spec, ("worker",), [((view.worker,), read_worker(view))])
 

@@ -203,13 +203,12 @@ class Pool:
                 self._pulls = await self._open_pulls()
         self._regrant()
 
-    def stop_running(self, reason: StopReason, text: str = "") -> int:
-        """Cancel every running task for ``reason``; return how many."""
-        slots = [slot for slot in self.running.values() if slot.claim is not None]
-        for slot in slots:
-            if slot.claim is not None:
-                self._stop(slot, slot.claim, reason, text)
-        return len(slots)
+    def stop_running(self, reason: StopReason, *, which: Callable[[Claim], bool]) -> int:
+        """Cancel those running tasks for ``reason`` that ``which`` names; return how many."""
+        found = [(slot, claim) for slot in self.running.values() if (claim := slot.claim) is not None and which(claim)]
+        for slot, claim in found:
+            self._stop(slot, claim, reason, "")
+        return len(found)
 
     def cancel(self, task_id: str, text: str) -> bool:
         """Cancel a task this pool runs or is about to run; False when it has none of that id."""
@@ -429,6 +428,7 @@ class Pool:
             bus=self._bus,
             clock=self.clock,
             send=self._send_progress,
+            stopping=lambda: self.is_draining,
         )
 
     def finished(self, claim: Claim, outcome: Outcome) -> None:

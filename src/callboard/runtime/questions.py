@@ -16,6 +16,8 @@ from callboard.runtime.lease import HoldsAnswer, HoldsQuestion, LeaseKeeper
 from callboard.runtime.record import AttemptRecord
 from callboard.runtime.settle import read_history
 
+# A question is asked so often at most, of workers that are alive and do not answer.
+ROUNDS = 4
 _answer = msgspec.json.Decoder(HoldsAnswer)
 
 
@@ -91,6 +93,15 @@ class Questions:
                 return answers
             before = [len(answer.history) for answer in answers]
 
+    async def _until(self, done: asyncio.Event) -> None:
+        timer = asyncio.ensure_future(self._clock.sleep(self._holds_wait_s))
+        waiter = asyncio.ensure_future(done.wait())
+        try:
+            await asyncio.wait((timer, waiter), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            timer.cancel()
+            waiter.cancel()
+
     def _holds_other(self, claim: Claim) -> bool:
         delivery = claim.delivery
         return self._keeper.holds(claim.task_id, seq=delivery.seq, turn=delivery.delivered, asker=claim)
@@ -149,14 +160,12 @@ class Questions:
                 [c.delivery.delivered for c in claims],
                 self._keeper.worker,
             )
-            await self._bus.publish(subjects.CTL_HOLDS, msgspec.json.encode(question), reply=inbox)
-            timer = asyncio.ensure_future(self._clock.sleep(self._holds_wait_s))
-            waiter = asyncio.ensure_future(done.wait())
-            try:
-                await asyncio.wait((timer, waiter), return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                timer.cancel()
-                waiter.cancel()
+            for _ in range(ROUNDS):
+                await self._bus.publish(subjects.CTL_HOLDS, msgspec.json.encode(question), reply=inbox)
+                await self._until(done)
+                # whoever beats and says nothing may hold one, and its answer was lost; the dead do not beat
+                if not waiting_for & (self._peers() or frozenset()):
+                    break
         finally:
             await subscription.close()
         return held

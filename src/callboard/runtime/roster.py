@@ -27,6 +27,7 @@ class Roster:
     Attributes:
         beats: By worker.
         heard_at: Monotonic seconds of each worker's last beat.
+        skews_s: By how many seconds each worker's beats were older than now when they came; the least of them.
         gone: Workers that said goodbye.
     """
 
@@ -34,6 +35,7 @@ class Roster:
         """Begin empty."""
         self.beats: dict[str, Beat] = {}
         self.heard_at: dict[str, float] = {}
+        self.skews_s: dict[str, float] = {}
         self.gone: set[str] = set()
         self._clock = clock
 
@@ -49,6 +51,13 @@ class Roster:
             return
         self.beats[beat.worker] = beat
         self.heard_at[beat.worker] = self._clock.monotonic()
+        skew_s = (self._clock.now() - beat.at).total_seconds()
+        self.skews_s[beat.worker] = min(skew_s, self.skews_s.get(beat.worker, skew_s), key=abs)
+
+    @property
+    def alive(self) -> list[Beat]:
+        """The latest beats, by worker."""
+        return sorted(self.beats.values(), key=lambda beat: beat.worker)
 
     def serving(self, capability: str) -> list[Beat]:
         """Return the workers heard that offer ``capability``."""
@@ -70,11 +79,18 @@ async def live_workers(
     bus: Bus, *, listen_s: float = LISTEN_S, clock: Clock = SYSTEM_CLOCK, until: Callable[[Roster], bool] | None = None
 ) -> list[Beat]:
     """Return the workers heard within ``listen_s``, by name; sooner when ``until`` says so."""
+    return (await heard(bus, listen_s=listen_s, clock=clock, until=until)).alive
+
+
+async def heard(
+    bus: Bus, *, listen_s: float = LISTEN_S, clock: Clock = SYSTEM_CLOCK, until: Callable[[Roster], bool] | None = None
+) -> Roster:
+    """Listen for ``listen_s``, or until ``until`` says so, and return what was heard."""
     async with listening(bus, clock=clock) as roster:
         give_up_s = clock.monotonic() + listen_s
         while clock.monotonic() < give_up_s and not (until is not None and until(roster)):
             await clock.sleep(_TICK_S)
-        return sorted(roster.beats.values(), key=lambda beat: beat.worker)
+        return roster
 
 
 async def select(bus: Bus, name: str, *, capability: str | None = None) -> list[str]:

@@ -1,4 +1,4 @@
-"""Plain counters of a pool, read by the metrics endpoint and the heartbeat; no lock, no library, on the hot path."""
+"""Plain counters of pools and turns, read by metrics and heartbeat; no lock, no library, on the hot path."""
 
 from __future__ import annotations
 
@@ -48,3 +48,29 @@ class PoolStats:
         self.endings = dict.fromkeys(ENDINGS, 0)
         self.run_time = Histogram()
         self.wait_time = Histogram()
+
+
+class TurnStats:
+    """What the turns of one actor type did in this worker since the process started.
+
+    Attributes:
+        started: Runs of handlers, further attempts included.
+        committed: Runs whose outcome was stored.
+        failed: Runs that raised.
+        fenced: Runs thrown away because another host had written since.
+        interrupted: Runs that were stopped because the worker drained or lost the actor; another host runs them.
+        steps_run: Steps whose value was recorded.
+        steps_replayed: Steps whose value was there already.
+    """
+
+    __slots__ = ("committed", "failed", "fenced", "interrupted", "started", "steps_replayed", "steps_run")
+
+    def __init__(self) -> None:
+        """Begin at zero."""
+        self.started = 0
+        self.committed = 0
+        self.failed = 0
+        self.fenced = 0
+        self.interrupted = 0
+        self.steps_run = 0
+        self.steps_replayed = 0

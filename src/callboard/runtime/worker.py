@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -18,17 +19,18 @@ from callboard.runtime.actor.definition import ActorType
 from callboard.runtime.actor.hosting import ActorHost
 from callboard.runtime.actor.offer import with_offers
 from callboard.runtime.actor.services import ActorRules
+from callboard.runtime.actor.shutdown import COOPERATIVE, END_WAIT_S, Drain, Shutdown
 from callboard.runtime.beat import Beat, WorkerStatus, decode_beat, encode_beat
 from callboard.runtime.blobs import BlobStore
 from callboard.runtime.bus.base import Bus, KvEntry, Message, Subscription
 from callboard.runtime.bus.kv import Bucket
 from callboard.runtime.bus.topology import due_consumer, task_consumers
-from callboard.runtime.capability import DEFAULT_CONCURRENCY, DEFAULT_POOL, MAX_CONCURRENCY, Capability
+from callboard.runtime.capability import DEFAULT_CONCURRENCY, MAX_CONCURRENCY, Capability, served
 from callboard.runtime.claim import Claim
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 from callboard.runtime.commit import Committer
 from callboard.runtime.control import CONFIG_BUCKET, PAUSE_PREFIX, decode_cancel, decode_order
-from callboard.runtime.errors import BusError, CallboardError, DecodeError, ModuleLoadError, TopologyError
+from callboard.runtime.errors import BusError, CallboardError, DecodeError, TopologyError
 from callboard.runtime.lease import KeeperThread, LeaseKeeper
 from callboard.runtime.pool import MAX_STALL_S, Pool, PoolRules
 from callboard.runtime.questions import Questions
@@ -37,7 +39,6 @@ from callboard.runtime.version import VERSION
 
 TICK_S = 0.05
 WRONG_ORDER = f"orders are drain, and slots with a capability of this worker and 1 to {MAX_CONCURRENCY} of them"
-END_WAIT_S = 5.0
 PEER_ALIVE_S = 3.0
 # Two beats: whoever is alive was heard by then.
 KNOW_PEERS_S = 2.0
@@ -51,7 +52,8 @@ class WorkerOptions(Struct, frozen=True, kw_only=True):
     Attributes:
         concurrency: Slots of a capability that names no number itself.
         pool: Serve only capabilities of this pool and those that name none; None serves all.
-        drain_grace_s: How long running tasks may go on after a stop was asked for.
+        drain_grace_s: How long running work may go on after a stop was asked for.
+        shutdown: What becomes of running work meanwhile; see ``callboard.runtime.actor.shutdown``.
         max_block_s: The lease of a handler that blocks the loop is kept this long.
     """
 
@@ -63,6 +65,7 @@ class WorkerOptions(Struct, frozen=True, kw_only=True):
     max_ack_pending: int = 4096
     max_block_s: float = 60.0
     drain_grace_s: float = 30.0
+    shutdown: Shutdown = COOPERATIVE
     holds_wait_s: float = 0.75
     pool_rules: PoolRules = PoolRules()
     settle_rules: SettleRules = SettleRules()
@@ -111,8 +114,9 @@ class Worker:
         self._types = [ActorType.of(cls) for cls in actors]
         for kind in self._types:
             kind.prepare()
-        own, slots = self._wanted(capabilities), self.options.concurrency
-        wanted = with_offers(own, self._types, slots=slots, stage=lambda: self.host, clock=clock)
+        wanted = served(capabilities, self.options.pool, has_actors=bool(self._types))
+        slots = self.options.concurrency
+        wanted = with_offers(wanted, self._types, slots=slots, stage=lambda: self.host, clock=clock)
         for capability in wanted:
             capability.prepare()
         self.id = worker_id or ids.new_worker_id()
@@ -144,20 +148,10 @@ class Worker:
             beat=self.beat,
         )
 
-    def _wanted(self, given: Sequence[Capability[..., Any]]) -> list[Capability[..., Any]]:
-        pool = self.options.pool
-        wanted = [each for each in given if pool is None or each.pool in (pool, DEFAULT_POOL)]
-        if wanted or self._types:
-            return wanted
-        pools = ", ".join(sorted({each.pool for each in given}))
-        none = "there is nothing to serve: decorate a function with @capability, or define an Actor"
-        message = f"pool {pool!r} has no capability here; there are the pools {pools}" if given else none
-        raise ModuleLoadError(message)
-
     # --- life
 
     def stop(self, *, now: bool = False) -> None:
-        """Ask it to drain and end; with ``now``, without waiting for running tasks. May be called more than once."""
+        """Ask it to drain and end as ``options.shutdown`` says; with ``now`` at once. May be called more than once."""
         self._stop_now = self._stop_now or now
         self._stop.set()
 
@@ -282,36 +276,34 @@ class Worker:
 
     async def _drain(self, bus: Bus) -> None:
         self.status = "draining"
+        options = self.options
+        drain = Drain(
+            options.shutdown, clock=self._clock, configured_s=options.drain_grace_s, is_now=lambda: self._stop_now
+        )
         for pool in self.pools.values():
             await pool.drain()
         if crash.point:
             crash.at("in-drain")
-        grace_s = 0.0 if self._stop_now else self.options.drain_grace_s
-        give_up_s = self._clock.monotonic() + grace_s
         actors = None
         if self.host is not None:
-            actors = self._spawn(self.host.drain(grace_s=lambda: self._left_s(give_up_s)), "actors-drain")
+            actors = self._spawn(self.host.drain(drain), "actors-drain")
         while not all(pool.is_idle for pool in self.pools.values()):
-            if self._stop_now or self._clock.monotonic() >= give_up_s:
-                for pool in self.pools.values():
-                    pool.stop_running("drain")
+            for pool in self.pools.values():
+                pool.stop_running("drain", which=partial(_must_end, drain))
+            if drain.is_over:
                 break
             await self._clock.sleep(TICK_S)
         if actors is not None:
             await asyncio.wait([actors])
         # what was cancelled ends within a moment; a handler that will not end keeps its lease until the process is gone
         last_s = self._clock.monotonic() + END_WAIT_S
-        while self.keeper.claims and self._clock.monotonic() < last_s:
+        while self.keeper.claims and not drain.is_ended and self._clock.monotonic() < last_s:
             await self._clock.sleep(TICK_S)
         if not self.keeper.claims:
             await self._committer.drain()
         self.status = "stopped"
         await bus.publish(subjects.beat(self.id), self.beat())
         await bus.flush(timeout_s=2.0)
-
-    def _left_s(self, give_up_s: float) -> float:
-        """Return how much of the grace time is left; none once a stop at once was asked for."""
-        return 0.0 if self._stop_now else max(0.0, give_up_s - self._clock.monotonic())
 
     # --- what it hears
 
@@ -340,8 +332,9 @@ class Worker:
         if self.host is not None:
             self.host.heard(beat)
         if beat.worker == self.id:
-            return
-        if beat.status == "stopped":
+            # our own comes once a second: time to forget the silent
+            self._peers = {worker: self._peers[worker] for worker in self.peers()}
+        elif beat.status == "stopped":
             self._peers.pop(beat.worker, None)
         else:
             self._peers[beat.worker] = self._clock.monotonic()
@@ -454,7 +447,8 @@ class Worker:
         if self._fetched_s is not None and fetches:
             # what came while we stood still is not read yet
             silent_s = now_s - max(self._fetched_s, self.keeper.stalled_at)
-        self.problem = problems[0] if problems else None
+        actors_problem = self.host.problem() if self.host is not None else None
+        self.problem = problems[0] if problems else actors_problem
         if silent_s > DEAF_AFTER_S:
             self.problem = f"the broker has not answered a pull for {silent_s:.0f} s"
         self.status = "deaf" if self.problem else "ready"
@@ -484,6 +478,11 @@ class Worker:
             # the worker is going down with an error: what it holds is taken over
             coroutine.close()
             return None
+
+
+def _must_end(drain: Drain, claim: Claim) -> bool:
+    # a task has no steps to stop between: `halt` lets it come to its end
+    return drain.decide("task", claim.capability, claim.task_id) == "cancel"
 
 
 async def _quietly(call: Awaitable[None]) -> None:

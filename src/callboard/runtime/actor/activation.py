@@ -96,6 +96,11 @@ class Activation:
         return self._is_dropped or self.is_leaving
 
     @property
+    def under_way(self) -> int:
+        """Sequence of the mail that is being handled, also between two attempts; 0 when none is."""
+        return self.runner.job.cause_seq if self.runner.job is not None else 0
+
+    @property
     def known(self) -> StateRecord:
         """The record, as it stands.
 
@@ -135,6 +140,11 @@ class Activation:
         if self._next_kind is not None:
             self.kind, self._next_kind = self._next_kind, None
             self.runner.forget()
+
+    def leave(self) -> None:
+        """Begin no further turn: somebody else goes on. The one under way ends here."""
+        self.is_leaving = True
+        self.runner.leave()
 
     def drop(self) -> None:
         """Forget it at once: somebody else runs it now. A turn under way ends without a trace."""
@@ -216,6 +226,8 @@ class Activation:
                 raise
             await self.services.clock.sleep(_RETRY_S)
             return True
+        if self.overflow.claims(mail):
+            return False
         await self._handle(mail)
         return True
 
@@ -358,6 +370,7 @@ class Activation:
                 case Committed(seqs=seqs):
                     self.record, self.seq = record, seqs[0]
                     self.problem = None
+                    self.owner.committed(self.address.key, self.seq)
                 case Fenced():
                     message = f"{self.address} was written by another host since: this turn is thrown away"
                     raise TurnFencedError(message)

@@ -16,6 +16,7 @@ from callboard.runtime.actor.address import Address, parse
 from callboard.runtime.actor.mail import Mail
 from callboard.runtime.actor.migration import collect as collect_migrations
 from callboard.runtime.actor.options import ActorOptions, MailboxPolicy
+from callboard.runtime.actor.recovery import Recovery
 from callboard.runtime.actor.turn_api import TurnApi, TurnRef, Where, turn_now
 from callboard.runtime.capability import Capability
 from callboard.runtime.errors import ActorDefinitionError, ActorError
@@ -60,7 +61,7 @@ class Actor:
         name: str | None = None,
         capabilities: Sequence[str | Capability[..., Any]] | UnsetType = UNSET,
         version: int | UnsetType = UNSET,
-        idle_s: float | UnsetType = UNSET,
+        idle_s: float | UnsetType | None = UNSET,
         retry: RetryPolicy | UnsetType | None = UNSET,
         turn_timeout_s: float | UnsetType | None = UNSET,
         mailbox_cap: int | UnsetType | None = UNSET,
@@ -68,8 +69,9 @@ class Actor:
         restart_budget: int | UnsetType = UNSET,
         restart_window_s: float | UnsetType = UNSET,
         poison_limit: int | UnsetType = UNSET,
-        state_limit_bytes: int | UnsetType = UNSET,
+        state_limit_bytes: int | UnsetType | None = UNSET,
         max_chain: int | UnsetType = UNSET,
+        recovery: Recovery | UnsetType = UNSET,
         supervisor: str | Address | UnsetType | None = UNSET,
         abstract: bool = False,
         **others: Any,  # noqa: ANN401 - whatever a mixin takes
@@ -87,6 +89,7 @@ class Actor:
             "poison_limit": poison_limit,
             "state_limit_bytes": state_limit_bytes,
             "max_chain": max_chain,
+            "recovery": recovery,
             "supervisor": supervisor,
         }
         _check_keywords(cls, others, given)
@@ -113,6 +116,9 @@ class Actor:
 
     def on_resume(self) -> Awaitable[None] | None:
         """Run when a person let it go on."""
+
+    def on_drain(self) -> Awaitable[None] | None:
+        """Run when the worker begins to drain while a turn runs, beside that turn, which may be told to be brief."""
 
     def on_failure(self, error: BaseException) -> Awaitable[None] | None:
         """Run when a turn has failed for good, before its mail becomes a dead letter. An error in here is logged."""
@@ -152,6 +158,11 @@ class Actor:
     def epoch(self) -> int:
         """The ownership under which this turn runs; a fencing token for outside effects."""
         return self._running("epoch").epoch
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether the worker drains: a long turn does well to come to an end, or to its next step, soon."""
+        return self._running("is_stopping").is_stopping
 
     def idempotency_key(self, step_name: str) -> str:
         """Return a key for an outside effect: the same in every run of this turn."""
@@ -343,7 +354,7 @@ class turn_scope:  # noqa: N801 - used as a function is
         turn_now.reset(self._token)
 
 
-_HOOKS = frozenset({"on_start", "on_stop", "on_pause", "on_resume", "on_failure", "on_health"})
+_HOOKS = frozenset({"on_start", "on_stop", "on_pause", "on_resume", "on_drain", "on_failure", "on_health"})
 _OWN = frozenset(name for name in vars(Actor) if not name.startswith("__")) | {"state"}
 
 

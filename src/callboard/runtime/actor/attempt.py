@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import Executor
 
 from msgspec import Struct
@@ -12,6 +13,7 @@ from callboard.runtime.actor import reply as replies
 from callboard.runtime.actor.execute import (
     STOP_DEADLINE,
     STOP_TIMEOUT,
+    Abandoned,
     Done,
     Ending,
     Part,
@@ -62,10 +64,11 @@ class Attempts:
         self._instance = instance
         self._inner = inner
         self._task: asyncio.Task[Ending] | None = None
+        self._seating: asyncio.Task[None] | None = None
         self._outcome: asyncio.Future[Ending] | None = None
 
-    async def make(self, turn: Turn, job: Job, *, stop: tuple[str, str] | None = None) -> Ending:
-        """Make one attempt; ``stop`` is an order that came before it.
+    async def make(self, turn: Turn, job: Job, *, order: Callable[[], tuple[str, str] | None]) -> Ending:
+        """Make one attempt, unless ``order`` returns a stop that came before it could begin.
 
         Raises:
             CallboardError: If the state cannot be loaded: the mail stays.
@@ -77,17 +80,22 @@ class Attempts:
         except Exception as error:  # noqa: BLE001 - the class's own constructor; it is data from here on
             return Raised(error)
         seat = Seat(self._activation.services.slots)
-        await seat.take()
+        if not await self._seated(seat, turn):
+            return Abandoned()
         try:
             turn.seat = seat
+            stop = order()
+            if stop is not None:
+                return ended(stop)
             refused = await self._instance.start(actor, turn)
             if refused is not None:
                 return Raised(refused)
             if crash.point:
                 crash.at("before-effect")
             self._inner.begin(turn, actor)
+            turn.has_begun = True
             run = execute(turn, job.handler, actor, job.argument, part=self.part(turn), executor=self._executor)
-            ending = await self._see(turn, job.handler, asyncio.ensure_future(run), stop)
+            ending = await self._see(turn, job.handler, asyncio.ensure_future(run))
             if crash.point:
                 crash.at("after-effect")
             return ending
@@ -115,23 +123,43 @@ class Attempts:
             self._insist(running, turn, 1)
         return True
 
+    def leave(self) -> None:
+        """Give up waiting for a place for a turn that has not begun: it is run elsewhere."""
+        if self._seating is not None:
+            self._seating.cancel()
+
     # --- inside
+
+    async def _seated(self, seat: Seat, turn: Turn) -> bool:
+        """Wait for a place; False when the actor went to another host before its turn began."""
+        if turn.attempt > 1 or not self._activation.services.slots.locked():
+            await seat.take()
+            return True
+        self._seating = seating = asyncio.ensure_future(seat.take())
+        try:
+            await asyncio.wait([seating])
+        except asyncio.CancelledError:
+            seating.cancel()
+            seat.leave()
+            raise
+        finally:
+            self._seating = None
+        if seating.cancelled() or self._activation.is_gone:
+            seat.leave()
+            return False
+        return True
 
     @property
     def _executor(self) -> Executor | None:
         return self._activation.services.executor
 
-    async def _see(
-        self, turn: Turn, handler: Handler, running: asyncio.Task[Ending], stop: tuple[str, str] | None
-    ) -> Ending:
+    async def _see(self, turn: Turn, handler: Handler, running: asyncio.Task[Ending]) -> Ending:
         self._task = running
         outcome = self._outcome = asyncio.get_running_loop().create_future()
         running.add_done_callback(self._hand_on)
         self._activation.turn = turn
         timer = self._limit(turn, handler)
         try:
-            if stop is not None:
-                _ = self.stop(*stop)
             ending = await self._outlive(running, outcome)
             if isinstance(ending, Done | Raised):
                 await self._inner.end()
@@ -149,7 +177,11 @@ class Attempts:
         error = None if running.cancelled() else running.exception()
         if outcome is None or outcome.done():
             return
-        if running.cancelled():
+        turn = self._activation.turn
+        if running.cancelled() and turn is not None and turn.stop is not None:
+            # the stop came before its first word, or with its last
+            outcome.set_result(ended(turn.stop))
+        elif running.cancelled():
             outcome.cancel()
         elif error is not None:
             outcome.set_exception(error)

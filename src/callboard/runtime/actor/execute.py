@@ -30,6 +30,7 @@ STOP_LOST = "lost"
 STOP_CANCEL = "cancel"
 STOP_TIMEOUT = "timeout"
 STOP_DEADLINE = "deadline"
+DRAINS = "the worker drains"
 # The handler goes away with its host; the turn runs elsewhere.
 _ABANDON = frozenset({STOP_DRAIN, STOP_LOST})
 

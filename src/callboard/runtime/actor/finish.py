@@ -48,7 +48,7 @@ async def changes(activation: Staged, turn: Turn, actor: Actor | None) -> dict[s
     if actor is None or not activation.kind.has_state:
         return found
     data = _dump(activation, actor)
-    limit = activation.kind.options.state_limit_bytes
+    limit = activation.kind.options.state_limit_bytes or activation.services.rules.state_limit_bytes
     if len(data) > limit:
         text = f"the state of {turn.address} takes {len(data)} bytes, over its limit of {limit}: keep less in it"
         raise StateTooLargeError(text, size_bytes=len(data), limit_bytes=limit)

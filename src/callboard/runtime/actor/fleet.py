@@ -52,12 +52,21 @@ class Fleet:
         """Forget a worker."""
         self._hosts.pop(worker, None)
 
+    def stays(self, worker: str) -> bool:
+        """Return whether another worker is there and does not drain."""
+        host = self._hosts.get(worker)
+        return host is not None and not host.is_draining
+
     def candidates(self, kind: ActorType, live: Collection[str]) -> set[str]:
-        """Return the hosts of a type, of those that live, with the newest version of its state; we may be one."""
+        """Return the hosts of a type, of those that live, with the newest version of its state; we may be one.
+
+        The others are forgotten; a beat brings one back.
+        """
+        self._hosts = {worker: host for worker, host in self._hosts.items() if worker in live}
         versions = {
             worker: host.types[kind.name].version
             for worker, host in self._hosts.items()
-            if worker in live and not host.is_draining and kind.name in host.types
+            if not host.is_draining and kind.name in host.types
         }
         versions[self._worker] = kind.version
         newest = max(versions.values())

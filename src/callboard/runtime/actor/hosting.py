@@ -11,13 +11,12 @@ from msgspec.structs import replace
 
 from callboard.runtime import events, logs, subjects
 from callboard.runtime.actor import cursor as cursors
-from callboard.runtime.actor import placement
+from callboard.runtime.actor import ending, placement
 from callboard.runtime.actor.activation import Activation
 from callboard.runtime.actor.address import Address
 from callboard.runtime.actor.asks import AskServer
 from callboard.runtime.actor.commit import TurnCommitter
 from callboard.runtime.actor.definition import ActorType
-from callboard.runtime.actor.execute import STOP_DRAIN
 from callboard.runtime.actor.fleet import Fleet
 from callboard.runtime.actor.held import FREED, Held
 from callboard.runtime.actor.liveness import MAX_ECHO_GAP_S, Liveness
@@ -27,6 +26,8 @@ from callboard.runtime.actor.partition import Partition, load_of
 from callboard.runtime.actor.pinger import Pinger
 from callboard.runtime.actor.ports import Staged
 from callboard.runtime.actor.services import ActorRules, Services, alone
+from callboard.runtime.actor.shutdown import Drain
+from callboard.runtime.actor.upkeep import Upkeep
 from callboard.runtime.beat import ActorLoad, Beat
 from callboard.runtime.blobs import BlobStore
 from callboard.runtime.bus import header
@@ -34,15 +35,11 @@ from callboard.runtime.bus.base import Bus, Message, Subscription, Write
 from callboard.runtime.client import Client
 from callboard.runtime.clock import Clock
 from callboard.runtime.control import Accusation, decode_death
-from callboard.runtime.errors import BusError, CallboardError, DecodeError, TopologyError
+from callboard.runtime.errors import BusError, DecodeError, TopologyError
 
 _log = logs.get_logger(__name__)
 
 LOOK_EVERY_S = 0.25
-HELD_LOOK_EVERY_S = 1.0
-# what was cancelled ends within a moment
-END_WAIT_S = 2.0
-PASSIVATE_EVERY_S = 5.0
 # a thread starts only when no idle one is left
 MAX_THREADS = 1024
 
@@ -57,6 +54,7 @@ class ActorHost:
         fleet: The other hosts.
         liveness: Who is alive.
         takeovers: Partitions taken from the dead.
+        unplaced: Why partitions could not be taken or handed on at the last look; None when they could.
     """
 
     def __init__(
@@ -74,6 +72,7 @@ class ActorHost:
         self.partitions: dict[Place, Partition] = {}
         self.fleet = Fleet(worker)
         self.takeovers = 0
+        self.unplaced: str | None = None
         self.liveness = Liveness(worker, now_s=clock.monotonic())
         self._worker = worker
         self._spawn = spawn
@@ -94,8 +93,10 @@ class ActorHost:
             slots=asyncio.Semaphore(rules.turns),
             echo_age_s=lambda: self.liveness.echo_age_s(clock.monotonic()),
             executor=ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="cb-actor"),
+            stays=self.fleet.stays,
         )
         self.held = Held(self.services, self.partitions, self.liveness)
+        self._upkeep = Upkeep(self)
         self._look = asyncio.Event()
         self._is_draining = False
         self._is_over = False
@@ -122,7 +123,8 @@ class ActorHost:
             await self._listen()
             await self._asks.open()
             await self._orders.open()
-            group.create_task(self._keep_cursors(), name="cursors")
+            group.create_task(self._upkeep.keep_cursors(), name="cursors")
+            group.create_task(self._upkeep.sweep(), name="sweeper")
             await self._place()
             opened()
             try:
@@ -135,28 +137,24 @@ class ActorHost:
                 if self.services.executor is not None:
                     self.services.executor.shutdown(wait=False, cancel_futures=True)
 
-    async def drain(self, *, grace_s: Callable[[], float]) -> None:
-        """Hand everything on: idle actors at once, those in mid-turn when they are done or the grace time is over.
-
-        Args:
-            grace_s: Returns the seconds that are left to turns under way.
-        """
+    async def drain(self, drain: Drain) -> None:
+        """Hand everything on: idle actors at once, those in mid-turn when done or stopped by ``drain``."""
         self._is_draining = True
+        self.services.drain = drain
         await self._asks.close()
+        ending.tell(self._running())
+        for partition in self.partitions.values():
+            partition.leave()
+        ending.decide(drain, self._running())
         await self._place()
         for partition in self.partitions.values():
             partition.leave()
-        while self._running() and grace_s() > 0:
-            await self._clock.sleep(LOOK_EVERY_S / 5)
-        for activation in self._running():
-            activation.runner.stop(STOP_DRAIN, "the worker drains")
-        give_up_s = self._clock.monotonic() + END_WAIT_S
-        while self._running() and self._clock.monotonic() < give_up_s:
+        while self._running() and not drain.is_ended:
+            ending.decide(drain, self._running())
             await self._clock.sleep(LOOK_EVERY_S / 5)
         await self._leave_rest()
         await self._orders.close()
-        give_up_s = self._clock.monotonic() + END_WAIT_S
-        while self._tasks and (grace_s() > 0 or self._clock.monotonic() < give_up_s):
+        while self._tasks and not drain.is_ended:
             await self._clock.sleep(LOOK_EVERY_S / 5)
         # a hook that never ends, say
         for task in self._tasks:
@@ -208,6 +206,15 @@ class ActorHost:
         """Return what the beat says of our actors; called from the keeper's thread, reads plain values only."""
         owned = sorted(self.partitions.items())
         return [load_of(kind, [p for (name, _), p in owned if name == kind.name]) for kind in list(self.types.values())]
+
+    def problem(self) -> str | None:
+        """Return why mail cannot be read now, or None."""
+        now_s = self._clock.monotonic()
+        for (kind, number), partition in self.partitions.items():
+            found = partition.problem(now_s)
+            if found is not None:
+                return f"partition {number} of {kind} cannot be read: {found}"
+        return self.unplaced
 
     def find(self, kind: str, key: str) -> Partition | None:
         """Return the partition of an actor if we own it."""
@@ -287,7 +294,9 @@ class ActorHost:
                     return
                 for kind in list(self.types.values()):
                     await self._place_type(kind)
+                self.unplaced = None
             except BusError as error:
+                self.unplaced = f"partitions cannot be placed: {error}"
                 _log.debug(events.PARTITION_UNPLACED, code=error.code, message=str(error))
 
     async def _hand_on(self) -> None:
@@ -328,9 +337,9 @@ class ActorHost:
         now_s = self._clock.monotonic()
         is_free = known.owner in ("", self._worker) or self.liveness.is_dead(known.owner, now_s)
         if is_free:
-            await self._take(kind, number)
+            await self._take(kind, number, began_s=now_s)
 
-    async def _take(self, kind: ActorType, number: int) -> None:
+    async def _take(self, kind: ActorType, number: int, *, began_s: float) -> None:
         """Become the owner, against the record that stands at the leader."""
         subject = subjects.cursor(kind.name, number)
         stored = await self._bus.get_last(subjects.ACTORS, subject, from_leader=True)
@@ -360,6 +369,7 @@ class ActorHost:
             cursor_seq=stored.seq if stored is not None else 0,
             taken_at=info.last_seq,
             is_from_dead=is_from_dead or bool(found.held.keys() - held.keys()),
+            former=found.owner if is_from_dead else next(iter(found.held.values()), ""),
             on_lost=self._lost,
             on_settled=self._settled,
         )
@@ -371,7 +381,7 @@ class ActorHost:
         self._owners.learn((kind.name, number), partition.cursor)
         self.held.adopt(partition)
         self.partitions[kind.name, number] = partition
-        await partition.open()
+        await partition.open(is_doubtful=self._clock.monotonic() - began_s > 4 * LOOK_EVERY_S)
         self._taken(partition, from_worker=found.owner, is_from_dead=is_from_dead)
 
     def _taken(self, partition: Partition, *, from_worker: str, is_from_dead: bool) -> None:
@@ -421,6 +431,7 @@ class ActorHost:
         partition.is_handed = True
         place = (partition.kind.name, partition.number)
         self.partitions.pop(place, None)
+        self._upkeep.forget(place)
         self._owners.learn(place, partition.cursor)
         self.held.keep(partition, held)
         for activation in partition.activations.values():
@@ -466,6 +477,7 @@ class ActorHost:
         place = (partition.kind.name, partition.number)
         if self.partitions.get(place) is partition:
             del self.partitions[place]
+            self._upkeep.forget(place)
             self.held.keep(partition, partition.activations)
         _ = self.services.spawn(partition.close(), "partition-close")
         self._owners.doubt()
@@ -477,24 +489,3 @@ class ActorHost:
     def _running(self) -> list[Activation]:
         mine = [a for p in self.partitions.values() for a in p.activations.values() if a.is_busy]
         return [*mine, *self.held.activations.values()]
-
-    # --- what is kept up to date
-
-    async def _keep_cursors(self) -> None:
-        passivated_s = held_s = self._clock.monotonic()
-        while True:
-            await self._clock.sleep(self.services.rules.cursor_every_s)
-            now_s = self._clock.monotonic()
-            for partition in list(self.partitions.values()):
-                try:
-                    await partition.save()
-                except CallboardError:
-                    continue
-            if now_s - held_s >= HELD_LOOK_EVERY_S:
-                held_s = now_s
-                await self.held.look()
-            if now_s - passivated_s >= PASSIVATE_EVERY_S:
-                passivated_s = now_s
-                for partition in list(self.partitions.values()):
-                    for activation in partition.passivate(now_s):
-                        _ = self.services.spawn(activation.runner.instance.end(), "actor-end")

@@ -18,10 +18,11 @@ from msgspec import Raw
 from callboard.runtime import codec
 from callboard.runtime.actor import function, step
 from callboard.runtime.actor.address import Address
+from callboard.runtime.actor.gate import StepGate
 from callboard.runtime.actor.step import Step, StepRecord
 from callboard.runtime.actor.steplog import Place, StepLog, Store
 from callboard.runtime.blobs import CLAIM_CHECK_BYTES, BlobStore
-from callboard.runtime.bus.base import Bus
+from callboard.runtime.bus.base import Bus, Stored, Write
 from callboard.runtime.clock import Clock
 from callboard.runtime.codec import Decoder
 from callboard.runtime.errors import EncodeError, InvalidNameError, RetryableError, StepUnknownError
@@ -56,7 +57,8 @@ class Slot:
         self.value: object = None
 
     def __enter__(self) -> Self:
-        """Return the slot."""
+        """Count it as under way and return it."""
+        self._journal.gate.begun()
         return self
 
     def __exit__(
@@ -65,6 +67,7 @@ class Slot:
         """Give the place back unless a value stands in it."""
         if not self.is_recorded:
             self._journal.give_back(self)
+        self._journal.gate.ended()
 
     async def record(self, value: object, *, attempt: int = 1, took_s: float = 0.0) -> object:
         """Record ``value`` and return the one that stands, which is another's where that came first.
@@ -92,6 +95,7 @@ class Slot:
         """
         self.value = function.read(self._decode, data, step=self.at.name)
         self.is_recorded = True
+        self._journal.last_step = self.at.name
         return self.value
 
 
@@ -103,6 +107,8 @@ class Journal:
         executed: Steps whose value this run recorded.
         replayed: Steps whose value was there.
         adopted: Steps that ran here and whose value another run had recorded first.
+        last_step: Name of the latest step whose value stands; None before the first.
+        gate: Shut, it lets steps under way finish and none begin.
     """
 
     def __init__(
@@ -118,6 +124,7 @@ class Journal:
         store: Store | None = None,
         ttl_s: float | None = None,
         steps: Mapping[str, bytes | Raw] | None = None,
+        found: Sequence[Stored] | None = None,
         claim_check_bytes: int = CLAIM_CHECK_BYTES,
         executor: Executor | None = None,
     ) -> None:
@@ -136,6 +143,7 @@ class Journal:
             ttl_s: Lifetime of the records of ordinary steps; None keeps them. It must be longer than any turn can
                 take, retries included. Those of ``once=True`` never expire by themselves.
             steps: What a parked turn kept of its journal, by entry; ``entries`` of the run that parked.
+            found: All that stands on the turn's subjects, where it was just read from the leader.
             claim_check_bytes: Values above this are stored as objects.
             executor: Threads for synchronous functions; None for the loop's own few.
         """
@@ -143,6 +151,8 @@ class Journal:
         self.executed = 0
         self.replayed = 0
         self.adopted = 0
+        self.last_step: str | None = None
+        self.gate = StepGate()
         self._clock = clock
         self._executor = executor
         self._log = StepLog(
@@ -156,6 +166,7 @@ class Journal:
             store=store,
             ttl_s=ttl_s,
             steps=steps,
+            found=found,
             claim_check_bytes=claim_check_bytes,
         )
         # What finished and could not be recorded before its step was cancelled.
@@ -172,6 +183,13 @@ class Journal:
     def untimed(self) -> list[str]:
         """Subjects of records that never expire by themselves, sorted: to be purged some time after the commit."""
         return self._log.untimed
+
+    def finishing(self, *, ttl_s: float) -> list[Write]:
+        """Return what is to be written after the commit, so that records without a lifetime get one.
+
+        Steps that began with ``once=True`` and left no result stay as they are, for people.
+        """
+        return self._log.finishing(ttl_s)
 
     @property
     def last_problem(self) -> str | None:
@@ -263,6 +281,7 @@ class Journal:
 
     async def _begin(self, slot: Slot) -> Slot:
         try:
+            await self._pass()
             await self._open(slot)
         except BaseException:
             self.give_back(slot)
@@ -270,6 +289,11 @@ class Journal:
         return slot
 
     async def _run(self, slot: Slot, call: Call, *, once: bool, retry: RetryPolicy | None) -> object:
+        try:
+            await self._pass()
+        except BaseException:
+            self.give_back(slot)
+            raise
         with slot:
             finished = self._finished.get(slot.at.entry)
             if finished is not None:
@@ -310,6 +334,12 @@ class Journal:
                 step.running.reset(token)
             await self._clock.sleep(decision.delay_s)
             attempt += 1
+
+    async def _pass(self) -> None:
+        """Wait at the gate, but for steps inside of one that is under way."""
+        outer = step.running.get()
+        if outer is None or outer.turn != self.turn:
+            await self.gate.enter()
 
     async def _open(self, slot: Slot) -> None:
         """Show the slot what stands in its place."""

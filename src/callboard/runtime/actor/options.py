@@ -11,6 +11,8 @@ from msgspec import Struct, structs
 from callboard.runtime import subjects
 from callboard.runtime.actor.address import Address, check_type, parse
 from callboard.runtime.actor.handler import check_retry, check_seconds
+from callboard.runtime.actor.recovery import Recovery
+from callboard.runtime.actor.recovery import checked as check_recovery
 from callboard.runtime.capability import Capability
 from callboard.runtime.errors import ActorDefinitionError, ConfigError, InvalidNameError
 from callboard.runtime.retry import RetryPolicy
@@ -34,7 +36,7 @@ class ActorOptions(Struct, frozen=True, kw_only=True):
     Attributes:
         capabilities: What it may be asked for by name, beside its address.
         version: Version of its state's layout; ``@migrate`` brings older states to it.
-        idle_s: After so long without mail its object is forgotten; nothing stored changes.
+        idle_s: After so long without mail its object is forgotten; nothing stored changes. None for the host's setting.
         retry: What follows when an attempt at a turn fails. The next one is made in place, before any later mail.
         turn_timeout_s: Longest time of one attempt; None for no limit.
         mailbox_cap: Mails that may wait, or None for the host's setting.
@@ -43,15 +45,17 @@ class ActorOptions(Struct, frozen=True, kw_only=True):
         restart_budget: Restarts within ``restart_window_s``; after one more failure it waits for a person.
         restart_window_s: The window of the budget.
         poison_limit: Mails in a row that may become dead letters before it waits for a person.
-        state_limit_bytes: Largest state as JSON; a turn that leaves more is not committed.
+        state_limit_bytes: Largest state as JSON; a turn that leaves more is not committed. None for the host's setting.
         max_chain: Turns that may lead to one another before the chain is cut.
+        recovery: What a host does with a turn that another had begun: ``resume`` from its journal, ``restart`` it but
+            for its steps with ``once=True``, or what a function of a ``Begun`` returns.
         supervisor: Address, ``type/key``, of the actor that is told ``ActorFailed`` when this one fails; None for
             nobody. It is told in the commit that fails this one.
     """
 
     capabilities: tuple[str, ...] = ()
     version: int = 1
-    idle_s: float = 60.0
+    idle_s: float | None = None
     retry: RetryPolicy = RetryPolicy()
     turn_timeout_s: float | None = None
     mailbox_cap: int | None = None
@@ -59,8 +63,9 @@ class ActorOptions(Struct, frozen=True, kw_only=True):
     restart_budget: int = 3
     restart_window_s: float = 60.0
     poison_limit: int = 3
-    state_limit_bytes: int = 1 << 20
+    state_limit_bytes: int | None = None
     max_chain: int = 50
+    recovery: Recovery = "resume"
     supervisor: Address | None = None
 
 
@@ -87,6 +92,8 @@ def checked(cls: type, given: Mapping[str, Any], *, base: ActorOptions) -> Actor
     if values.get("mailbox_policy", "reject") not in policies:
         message = f"{where}: mailbox_policy is {values['mailbox_policy']!r}, take one of {', '.join(policies)}"
         raise ConfigError(message)
+    if "recovery" in values:
+        values["recovery"] = check_recovery(values["recovery"], what=f"{where}: recovery")
     if isinstance(values.get("supervisor"), str):
         values["supervisor"] = _supervisor(values["supervisor"], where)
     if "retry" in values:

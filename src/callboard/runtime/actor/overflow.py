@@ -31,6 +31,8 @@ class Overflow:
         """Begin with nothing over."""
         self._activation = activation
         self._over: deque[Mail] = deque()
+        # mail that is being refused: no handler runs for it meanwhile
+        self._claimed: set[int] = set()
         self._is_shedding = False
 
     def is_over(self, mail: Mail) -> bool:
@@ -39,11 +41,16 @@ class Overflow:
         cap = options.mailbox_cap
         if cap is None or options.mailbox_policy == "park" or mail.kind is not None:
             return False
-        return self._activation.mailbox.depth - len(self._over) > cap
+        return self._activation.mailbox.depth - len(self._claimed) > cap
+
+    def claims(self, mail: Mail) -> bool:
+        """Return whether this mail is being refused; the actor is woken when that is over."""
+        return mail.seq in self._claimed
 
     def add(self, mail: Mail) -> None:
         """Refuse this mail, or drop an older one for it, in the background."""
         self._over.append(mail)
+        self._claimed.add(mail.seq)
         if not self._is_shedding:
             self._is_shedding = True
             _ = self._activation.services.spawn(self._shed(), f"actor-{self._activation.address}-overflow")
@@ -66,18 +73,19 @@ class Overflow:
             )
         finally:
             self._is_shedding = False
+            self._over.clear()
+            self._claimed.clear()
+            activation.wake()
 
     def _victim(self, mail: Mail) -> Mail:
         activation = self._activation
         if activation.kind.options.mailbox_policy != "drop":
             return mail
-        running = activation.turn.cause_seq if activation.turn is not None else 0
-        taken = {over.seq for over in self._over}
         for waiting in activation.mailbox.waiting():
-            is_free = waiting.seq not in (running, mail.seq) and waiting.seq not in taken
+            is_free = waiting.seq != activation.under_way and waiting.seq not in self._claimed
             if is_free and waiting.kind is None and _is_droppable(activation, waiting):
-                # at once, so that the next one does not choose it again
-                activation.mailbox.remove(waiting.seq)
+                self._claimed.remove(mail.seq)
+                self._claimed.add(waiting.seq)
                 return waiting
         return mail
 
@@ -101,6 +109,8 @@ class Overflow:
                 if not problem.retryable:
                     raise
                 await activation.services.clock.sleep(_RETRY_S)
+        self._claimed.difference_update(mail.seq for mail in mails)
+        activation.wake()
         _log.warning(events.MAIL_REFUSED, actor=str(activation.address), mails=len(mails), policy=policy, problem="")
 
 

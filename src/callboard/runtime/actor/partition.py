@@ -26,6 +26,8 @@ _log = logs.get_logger(__name__)
 
 # Actors with mail in memory before the reader pauses; the rest waits in the stream.
 MAX_WAITING = 10_000
+# A reader hears the broker each second, and is opened again when it does not.
+DEAF_AFTER_S = 12.0
 _RETRY_S = 0.25
 
 
@@ -52,6 +54,8 @@ class Partition:
         cursor_seq: Its sequence.
         taken_at: Last sequence of the stream when we took it: what came before may have been begun by another host.
         is_from_dead: Whether we took it from a host that died.
+        former: Worker that we took it from, or that last had one of its actors in mid-turn; "" when not known.
+        dirty: Keys of actors whose record was written since somebody last took note, with its sequence.
         is_lost: Somebody else owns it; its actors are dropped.
         is_handed: We gave it away: somebody else owns it, and the actors that we have in mid-turn go on.
         is_adrift: A hand-over was sent and may still arrive: nothing begins before another write keeps it out.
@@ -68,6 +72,7 @@ class Partition:
         cursor_seq: int,
         taken_at: int,
         is_from_dead: bool,
+        former: str,
         on_lost: Callable[[Partition], None],
         on_settled: Callable[[Partition, Staged], None],
     ) -> None:
@@ -78,6 +83,8 @@ class Partition:
         self.cursor_seq = cursor_seq
         self.taken_at = taken_at
         self.is_from_dead = is_from_dead
+        self.former = former
+        self.dirty: dict[str, int] = {}
         self.is_lost = False
         self.is_handed = False
         self.is_adrift = False
@@ -131,6 +138,10 @@ class Partition:
         self._doubts = True
         _ = self._services.spawn(self._check_quietly(), f"partition-check-{self.kind.name}-{self.number}")
 
+    def committed(self, key: str, seq: int) -> None:
+        """Hear that an actor's record was written."""
+        self.dirty[key] = seq
+
     def settled(self, activation: Staged) -> None:
         """Hear that an actor's loop came to rest."""
         self._on_settled(self, activation)
@@ -140,12 +151,17 @@ class Partition:
 
     # --- life
 
-    async def open(self) -> None:
+    async def open(self, *, is_doubtful: bool = False) -> None:
         """Wake the actors with unhandled mail and read on.
+
+        Args:
+            is_doubtful: Taking it took long, so that what was read on the way may be old: look again before a turn.
 
         Raises:
             BusError: If it cannot be read now.
         """
+        if is_doubtful:
+            self.doubt()
         for key, seq in sorted(self.cursor.pending.items(), key=lambda item: item[1]):
             activation = self.activation(key, read_from=seq)
             holder = self.cursor.held.get(key)
@@ -164,6 +180,14 @@ class Partition:
         """Whether it is not being read: the broker could not be asked when it was to be opened."""
         return self._tail is None and not self.is_lost
 
+    def problem(self, now_s: float) -> str | None:
+        """Return why its mail cannot be read now, or None."""
+        tail = self._tail
+        if tail is None or self._is_on_hold:
+            return None
+        silent_s = now_s - tail.last_heard
+        return tail.problem or (f"nothing was heard for {silent_s:.0f} s" if silent_s > DEAF_AFTER_S else None)
+
     async def close(self) -> None:
         """Stop reading, and leave the cursor as it is. Its actors stay as they are."""
         self._is_closed = True
@@ -175,7 +199,7 @@ class Partition:
         """Begin no further turn: somebody else goes on."""
         self._is_left = True
         for activation in self.activations.values():
-            activation.is_leaving = True
+            activation.leave()
 
     async def go_on(self) -> None:
         """Read and run on after all: the hand-over did not come about.
@@ -201,7 +225,7 @@ class Partition:
         self.is_lost = True
         for key, activation in list(self.activations.items()):
             if activation.is_busy and (held or {}).get(key) == self._services.worker:
-                activation.is_leaving = True
+                activation.leave()
             else:
                 del self.activations[key]
                 activation.drop()
@@ -228,7 +252,7 @@ class Partition:
 
     def passivate(self, now_s: float) -> list[Activation]:
         """Forget actors that were idle for long enough; return them."""
-        idle_s = self.kind.options.idle_s
+        idle_s = self.kind.options.idle_s or self._services.rules.idle_s
         gone = [
             activation
             for activation in self.activations.values()
@@ -246,7 +270,7 @@ class Partition:
         """Let an actor run that another host had in mid-turn: it is done, or dead."""
         activation = self.activations.get(key)
         if activation is not None and activation.held_by is not None:
-            activation.held_by = None
+            self.former, activation.held_by = activation.held_by, None
             if not activation.is_busy:
                 # a turn under way needs it to the end; the fence tells whether it still stands
                 activation.record = None
@@ -258,6 +282,11 @@ class Partition:
     def waiting(self) -> int:
         """Actors in memory with unhandled mail."""
         return sum(1 for activation in self.activations.values() if activation.mailbox.first_seq is not None)
+
+    @property
+    def depth(self) -> int:
+        """Mails waiting in all, as far as they were seen here."""
+        return sum(activation.mailbox.depth for activation in self.activations.values())
 
     @property
     def running(self) -> int:

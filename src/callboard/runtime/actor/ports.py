@@ -26,6 +26,11 @@ class Owner(Protocol):
         ...
 
     @property
+    def former(self) -> str:
+        """Worker that we took it from, "" when that is not known."""
+        ...
+
+    @property
     def epoch(self) -> int:
         """Epoch of our ownership."""
         ...
@@ -44,6 +49,10 @@ class Owner(Protocol):
 
     def doubt(self) -> None:
         """Look at once whether we still own it: a commit was refused."""
+        ...
+
+    def committed(self, key: str, seq: int) -> None:
+        """Hear that an actor's record was written, at ``seq``: what stood before can be swept."""
         ...
 
     def settled(self, activation: Staged) -> None:
@@ -70,6 +79,15 @@ class Staged(Protocol):
     @property
     def is_gone(self) -> bool:
         """Whether somebody else runs it, or is about to: no further turn begins here."""
+        ...
+
+    @property
+    def under_way(self) -> int:
+        """Sequence of the mail that is being handled, 0 when none is."""
+        ...
+
+    def wake(self) -> None:
+        """Let the loop look whether a mail may be handled."""
         ...
 
     @property

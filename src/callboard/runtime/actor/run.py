@@ -7,10 +7,23 @@ import traceback
 from collections.abc import Mapping
 
 from callboard.runtime import events, logs
-from callboard.runtime.actor import crashes, finish, park, verdict
+from callboard.runtime.actor import finish, park, resumption, verdict
 from callboard.runtime.actor import reply as replies
 from callboard.runtime.actor.attempt import Attempts, Job
-from callboard.runtime.actor.execute import STOP_CANCEL, Abandoned, Done, Part, Raised, Stopped, Waits, ended, policy_of
+from callboard.runtime.actor.execute import (
+    DRAINS,
+    STOP_CANCEL,
+    STOP_DRAIN,
+    Abandoned,
+    Done,
+    Ending,
+    Part,
+    Raised,
+    Stopped,
+    Waits,
+    ended,
+    policy_of,
+)
 from callboard.runtime.actor.handler import EVERY_PREFIX
 from callboard.runtime.actor.instance import Instance
 from callboard.runtime.actor.journal import Journal
@@ -21,14 +34,16 @@ from callboard.runtime.actor.record import Parked
 from callboard.runtime.actor.reenter import Reentry
 from callboard.runtime.actor.supervise import Budget, failing
 from callboard.runtime.actor.turn import Turn
-from callboard.runtime.bus.base import Write
+from callboard.runtime.bus.base import Stored, Write
 from callboard.runtime.errors import (
     BusClosedError,
     BusError,
     CallboardError,
+    CrashLimitError,
     DecodeError,
     PayloadTooLargeError,
     StateTooLargeError,
+    TurnAbandonedError,
     TurnFencedError,
 )
 from callboard.runtime.outcome import Retry
@@ -60,6 +75,8 @@ class Runner:
         self._attempt = Attempts(activation, self.instance, self.inner)
         self._activation = activation
         self._cancel: tuple[str, str] | None = None
+        self._is_new = True
+        self._begun_seq = 0
 
     # --- one mail
 
@@ -115,20 +132,21 @@ class Runner:
         activation = self._activation
         if activation.is_gone:
             return
-        if activation.owner.suspects_crash(job.cause_seq):
-            poison = await crashes.note(activation, job.mail, job.cause_seq)
-            if poison is not None:
-                limit = activation.services.rules.crash_limit
-                await self._bury(job.mail, job.cause_seq, job.waiting, failure_of(poison), attempts=limit)
-                return
+        try:
+            found = await self._recover(job)
+        except (CrashLimitError, TurnAbandonedError) as error:
+            limit = activation.services.rules.crash_limit
+            await self._bury(job.mail, job.cause_seq, job.waiting, failure_of(error), attempts=limit)
+            return
         attempt = 0
         while True:
             attempt += 1
-            turn = self._turn(job, attempt)
-            ending = await self._attempt.make(turn, job, stop=self._cancel)
+            turn = self._turn(job, attempt, found)
+            found = None
+            ending = await self._attempt.make(turn, job, order=lambda: self._cancel)
+            self._count(turn, ending)
             if isinstance(ending, Abandoned):
-                self.forget()
-                activation.is_leaving = True
+                await self._leave(turn)
                 return
             if not isinstance(ending, Raised):
                 failed = await self._commit(turn, job, ending)
@@ -141,6 +159,34 @@ class Runner:
             await self._pause(delay_s)
             if not await self._goes_on(job, attempt):
                 return
+
+    async def _recover(self, job: Job) -> list[Stored] | None:
+        """Look whether another host had begun this turn; return its journal where it was read.
+
+        Of what a host that lives handed on it can have begun the first turn only.
+        """
+        owner = self._activation.owner
+        is_first, self._is_new = self._is_new, False
+        if not owner.suspects_crash(job.cause_seq) and not (is_first and owner.may_have_run(job.cause_seq)):
+            return None
+        kept = job.parked.steps.keys() if job.parked is not None else frozenset[str]()
+        return await resumption.recover(self._activation, job.mail, job.cause_seq, kept=kept)
+
+    async def _leave(self, turn: Turn) -> None:
+        """Let go of a turn that another host goes on with."""
+        self.forget()
+        if turn.has_begun and turn.stop is not None:
+            await resumption.interrupted(self._activation, turn, is_drained=turn.stop[0] == STOP_DRAIN)
+        self._activation.is_leaving = True
+
+    def _count(self, turn: Turn, ending: Ending) -> None:
+        stats = self._activation.services.stats[self._activation.kind.name]
+        run, replayed = turn.steps
+        stats.started += turn.has_begun
+        stats.failed += isinstance(ending, Raised)
+        stats.interrupted += isinstance(ending, Abandoned) and turn.has_begun
+        stats.steps_run += run
+        stats.steps_replayed += replayed
 
     async def _goes_on(self, job: Job, attempt: int) -> bool:
         """Return whether the next attempt is to be made, after what was ordered meanwhile."""
@@ -159,22 +205,32 @@ class Runner:
             activation.is_leaving = True
         return False
 
-    def _turn(self, job: Job, attempt: int) -> Turn:
+    def _turn(self, job: Job, attempt: int, found: list[Stored] | None = None) -> Turn:
         activation = self._activation
-        is_fresh = attempt == 1 and job.parked is None and not activation.owner.may_have_run(job.cause_seq)
+        # a mail that was left after an attempt, by a pause or a failed actor, begins again with attempt 1
+        was_begun = self._begun_seq == job.mail.seq or activation.owner.may_have_run(job.cause_seq)
+        is_fresh = job.parked is None and not was_begun
+        self._begun_seq = job.mail.seq
         steps = {name: bytes(raw) for name, raw in job.parked.steps.items()} if job.parked is not None else {}
         return Turn(
             activation.services,
             address=activation.address,
             mail=job.mail,
-            journal=lambda: self._journal(job.mail, is_fresh=is_fresh, steps=steps),
+            journal=lambda: self._journal(job.mail, is_fresh=is_fresh, steps=steps, found=found),
             attempt=attempt,
             epoch=activation.owner.epoch,
             cause_seq=job.cause_seq,
             parked=job.parked,
         )
 
-    def _journal(self, mail: Mail, *, is_fresh: bool, steps: Mapping[str, bytes] | None = None) -> Journal:
+    def _journal(
+        self,
+        mail: Mail,
+        *,
+        is_fresh: bool,
+        steps: Mapping[str, bytes] | None = None,
+        found: list[Stored] | None = None,
+    ) -> Journal:
         services = self._activation.services
         return Journal(
             services.bus,
@@ -187,6 +243,7 @@ class Runner:
             is_fresh=is_fresh,
             ttl_s=services.rules.step_ttl_s,
             steps=steps or {},
+            found=found,
             claim_check_bytes=services.rules.claim_check_bytes,
             executor=services.executor,
         )
@@ -198,10 +255,12 @@ class Runner:
 
     async def _commit(self, turn: Turn, job: Job, ending: Done | Waits | Stopped) -> CallboardError | None:
         """Write the end of a turn, however long that takes; return why that can never be, then it counts as failed."""
+        stats = self._activation.services.stats[self._activation.kind.name]
         while True:
             try:
                 await self._write(turn, job, ending)
-            except (TurnFencedError, BusClosedError):
+            except (TurnFencedError, BusClosedError) as error:
+                stats.fenced += isinstance(error, TurnFencedError)
                 self.forget()
                 raise
             except CallboardError as error:
@@ -210,6 +269,7 @@ class Runner:
                 # a large value could not be put into the store now: no reason to run the turn again
                 await self._activation.services.clock.sleep(_RETRY_S)
             else:
+                stats.committed += 1
                 return None
 
     async def _write(self, turn: Turn, job: Job, ending: Done | Waits | Stopped) -> None:
@@ -233,6 +293,7 @@ class Runner:
         await activation.commit(
             turn.handled, to=[(turn.mail, kept), *self.inner.answers], writes=writes, changes=changes
         )
+        resumption.end_steps(activation, turn)
 
     async def _stopped(self, turn: Turn, job: Job, error: CallboardError) -> None:
         """What it had changed is thrown away, what it did stands in its steps, and why in an event."""
@@ -327,6 +388,16 @@ class Runner:
         if not self._attempt.stop(code, text) and self.job is not None:
             self._cancel = (code, text)
         self.nudge.set()
+
+    def leave(self) -> None:
+        """Begin no turn that still waits for its place: the actor goes to another host."""
+        self._attempt.leave()
+
+    def halt(self) -> None:
+        """Let the steps under way finish, and stop the turn when it wants to begin another: the worker drains."""
+        turn = self._activation.turn
+        if turn is not None:
+            turn.journal.gate.shut(lambda: self.stop(STOP_DRAIN, DRAINS))
 
     def forget(self) -> None:
         """Throw the instance away; the next turn makes a new one from the record."""

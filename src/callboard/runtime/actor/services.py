@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import traceback
+from collections import defaultdict
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
 from typing import Any
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from callboard.runtime import events, logs
 from callboard.runtime.actor.commit import TurnCommitter
+from callboard.runtime.actor.shutdown import Drain
+from callboard.runtime.actor.trim import SETTLE_S
 from callboard.runtime.blobs import CLAIM_CHECK_BYTES, BlobStore
 from callboard.runtime.bus.base import Bus
 from callboard.runtime.client import Client
 from callboard.runtime.clock import Clock
 from callboard.runtime.errors import CallboardError
+from callboard.runtime.stats import TurnStats
 
 _log = logs.get_logger(__name__)
 
@@ -37,6 +41,12 @@ class ActorRules(Struct, frozen=True, kw_only=True):
         crash_limit: Deaths of its host, without a step done between, after which a mail is run once more.
         reply_inline_bytes: A larger kept answer goes to the object store.
         claim_check_bytes: Values above this go to the object store.
+        idle_s: After so long without mail an actor's object is forgotten, where its class says nothing.
+        state_limit_bytes: Largest state as JSON, where its class says nothing.
+        retention_s: How long handled mail is kept.
+        audit: Whether what is swept must have been copied to the audit before.
+        audit_settle_s: How long a copy must have stood before its original may go.
+        trim_every_s: Pause between two rounds of sweeping over the partitions that we own.
     """
 
     partitions: int = DEFAULT_PARTITIONS
@@ -48,6 +58,12 @@ class ActorRules(Struct, frozen=True, kw_only=True):
     crash_limit: int = 5
     reply_inline_bytes: int = 16384
     claim_check_bytes: int = CLAIM_CHECK_BYTES
+    idle_s: float = 60.0
+    state_limit_bytes: int = 1 << 20
+    retention_s: float = 7 * DAY_S
+    audit: bool = True
+    audit_settle_s: float = SETTLE_S
+    trim_every_s: float = 5.0
 
 
 class Services(Struct, kw_only=True):
@@ -59,6 +75,9 @@ class Services(Struct, kw_only=True):
         executor: Threads of synchronous handlers; None for the loop's own few, which steps use.
         slots: Turns that may run at once; a parked turn, and one that waits for another actor, holds none.
         echo_age_s: Seconds since the worker's own beat came back to it.
+        stays: Whether a worker, by its name, is alive and does not drain.
+        drain: Our own drain, once it has begun.
+        stats: Counters of each type.
     """
 
     worker: str
@@ -72,6 +91,9 @@ class Services(Struct, kw_only=True):
     slots: asyncio.Semaphore
     echo_age_s: Callable[[], float]
     executor: Executor | None = None
+    stays: Callable[[str], bool] = lambda _: True
+    drain: Drain | None = None
+    stats: dict[str, TurnStats] = field(default_factory=lambda: defaultdict(TurnStats))
 
 
 async def alone(coroutine: Coroutine[Any, Any, None], name: str) -> None:

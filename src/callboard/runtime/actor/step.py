@@ -14,10 +14,15 @@ from callboard.runtime import codec, subjects
 from callboard.runtime.actor import address
 from callboard.runtime.actor.address import Address
 from callboard.runtime.blobs import BlobRef
+from callboard.runtime.bus import header
+from callboard.runtime.bus.base import Stored
 from callboard.runtime.errors import ActorError, DecodeError, EncodeError, InvalidNameError
 
 # Names that begin with it are the engine's own: asks, calls, waits.
 RESERVED = "~"
+# Notes among the records of a turn's steps: a host died under it; what was recorded before no longer counts.
+CRASHED = "~crash"
+RESTARTED = "~restart"
 _DIGEST_BYTES = 8
 
 Kind = Literal["done", "intent", "withdrawn"]
@@ -164,6 +169,19 @@ def parse_id(text: str) -> tuple[Address, int, str]:
 def entry_of(subject: str) -> str:
     """Return the entry in a step's subject, ``cb.step.<type>.<key>.<sequence>.<entry>``."""
     return subject.split(".", 5)[5]
+
+
+def is_note(entry: str) -> bool:
+    """Return whether an entry is a note of the engine about the turn, and no step."""
+    return entry.startswith((f"{CRASHED}.", f"{RESTARTED}."))
+
+
+def is_void(stored: Stored, restarted_at: int) -> bool:
+    """Return whether a record no longer counts: an ordinary one from before the turn was begun anew.
+
+    Records of steps with ``once=True`` have no lifetime and count for ever.
+    """
+    return stored.seq < restarted_at and header.TTL in (stored.headers or {})
 
 
 def encode(record: StepRecord) -> bytes:

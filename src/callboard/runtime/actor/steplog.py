@@ -61,6 +61,7 @@ class StepLog:
         store: Store | None = None,
         ttl_s: float | None = None,
         steps: Mapping[str, bytes | Raw] | None = None,
+        found: Sequence[Stored] | None = None,
         claim_check_bytes: int = CLAIM_CHECK_BYTES,
     ) -> None:
         """Read and write nothing yet. The arguments are those of ``Journal``."""
@@ -79,7 +80,13 @@ class StepLog:
         self._reading = asyncio.Lock()
         # Sequence of what stands below an entry's coming record: an intent, or one withdrawn.
         self._below: dict[str, int] = {}
+        # Entries of which what stands below no longer counts and has a lifetime: the turn was begun anew.
+        self._void: set[str] = set()
+        self._restarted_at = 0
         self._untimed: set[str] = set()
+        if found is not None:
+            self._take(found)
+            self._is_read = True
 
     @property
     def entries(self) -> dict[str, bytes]:
@@ -90,6 +97,16 @@ class StepLog:
     def untimed(self) -> list[str]:
         """Subjects of the records known here that have no lifetime, sorted."""
         return sorted(self._untimed)
+
+    def finishing(self, ttl_s: float) -> list[Write]:
+        """Return the writes that put records without a lifetime in their own place, with one."""
+        headers = header.build(rollup=True, ttl_s=ttl_s)
+        known = {subject: self._entries.get(step.entry_of(subject)) for subject in self.untimed}
+        return [
+            Write(subject, data, headers)
+            for subject, data in known.items()
+            if data is not None and step.decode(data).kind == "done"
+        ]
 
     # --- reading
 
@@ -115,13 +132,23 @@ class StepLog:
             if self._is_read:
                 return
             wildcard = subjects.steps(self._address.type, self._address.key, self._seq)
-            for stored in await self._persist(partial(self._standing, wildcard)):
-                entry = step.entry_of(stored.subject)
-                known = self._entries.get(entry)
-                # an intent that a parked turn kept may have been settled since; a value never changes
-                if known is None or step.decode(known).kind != "done":
-                    self._learn(entry, stored)
+            self._take(await self._persist(partial(self._standing, wildcard)))
             self._is_read = True
+
+    def _take(self, found: Sequence[Stored]) -> None:
+        notes = [stored.seq for stored in found if step.entry_of(stored.subject).startswith(f"{step.RESTARTED}.")]
+        self._restarted_at = max([self._restarted_at, *notes])
+        for stored in found:
+            entry = step.entry_of(stored.subject)
+            known = self._entries.get(entry)
+            # an intent that a parked turn kept may have been settled since; a value never changes
+            if step.is_note(entry) or (known is not None and step.decode(known).kind == "done"):
+                continue
+            if step.is_void(stored, self._restarted_at):
+                self._below[entry] = stored.seq
+                self._void.add(entry)
+            else:
+                self._learn(entry, stored)
 
     async def _standing(self, subject: str) -> list[Stored]:
         """Return the last record of each subject that matches; a follower may not have them yet."""
@@ -132,6 +159,7 @@ class StepLog:
         self._entries[entry] = stored.data
         if header.TTL not in (stored.headers or {}):
             self._untimed.add(stored.subject)
+        self._void.discard(entry)
         if record.kind == "done":
             self._below.pop(entry, None)
         else:
@@ -203,10 +231,13 @@ class StepLog:
         while True:
             below = self._below.get(place.entry, 0)
             # what stands below has no lifetime: it would come to light again when this one expired
-            headers = header.build(expected_seq=below, ttl_s=None if below else ttl_s)
+            has_end = not below or place.entry in self._void
+            headers = header.build(expected_seq=below, ttl_s=ttl_s if has_end else None)
             stored = await self._persist(partial(self._stored, Write(subject, ours, headers), store))
             if stored is None:
                 # refused, and what refused it is not to be seen: it expired, or this replica is behind
+                if place.entry in self._void:
+                    self._below.pop(place.entry, None)
                 await self._clock.sleep(RETRY_FIRST_S)
                 continue
             record = self._learn(place.entry, stored)

@@ -182,8 +182,9 @@ class Trimmer:
         settled_s = now_s - self._settle_s
         while len(self._looks) > 1 and self._looks[1][0] <= settled_s:
             self._looks.popleft()
-        seen_s, upto = self._looks[0]
-        if seen_s > settled_s:
+        # empty when the look was cut short: the broker did not answer while the copies were compared
+        seen_s, upto = self._looks[0] if self._looks else (now_s, 0)
+        if seen_s > settled_s or not upto:
             return 0, ""
         self._settled = max(self._settled, upto)
         await self._note(now_s)

@@ -78,6 +78,7 @@ class Turn:
         asking: Asks that it waits for now.
         seat: Its place among the turns that run at once; inner turns have none.
         on_ask: Called when it begins to wait for one: mail of its own chain may be there already.
+        has_begun: Set when its handler begins.
         is_over: Set when its handler has ended; what a task left behind would do now is refused.
     """
 
@@ -107,6 +108,7 @@ class Turn:
         self.asking = 0
         self.on_ask: Callable[[], None] | None = None
         self.seat: Seat | None = None
+        self.has_begun = False
         self.is_over = False
         self.started_at = services.clock.now()
         self._open_journal = journal
@@ -131,6 +133,17 @@ class Turn:
     def journal(self) -> Journal:
         """Its steps; opened when first asked for."""
         return self._open_journal()
+
+    @property
+    def steps(self) -> tuple[int, int]:
+        """How many steps this run has recorded, and how many were there already."""
+        journal: Journal | None = self.__dict__.get("journal")
+        return (journal.executed, journal.replayed + journal.adopted) if journal is not None else (0, 0)
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether the worker drains."""
+        return self._services.drain is not None
 
     @property
     def deadline(self) -> datetime | None:
@@ -454,17 +467,9 @@ class Turn:
         if not is_turn and now_s - self._told_s < PROGRESS_EVERY_S:
             return False
         self._told_s, self._stage = now_s, stage or self._stage
-        body = codec.encode(
-            {
-                "actor": str(self.address),
-                "seq": self.mail.seq,
-                "worker": services.worker,
-                "percent": percent,
-                "stage": stage,
-                "text": text,
-                "at": services.clock.now(),
-            }
-        )
+        where = {"actor": str(self.address), "seq": self.mail.seq, "worker": services.worker}
+        how_far = {"percent": percent, "stage": stage, "text": text, "at": services.clock.now()}
+        body = codec.encode({**where, **how_far})
         subject = f"{PROGRESS}.{self.address.type}.{self.address.token}"
 
         def send() -> None:

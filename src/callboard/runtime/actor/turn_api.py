@@ -58,6 +58,11 @@ class TurnApi(Protocol):
         """The ownership under which this turn runs; it grows with every change of host. A fencing token."""
         ...
 
+    @property
+    def is_stopping(self) -> bool:
+        """Whether the worker drains. What follows stands in its shutdown strategy; a turn that ends in time commits."""
+        ...
+
     def idempotency_key(self, step_name: str) -> str:
         """Return a key for an outside effect: the same in every run of this turn, no other turn has it."""
         ...

@@ -21,6 +21,8 @@ class VirtualClock:
     def __init__(self, loop: asyncio.AbstractEventLoop, *, skew_s: float = 0.0) -> None:
         """Read the time of ``loop``."""
         self._loop = loop
+        self._read_s = -1.0
+        self._reads = 0
         self.skew_s = skew_s
 
     def monotonic(self) -> float:
@@ -28,8 +30,11 @@ class VirtualClock:
         return _BEGAN_S + self._loop.time()
 
     def now(self) -> datetime:
-        """Return the wall time as this host has it."""
-        return START + timedelta(seconds=self._loop.time() + self.skew_s)
+        """Return the wall time as this host has it; no two reads of a host give the same, as none do in earnest."""
+        now_s = self._loop.time()
+        self._reads = self._reads + 1 if now_s == self._read_s else 0
+        self._read_s = now_s
+        return START + timedelta(seconds=now_s + self.skew_s, microseconds=self._reads)
 
     async def sleep(self, delay_s: float) -> None:
         """Wait ``delay_s`` virtual seconds; 0 yields once."""
