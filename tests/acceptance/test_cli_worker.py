@@ -52,6 +52,19 @@ def _naps(console: Console, names: list[str], seconds: float) -> None:
         assert console.run("submit", "nap", body, "--id", f"nap/{name}", "--no-warn").status == 0
 
 
+@pytest.mark.parametrize(("processes", "strategy"), [(1, "immediate"), (2, "immediate"), (1, "finish-step")])
+def test_a_drain_goes_by_the_strategy_of_the_flag(console: Console, processes: int, strategy: str) -> None:
+    name = f"strategy-{processes}-{strategy}"
+    worker = console.work("--shutdown", strategy, "--turns", "8", "--drain-grace", "60s", processes=processes)
+    _naps(console, [name], 600.0 if strategy == "immediate" else 1.0)
+    eventually(lambda: console.marks("start"))
+    worker.send(signal.SIGTERM)
+    assert worker.wait() == 0
+    # a task has no steps: it comes to its end, or is cancelled
+    assert len(console.marks("end")) == (strategy == "finish-step")
+    console.run("tasks", "cancel", f"nap/{name}")
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_sigterm_drains_with_status_0_and_no_second_run(console: Console, processes: int) -> None:
     names = [f"drain-{processes}-{number}" for number in range(3)]

@@ -15,15 +15,18 @@ from callboard.runtime.actor import inspection, record
 from callboard.runtime.actor.actor import Actor
 from callboard.runtime.actor.address import parse
 from callboard.runtime.actor.handler import on
+from callboard.runtime.actor.mail import KINDS
 from callboard.runtime.actor.migration import migrate
-from callboard.runtime.actor.record import StateRecord
+from callboard.runtime.actor.record import IDS_KEPT, StateRecord
 from callboard.runtime.actor.ref import ActorRef
 from callboard.runtime.bus import header
 from callboard.runtime.bus.base import Write
 from callboard.runtime.errors import (
     AskFailedError,
     CallboardError,
+    DecodeError,
     InvalidNameError,
+    ReplyGoneError,
     StateDecodeError,
 )
 from callboard.runtime.retry import RetryPolicy
@@ -194,6 +197,56 @@ async def test_a_claim_check_for_nothing_is_a_dead_letter(callboard_world: World
         await odd.ask(b"", headers={header.CLAIM_CHECK: "nonsense"})
     assert await odd.ask(Do("fine")) == 1
     assert [letter.failure.code for letter in await letters(world, "odd/o")] == ["decode", "decode"]
+
+
+@pytest.mark.parametrize("subject", ["cb.state.odd.victim", "cb.mail.odd.victim", "$KV.CB_CONFIG.x", "a b", "a.>"])
+async def test_nobody_writes_what_only_workers_write_through_an_answer(callboard_world: World, subject: str) -> None:
+    world = callboard_world
+    await world.start(Odd)
+    victim = world.client.actor("odd/victim")
+    assert await victim.ask(Do("fine")) == 1
+    headers = {header.TYPE: "Do", header.REPLY_TO: subject}
+    for what in ("fine", "base"):
+        await world.bus.store(Write(subjects.mail("odd", "forger"), b'{"what":"%s"}' % what.encode(), headers))
+    # an ask's reply subject is its sender's word too
+    await world.bus.publish(subjects.ask("odd", "forger"), b'{"what":"fine"}', headers=headers)
+    await world.bus.publish(subjects.ask("odd", "forger"), b"{}", headers=headers | {header.TYPE: "Nope"})
+    await handled(world, "odd/forger", 2)
+
+    async def buried() -> bool:
+        return len(await letters(world, "odd/forger")) == 2
+
+    await eventually(buried)
+    assert await victim.ask(Do("fine")) == 2
+    assert (await record_of(world, "odd/victim")).turns == 2
+
+
+async def test_a_late_copy_of_a_question_has_no_second_effect_behind_many_others(callboard_world: World) -> None:
+    world = callboard_world
+    await world.start(Odd)
+    odd = world.client.actor("odd/busy")
+    assert await odd.ask(Do("fine"), idempotency_key="first") == 1
+    for number in range(IDS_KEPT + 1):
+        await odd.ask(Do("fine"), idempotency_key=f"k{number}")
+    # as a host does that stood still with the question in its hands
+    headers = {header.TYPE: "Do", header.MAIL_ID: "first", header.REPLY_TO: "nobody.there"}
+    await world.bus.store(Write(subjects.mail("odd", "busy"), b'{"what":"fine"}', headers))
+    with pytest.raises(ReplyGoneError):
+        await odd.ask(Do("fine"), idempotency_key="first")
+    assert await odd.ask(Do("fine")) == IDS_KEPT + 3
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+async def test_a_question_that_poses_as_our_own_mail_is_answered_with_an_error(
+    callboard_world: World, kind: str
+) -> None:
+    world = callboard_world
+    await world.start(Odd)
+    odd = world.client.actor("odd/posed")
+    headers = {header.MAIL_KIND: kind, header.TIMER: "every.x", header.TIMER_GENERATION: "1"}
+    with pytest.raises(DecodeError, match=header.MAIL_KIND):
+        await odd.ask(Do("fine"), headers=headers, timeout_s=5)
+    assert [letter.failure.code for letter in await letters(world, "odd/posed")] == ["decode"]
 
 
 @pytest.mark.parametrize(

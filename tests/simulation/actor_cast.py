@@ -108,7 +108,9 @@ class Stage:
 
     def pay(self, turn: str, part: int) -> Payment:
         self.receipts += 1
-        if self.stands(turn, part) and _fares_well(process.get()):
+        # a host that was given up and lives may do it at the same time; only one of the two is recorded
+        is_alone = all(other is process.get() for other in self._running.get(turn, ()) if not _is_dead(other))
+        if self.stands(turn, part) and is_alone and _fares_well(process.get()):
             self.paid_again.append(f"{turn} part {part}")
         return Payment(part, self.receipts)
 
@@ -180,6 +182,10 @@ async def write_down(
     self.state.seen.append(m.id)
     self.state.paid[m.id] = sorted(payments, key=lambda payment: payment.part)
     return m.id
+
+
+def _is_dead(owner: Process) -> bool:
+    return isinstance(owner, Host) and owner.is_dead
 
 
 def _fares_well(owner: Process) -> bool:

@@ -16,9 +16,6 @@ from callboard.runtime.errors import InputError, InvalidNameError
 from callboard.runtime.record import Submission
 from callboard.runtime.subjects import Lane
 
-# One or more tokens of visible ASCII; no wildcard can be published to. A worker may write records and call the broker's
-# API: nobody shall do that through it, only give a further task.
-_SUBJECT = re.compile(r"(?!\$|cb\.(?!task\.))[!-)+-\-/-=?-~]+(\.[!-)+-\-/-=?-~]+)*")
 _ATTEMPT = re.compile(r"[1-9][0-9]{0,4}")
 StopReason = Literal["cancel", "timeout", "deadline", "drain"]
 
@@ -102,7 +99,7 @@ class Claim:
             self.problem = error
         reply_to = headers.get(header.REPLY_TO)
         # nobody can be told on a subject that is none; the record is there all the same
-        self.reply_to = reply_to if reply_to and _SUBJECT.fullmatch(reply_to) else None
+        self.reply_to = reply_to if reply_to and subjects.may_answer_on(reply_to) else None
         if is_fired:
             # a schedule fires onto one subject whatever the lane; the header keeps it for the record
             fired_lane = headers.get(header.LANE)

@@ -56,6 +56,7 @@ TURN_UNNOTED: Final = "callboard.v1.turn.unnoted"  # warning: actor, event_name,
 HANDLER_ABANDONED: Final = "callboard.v1.handler.abandoned"  # error: actor, seq; it swallows every cancellation
 MAIL_DEAD_LETTERED: Final = "callboard.v1.mail.dead_lettered"  # error: actor, seq, attempts, code
 MAIL_REFUSED: Final = "callboard.v1.mail.refused"  # warning: actor, mails, policy, problem; the mailbox is full
+REPLY_REFUSED: Final = "callboard.v1.reply.refused"  # warning: subject; an answer was wanted where only workers write
 HOOK_FAILED: Final = "callboard.v1.hook.failed"  # warning: actor, hook, type
 ACTOR_TRIM_HELD: Final = "callboard.v1.actor.trim_held"  # warning: message; nothing is swept while this stands
 AUDIT_REPAIRED: Final = "callboard.v1.audit.repaired"  # warning: messages, first; copies lost by a server, made anew

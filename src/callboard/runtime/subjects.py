@@ -20,6 +20,8 @@ MAX_NAME_BYTES = 64
 MAX_KEY_BYTES = 256
 
 _NAME = re.compile(r"[a-z0-9_-]+")
+# One or more tokens of visible ASCII; no wildcard can be published to.
+_ANSWERABLE = re.compile(r"(?!\$|cb\.(?!task\.))[!-)+-\-/-=?-~]+(\.[!-)+-\-/-=?-~]+)*")
 # Keys whose tokens are remembered: an actor's key is needed several times a turn. At most a few megabytes.
 _KEYS_KEPT = 4096
 _UNESCAPED = "-_~!'()"  # urllib leaves the dot alone whatever it is told; escape() sees to it
@@ -50,6 +52,14 @@ def check_name(name: str, *, what: str = "name") -> str:
         message = f"{what} {name[:80]!r} is not usable: take 1 to {MAX_NAME_BYTES} of a-z, 0-9, '_' and '-'"
         raise InvalidNameError(message, name=name)
     return name
+
+
+def may_answer_on(subject: str) -> bool:
+    """Return whether a worker sends an answer to a subject that a caller named.
+
+    A worker may write records and call the broker's API: nobody shall do that through it, only give a further task.
+    """
+    return _ANSWERABLE.fullmatch(subject) is not None
 
 
 def escape(key: str) -> str:

@@ -39,6 +39,8 @@ from callboard.runtime.record import Failure
 
 _log = logs.get_logger(__name__)
 _RETRY_S = 0.25
+# Ids of asks that one activation keeps in memory; 100 KB at most, for the busiest actors only.
+IDS_RECENT = 1024
 
 
 class Activation:
@@ -74,6 +76,7 @@ class Activation:
         self.overflow = Overflow(self)
         self._scanned = 0
         self._told: set[int] = set()
+        self._recent: dict[str, None] = {}
         self._held_at: int | None = None
         self._task: asyncio.Task[None] | None = None
         self._next_kind: ActorType | None = None
@@ -304,7 +307,7 @@ class Activation:
 
     async def _handle(self, mail: Mail) -> None:
         now = self.services.clock.now()
-        found = verdict.judge(mail, self.known, self.kind, now=now)
+        found = verdict.judge(mail, self.known, self.kind, now=now, recent=self._recent)
         match found:
             case verdict.Skip():
                 await self.commit([mail.seq])
@@ -374,6 +377,8 @@ class Activation:
                 case Refused(error=error):
                     raise error
         self._scanned = 0
+        if remembers:
+            self._remember(to)
         for seq in applied:
             self.mailbox.remove(seq)
         if crash.point:
@@ -382,6 +387,14 @@ class Activation:
             await self.answer(mail, reply)
             for asker in verdict.askers_of(mail, base, record):
                 await replies.send(self.services, asker, reply)
+
+    def _remember(self, answered: Sequence[tuple[Mail, Reply]]) -> None:
+        """Keep ids of asks beyond those in the record: a host that stood still stores its copy of a question late."""
+        for mail, _ in answered:
+            if mail.has_own_id and mail.reply_to:
+                self._recent[verdict.digest_of(mail.id)] = None
+        while len(self._recent) > IDS_RECENT:
+            del self._recent[next(iter(self._recent))]
 
     async def answer(self, mail: Mail, reply: Reply) -> None:
         """Send an answer to whoever waits for one; a lost one is asked for again under the same id."""

@@ -90,6 +90,9 @@ def mail_of(stored: Stored) -> Mail:
         problem = f"{header.CHAIN} is malformed"
     own_id = headers.get(header.MAIL_ID) or headers.get(header.MSG_ID)
     sign = headers.get(header.MAIL_KIND)
+    if sign in KINDS and header.REPLY_TO in headers:
+        # ours want no answer; one that is stale is dropped in silence, which an asker shall not be
+        problem = f"{header.MAIL_KIND} is Callboard's own: a question has none"
     generation = headers.get(header.TIMER_GENERATION, "")
     return Mail(
         address=Address(kind, subjects.unescape(token)),

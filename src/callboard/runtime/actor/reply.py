@@ -7,7 +7,7 @@ import contextlib
 import msgspec
 from msgspec import UNSET, Raw
 
-from callboard.runtime import codec
+from callboard.runtime import codec, events, logs, subjects
 from callboard.runtime.actor.execute import Done, Ending, Raised, Stopped
 from callboard.runtime.actor.mail import Mail
 from callboard.runtime.actor.record import Reply, ReplyError
@@ -16,6 +16,8 @@ from callboard.runtime.blobs import claim_header
 from callboard.runtime.bus import header
 from callboard.runtime.errors import BusError, CallboardError, PayloadTooLargeError, TurnCancelledError
 from callboard.runtime.record import Failure, failure_of
+
+_log = logs.get_logger(__name__)
 
 
 def value_reply(reply_id: str, value: object) -> Reply:
@@ -67,7 +69,13 @@ async def of(services: Services, mail: Mail, ending: Ending) -> Reply:
 
 
 async def send(services: Services, reply_to: str, reply: Reply) -> None:
-    """Publish an answer. Best effort: a caller that misses it asks again under the same id."""
+    """Publish an answer. Best effort: a caller that misses it asks again under the same id.
+
+    Nothing goes to a subject on which only workers write (see ``subjects.may_answer_on``).
+    """
+    if not subjects.may_answer_on(reply_to):
+        _log.warning(events.REPLY_REFUSED, subject=reply_to[:200])
+        return
     headers: dict[str, str] | None = None
     if reply.error is not UNSET:
         headers = {header.ERROR: reply.error.code}
@@ -91,6 +99,8 @@ async def send_part(services: Services, reply_to: str, number: int, value: objec
         PayloadTooLargeError: If it is over the server's limit.
     """
     data = codec.encode(value)
+    if not subjects.may_answer_on(reply_to):
+        return
     try:
         await services.bus.publish(reply_to, data, headers={header.PART: str(number)})
     except PayloadTooLargeError:

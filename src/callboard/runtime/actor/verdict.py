@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Container, Sequence
 from datetime import datetime
 
 import msgspec
@@ -81,9 +81,11 @@ def is_holding(record: StateRecord) -> bool:
     return bool(record.parked) and any(parked.hold for parked in record.parked)
 
 
-def judge(mail: Mail, record: StateRecord, kind: ActorType, *, now: datetime) -> Verdict:  # noqa: PLR0911 - a table
-    """Return what becomes of ``mail``, the next in turn."""
-    known = repeated(mail, record)
+def judge(  # noqa: PLR0911 - a table
+    mail: Mail, record: StateRecord, kind: ActorType, *, now: datetime, recent: Container[str] = ()
+) -> Verdict:
+    """Return what becomes of ``mail``, the next in turn; ``recent`` are digests of ids beyond those in the record."""
+    known = repeated(mail, record, recent=recent)
     if known is not None:
         return Answer(known)
     if record.status != "active":
@@ -161,14 +163,15 @@ def askers_of(mail: Mail, before: StateRecord, after: StateRecord) -> list[str]:
     return [asker for p in before.parked if p.seq == mail.seq and p.seq not in going for asker in p.askers]
 
 
-def repeated(mail: Mail, record: StateRecord) -> Reply | None:
+def repeated(mail: Mail, record: StateRecord, *, recent: Container[str] = ()) -> Reply | None:
     """Return the answer for a mail whose id was handled before, None for a new one."""
     if not mail.has_own_id:
         return None
     for reply in reversed(record.replies):
         if reply.id == mail.id:
             return reply
-    if digest_of(mail.id) in record.ids:
+    digest = digest_of(mail.id)
+    if digest in record.ids or digest in recent:
         text = f"{mail.id} was handled before, once; its answer is no longer kept"
         return _error(mail, ReplyGoneError.code, text)
     return None
