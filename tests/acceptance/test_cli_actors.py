@@ -156,6 +156,19 @@ def test_dead_letters_go_back_into_the_mailbox(console: Console, dev: Background
     eventually(lambda: console.run("agents", "requeue", "writer/5", "--json").json["requeued"] == 1)
 
 
+def test_it_says_how_many_dead_letters_went_back(console: Console, dev: Background) -> None:
+    assert "writer/7 has no dead letter to put back" in console.run("agents", "requeue", "writer/7").out
+    assert console.run("ask", "writer/7", "Fail", '{"text": "no ink"}').status == 1
+    assert "writer/7 has 1 dead letter back" in console.run("agents", "requeue", "writer/7").out
+
+
+def test_a_message_that_nobody_hosts_is_stored_with_a_warning(console: Console, dev: Background) -> None:
+    told = console.run("tell", "writr/1", "Draft")
+    assert (told.status, told.out.strip().isdigit()) == (0, True)
+    assert "no worker hosts 'writr' now" in told.err
+    assert not console.run("tell", "writer/8", "Draft").err
+
+
 def test_new_code_is_taken_and_broken_code_is_reported(tmp_path: Path) -> None:
     console = Console(tmp_path)
     try:

@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, new_class
 from typing import Any
 
 import pytest
@@ -77,3 +77,14 @@ async def test_a_turn_waits_for_an_approval(callboard_world: World, guide: Guide
     await buyer.tell(guide.Approval("coffee", is_granted=False))
     await buyer.tell(guide.Approval("tea", is_granted=True))
     assert await asking == "tea ordered"
+
+
+async def test_a_supervisor_hears_of_a_failure(callboard_world: World, guide: Guide) -> None:
+    brittle = new_class("Brittle", (guide.Fragile,), {"name": "fragile", "restart_budget": 0})
+    await callboard_world.start(brittle, guide.Boss)
+    await callboard_world.client.actor("fragile/1").tell(guide.Pay(1))
+
+    async def was_told() -> bool:
+        return [a.turns for a in await inspection.actors(callboard_world.bus, kind="boss")] == [1]
+
+    await eventually(was_told)

@@ -121,6 +121,16 @@ def test_a_bad_actor_is_reported_with_its_file(folder: Path) -> None:
         load_parts(["loader_worse"])
 
 
+def test_a_bad_class_is_reported_by_its_own_line_and_none_of_ours(folder: Path) -> None:
+    (folder / "loader_twice.py").write_text(
+        ACTOR.format(name="Clerk") + "\n    @on\n    async def nope(self, m): ...\n"
+    )
+    with pytest.raises(ModuleLoadError, match=r"Clerk\.nope does not say which message") as caught:
+        load_parts(["loader_twice"])
+    assert "class Clerk(Actor" in str(caught.value)
+    assert "__init_subclass__" not in str(caught.value)
+
+
 def test_a_module_with_nothing_to_serve_is_told_what_to_put_there(folder: Path) -> None:
     (folder / "loader_empty.py").write_text("x = 1\n")
     with pytest.raises(ModuleLoadError, match=r"loader_empty has no capability and no actor: put @capability"):

@@ -223,7 +223,10 @@ _WAITS = "its mail waits until `callboard agents resume`"
 _ORDERS: dict[Op, tuple[str, str]] = {
     "pause": (f"is paused; {_WAITS}", "Let an actor finish its turn and begin no other; its mail waits."),
     "resume": ("goes on", "Let a paused, failed or killed actor go on with the mail that waited."),
-    "kill": (f"is killed; {_WAITS}", "Stop an actor at once, in mid-turn if need be; its mail waits."),
+    "kill": (
+        f"is killed; {_WAITS}",
+        "Stop an actor at once; a turn that runs is cancelled for good, later mail waits.",
+    ),
     "restart": ("begins afresh from its stored state", "Stop an actor's turn, forget what it has in memory, go on."),
     "cancel": ("was told to end its turn", "Cancel the turn that runs now; the asker gets an error."),
 }
@@ -257,7 +260,16 @@ def _give(session: Session, address: str, op: Op, done: str, *, reason: str = ""
     if session.json:
         emit({"address": str(actor), "op": op, **said})
     else:
-        tell(f"{actor} {done}")
+        tell(f"{actor} {done or _requeued(said)}")
+
+
+def _requeued(said: dict[str, object]) -> str:
+    match said.get("requeued"):
+        case 0:
+            return "has no dead letter to put back"
+        case 1:
+            return "has 1 dead letter back in its mailbox"
+    return f"has {said.get('requeued')} dead letters back in its mailbox"
 
 
 @command.command(
@@ -268,4 +280,4 @@ def _give(session: Session, address: str, op: Op, done: str, *, reason: str = ""
 @pass_session
 def requeue(session: Session, /, address: str, seq: int | None) -> None:
     """Put an actor's dead letters back into its mailbox, at its end; only MAIL when it is given."""
-    _give(session, address, "requeue", "has its dead letters back", seq=seq)
+    _give(session, address, "requeue", "", seq=seq)

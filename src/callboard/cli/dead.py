@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from callboard.runtime.dead import Letter
 
 _ALL = 100_000
+_NONE = "no dead letter of a task; `callboard log --subject 'cb.dead.mail.>'` shows those of actors"
 
 
 @click.group("dead")
@@ -32,7 +33,10 @@ def command() -> None:
 @global_options
 @pass_session
 def ls(session: Session, /, **options: Any) -> None:  # noqa: ANN401 - click's
-    """List dead letters, newest first."""
+    """List dead letters of tasks, newest first.
+
+    Those of actors: `callboard log --subject 'cb.dead.mail.>'`, and `callboard agents requeue` puts them back.
+    """
     from callboard.runtime import dead
 
     async def work() -> list[Letter]:
@@ -54,7 +58,7 @@ def ls(session: Session, /, **options: Any) -> None:  # noqa: ANN401 - click's
         )
         for x in found
     ]
-    table(rows, head=("TASK", "CAPABILITY", "AT", "RUNS", "CRASHES", "CAUSE"), empty="no dead letter")
+    table(rows, head=("TASK", "CAPABILITY", "AT", "RUNS", "CRASHES", "CAUSE"), empty=_NONE)
 
 
 def _cause(found: Letter) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from callboard.cli.output import SPAN, UNTIL, emit
+from callboard.cli.output import SPAN, UNTIL, emit, note
 from callboard.cli.session import Session, example, global_options, json_option, pass_session
 from callboard.cli.submit import read_payload
 
@@ -57,7 +57,12 @@ async def _tell(
     delay_s: float | None,
     deadline: datetime | None,
 ) -> int:
+    from callboard.runtime.actor import inspection
     from callboard.runtime.actor.ref import ActorRef
 
     async with session.bus("tell") as bus:
-        return await ActorRef(bus, address).tell(data, type=kind, id=own_id, delay_s=delay_s, deadline=deadline)
+        ref = ActorRef(bus, address)
+        seq = await ref.tell(data, type=kind, id=own_id, delay_s=delay_s, deadline=deadline)
+        if not await inspection.is_hosted(bus, ref.address):
+            note(f"warning: no worker hosts {ref.address.type!r} now; the message waits until one does")
+        return seq

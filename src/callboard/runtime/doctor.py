@@ -239,7 +239,9 @@ async def _dead(bus: Bus) -> Finding:
         return Finding(check="dead_letters", level="ok", text="no dead letter")
     newest = await dead.letters(bus, limit=1)
     last = f"; the last one: {newest[0].letter.task}: {newest[0].letter.cause.message[:100]}" if newest else ""
-    fix = "`callboard dead ls`, then requeue or discard them"
+    fix = (
+        "`callboard dead ls`, then requeue or discard them; those of actors: `callboard log --subject 'cb.dead.mail.>'`"
+    )
     return Finding(check="dead_letters", level="warning", text=f"{count(number, 'dead letter')}{last}", fix=fix)
 
 

@@ -17,11 +17,12 @@ from msgspec import Struct
 from callboard.runtime.actor.actor import Actor
 from callboard.runtime.actor.definition import ActorType, find_actors
 from callboard.runtime.capability import Capability, find_capabilities
-from callboard.runtime.errors import ActorDefinitionError, ModuleLoadError
+from callboard.runtime.errors import ActorDefinitionError, CallboardError, ModuleLoadError
 
 T = TypeVar("T")
 
 TRACE_FRAMES = 4
+_OURS = Path(__file__).parents[1]
 
 
 class Parts(Struct, frozen=True, kw_only=True):
@@ -159,5 +160,8 @@ def _failed(target: str, error: BaseException) -> str:
         for frame in traceback.extract_tb(error.__traceback__)
         if "importlib" not in frame.filename and frame.filename != __file__
     ]
+    if isinstance(error, CallboardError):
+        # the message says what is wrong with the class or function; the lines that found it are ours
+        frames = [frame for frame in frames if not Path(frame.filename).is_relative_to(_OURS)] or frames
     where = "".join(traceback.format_list(frames[-TRACE_FRAMES:])).rstrip()
     return f"{head}\n{where}" if where else head

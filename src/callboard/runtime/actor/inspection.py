@@ -27,6 +27,7 @@ from callboard.runtime.errors import (
     NoHostError,
     NoRespondersError,
     NotFoundError,
+    PermissionDeniedError,
     TopologyError,
 )
 
@@ -37,6 +38,7 @@ OPS: tuple[Op, ...] = ("pause", "resume", "kill", "restart", "cancel", "show", "
 COUNT_LIMIT = 1000
 _ORDER_TIMEOUT_S = 5.0
 _SHOW_TIMEOUT_S = 1.0
+_HOSTED_TIMEOUT_S = 0.3
 _PARTITIONS = re.compile(r"partition\((\d+),")
 
 
@@ -276,6 +278,19 @@ async def order(bus: Bus, address: Address, op: Op, *, reason: str = "", seq: in
         message = f"the owner of {address} answered with something that is no answer to an order"
         raise ActorError(message)
     return cast("dict[str, object]", said)
+
+
+async def is_hosted(bus: Bus, address: Address) -> bool:
+    """Return whether any worker hosts the actor's type now, as far as we may know: one request of 0.3 s at most."""
+    subject = subjects.ctl_actor(address.type, address.key)
+    try:
+        _ = await bus.request(subject, codec.encode({"op": "show"}), timeout_s=_HOSTED_TIMEOUT_S)
+    except NoRespondersError:
+        return False
+    except (BusTimeoutError, PermissionDeniedError):
+        # there are hosts and none of them owns the actor at this moment, or we may not ask
+        return True
+    return True
 
 
 # --- inside
