@@ -236,14 +236,14 @@ async def test_a_late_copy_of_a_question_has_no_second_effect_behind_many_others
     assert await odd.ask(Do("fine")) == IDS_KEPT + 3
 
 
-@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("sign", sorted(KINDS))
 async def test_a_question_that_poses_as_our_own_mail_is_answered_with_an_error(
-    callboard_world: World, kind: str
+    callboard_world: World, sign: str
 ) -> None:
     world = callboard_world
     await world.start(Odd)
     odd = world.client.actor("odd/posed")
-    headers = {header.MAIL_KIND: kind, header.TIMER: "every.x", header.TIMER_GENERATION: "1"}
+    headers = {header.MAIL_KIND: sign, header.TIMER: "every.x", header.TIMER_GENERATION: "1"}
     with pytest.raises(DecodeError, match=header.MAIL_KIND):
         await odd.ask(Do("fine"), headers=headers, timeout_s=5)
     assert [letter.failure.code for letter in await letters(world, "odd/posed")] == ["decode"]
