@@ -256,10 +256,20 @@ def test_any_body_is_taken_or_refused_in_words(body: object, name: str | None) -
             continue
         assert handler.name in ActorType.of(cls).handlers
         assert inner in data
-    # a handler of anything refuses nothing, and what is picked by shape can be decoded
-    handler, inner = ActorType.of(Open).select(name, data, None)
+    # a handler of anything leaves nothing over but what fits two others; what is picked by shape can be decoded
+    try:
+        handler, inner = ActorType.of(Open).select(name, data, None)
+    except UnknownMessageError as error:
+        assert name is None
+        assert " fits " in str(error)
+        return
     if name is None and inner == data:
         ActorType.of(Open).decode(handler, None, inner)
+
+
+def test_what_fits_two_handlers_is_refused_also_beside_a_handler_of_anything() -> None:
+    with pytest.raises(UnknownMessageError, match="fits Jump and Move"):
+        ActorType.of(Open).select(None, b'{"x":0}', None)
 
 
 @pytest.mark.property
