@@ -259,9 +259,9 @@ def test_any_body_is_taken_or_refused_in_words(body: object, name: str | None) -
     # a handler of anything leaves nothing over but what fits two others; what is picked by shape can be decoded
     try:
         handler, inner = ActorType.of(Open).select(name, data, None)
-    except UnknownMessageError as error:
+    except UnknownMessageError:
+        # the test below says when
         assert name is None
-        assert " fits " in str(error)
         return
     if name is None and inner == data:
         ActorType.of(Open).decode(handler, None, inner)
