@@ -66,7 +66,11 @@ def develop(console: Console, *args: str) -> Background:
 
 def test_it_says_what_it_serves(dev: Background) -> None:
     ready = dev.events[0]
-    assert (ready["event"], ready["actors"], ready["capabilities"]) == ("ready", ["greeter", "writer"], ["shout"])
+    assert (ready["event"], ready["actors"], ready["capabilities"]) == (
+        "ready",
+        ["greeter", "writer"],
+        ["greet", "shout"],
+    )
     assert ready["url"].startswith("nats://127.0.0.1:")
 
 
@@ -190,7 +194,7 @@ def test_new_code_is_taken_and_broken_code_is_reported(tmp_path: Path) -> None:
         assert answer() == "hello bob"
         source.write_text(HELLO.read_text().replace("hi {", "moin {").replace('"shout"', '"whisper"'))
         eventually(lambda: started.events[-1]["event"] == "ready", started.err)
-        assert started.events[-1]["capabilities"] == ["whisper"]
+        assert started.events[-1]["capabilities"] == ["greet", "whisper"]
         assert answer() == "moin bob"
         assert console.run("agents", "state", "greeter/ann", "--json").json == {"turns": 4}
         server = int((tmp_path / ".callboard/data/server.json").read_text().split('"pid":')[1].split(",")[0])

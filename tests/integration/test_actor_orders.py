@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from msgspec import Struct
@@ -15,7 +15,7 @@ from callboard.runtime.actor.address import parse
 from callboard.runtime.actor.handler import on
 from callboard.runtime.errors import ActorStoppedError, InputError, RetryableError, TurnCancelledError
 from callboard.runtime.retry import RetryPolicy
-from tests.support.actors import events_of, handled, record_of, state_of, steps_of
+from tests.support.actors import events_of, handled, letters, record_of, state_of, steps_of
 from tests.support.eventually import eventually
 from tests.support.world import World
 
@@ -274,3 +274,23 @@ async def test_a_turn_that_was_left_between_two_attempts_repeats_no_step(callboa
     await inspection.order(world.bus, parse("payer/p"), "resume")
     assert await asking == "a"
     assert paid == ["a"]
+
+
+@pytest.mark.parametrize("op", ["cancel", "kill", "restart"])
+async def test_what_was_told_and_is_stopped_can_be_put_back(
+    callboard_world: World, op: Literal["cancel", "kill", "restart"]
+) -> None:
+    await callboard_world.start(Bench)
+    await callboard_world.client.actor(str(WHO)).tell(Job("told"))
+    await eventually(lambda: running == ["told"])
+    await inspection.order(callboard_world.bus, WHO, op, reason="no more of it")
+
+    async def stands() -> bool:
+        return len(await letters(callboard_world, str(WHO))) == 1
+
+    await eventually(stands)
+    gate.set()
+    await inspection.order(callboard_world.bus, WHO, "requeue")
+    await eventually(lambda: running == ["told", "told"])
+    await handled(callboard_world, str(WHO), 2)
+    assert await state_of(callboard_world, str(WHO)) == {"done": ["told"]}

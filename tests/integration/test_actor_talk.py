@@ -118,6 +118,12 @@ async def test_parts_go_on_after_a_takeover_without_repeats(callboard_world: Wor
     assert Stage.runs == 2
 
 
+async def test_who_asks_a_streaming_handler_for_one_answer_gets_all_parts_in_it(callboard_world: World) -> None:
+    await callboard_world.start(Greeter)
+    Stage.gate.set()
+    assert await callboard_world.client.actor(GREETER).ask(Draft(4)) == [0, 1, 2, 3]
+
+
 @pytest.mark.parametrize("size", [100_000, 600_000, 1_500_000])
 @pytest.mark.parametrize("key", [None, "k"])
 async def test_a_large_answer_arrives_and_is_given_again(callboard_world: World, size: int, key: str | None) -> None:

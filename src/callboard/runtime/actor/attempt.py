@@ -29,6 +29,7 @@ from callboard.runtime.actor.record import Parked, ParkedTurn
 from callboard.runtime.actor.reenter import Reentry
 from callboard.runtime.actor.seat import Seat
 from callboard.runtime.actor.turn import Turn
+from callboard.runtime.bus import header
 from callboard.runtime.errors import CallboardError
 
 _log = logs.get_logger(__name__)
@@ -103,8 +104,10 @@ class Attempts:
             turn.is_over = True
             seat.leave()
 
-    def part(self, turn: Turn) -> Part:
-        """Return what takes the parts of a turn's streamed answer."""
+    def part(self, turn: Turn) -> Part | None:
+        """Return what takes the parts of a turn's streamed answer; None when its asker wants them in one."""
+        if header.STREAM not in turn.mail.headers:
+            return None
         services = self._activation.services
 
         async def part(number: int, value: object) -> None:

@@ -66,9 +66,9 @@ Part = Callable[[int, object], Awaitable[None]]
 
 
 async def execute(
-    turn: Turn, handler: Handler, actor: Actor, argument: object, *, part: Part, executor: Executor | None = None
+    turn: Turn, handler: Handler, actor: Actor, argument: object, *, part: Part | None, executor: Executor | None = None
 ) -> Ending:
-    """Run ``handler`` in the calling task. ``part`` is given what a streaming handler yields.
+    """Run ``handler`` in the calling task. ``part`` is given what a streaming handler yields; None makes a list of it.
 
     A cancellation of the calling task ends the handler; ``turn.stop`` says what it means. A synchronous handler runs in
     a thread of ``executor``, which nothing can interrupt: when it is stopped its thread goes on, and what it sends from

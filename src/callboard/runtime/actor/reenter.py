@@ -30,7 +30,9 @@ class Reentry:
         answers: Mails answered inside the running turn, with their answers: to be remembered with its commit.
     """
 
-    def __init__(self, activation: Staged, journal: Callable[[Mail], Journal], part: Callable[[Turn], Part]) -> None:
+    def __init__(
+        self, activation: Staged, journal: Callable[[Mail], Journal], part: Callable[[Turn], Part | None]
+    ) -> None:
         """Begin with no turn."""
         self.answers: list[tuple[Mail, Reply]] = []
         self._activation = activation

@@ -40,6 +40,10 @@ LOST_PAUSE_S = 0.25
 _MIN_DELAY_S = 1.0
 
 
+# Errors of an ask that say nothing of the actor: the same question may fare better in a moment.
+_PASSING = frozenset({NoRespondersError.code, BusTimeoutError.code})
+
+
 class ActorRef:
     """One actor's address with a connection behind it. Cheap: it holds nothing and needs no closing.
 
@@ -312,7 +316,11 @@ class ActorRef:
                     asked.discard(task)
                     error = task.exception()
                     if error is None:
-                        return task.result()
+                        answer = task.result()
+                        if (answer.headers or {}).get(header.ERROR) in _PASSING:
+                            # the host that took it could not store it: the broker is between two leaders, say
+                            continue
+                        return answer
                     if isinstance(error, NoRespondersError) and is_first:
                         raise no_host(self.address) from error
                     # hosts that went away may come back, and so may the link

@@ -248,7 +248,7 @@ class Runner:
             executor=services.executor,
         )
 
-    def _part(self, turn: Turn) -> Part:
+    def _part(self, turn: Turn) -> Part | None:
         return self._attempt.part(turn)
 
     # --- what follows
@@ -302,6 +302,9 @@ class Runner:
         changes, writes = self._unpark(job.waiting)
         writes.append(self._cancelled(turn, str(error), is_partial=False))
         changes["turns"] = activation.known.turns + 1
+        if not turn.mail.reply_to:
+            # nobody hears of it by an answer; from a dead letter it can be put back
+            await activation.letter(turn.mail, failure_of(error), attempts=turn.attempt)
         found = replies.error_reply(turn.mail.id, error)
         await activation.commit([job.cause_seq], to=((turn.mail, found),), writes=writes, changes=changes)
         _log.info(events.TURN_CANCELLED, actor=str(turn.address), seq=turn.mail.seq, reason=str(error))
