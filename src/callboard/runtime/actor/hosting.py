@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from callboard.runtime import events, logs, subjects
 from callboard.runtime.actor import cursor as cursors
-from callboard.runtime.actor import ending, placement
+from callboard.runtime.actor import ending, guard, placement
 from callboard.runtime.actor.activation import Activation
 from callboard.runtime.actor.address import Address
 from callboard.runtime.actor.asks import AskServer
@@ -111,7 +111,7 @@ class ActorHost:
         """Own, take over and hand on until cancelled; ``opened`` is called once when it takes mail.
 
         Raises:
-            TopologyError: If the actors' stream is missing.
+            TopologyError: If the actors' stream is missing, or is deleted meanwhile.
         """
         if await self._bus.stream_info(subjects.ACTORS) is None:
             message = f"stream {subjects.ACTORS} is missing: run 'callboard provision'"
@@ -125,6 +125,7 @@ class ActorHost:
             await self._orders.open()
             group.create_task(self._upkeep.keep_cursors(), name="cursors")
             group.create_task(self._upkeep.sweep(), name="sweeper")
+            group.create_task(guard.watch(self._bus, clock=self._clock, known_seq=self._known_seq), name="stream-guard")
             await self._place()
             opened()
             try:
@@ -136,6 +137,9 @@ class ActorHost:
                     await subscription.close()
                 if self.services.executor is not None:
                     self.services.executor.shutdown(wait=False, cancel_futures=True)
+
+    def _known_seq(self) -> int:
+        return max((partition.cursor_seq for partition in self.partitions.values()), default=0)
 
     async def drain(self, drain: Drain) -> None:
         """Hand everything on: idle actors at once, those in mid-turn when done or stopped by ``drain``."""
