@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from callboard.runtime.commit import TRIAL_EVERY_S, Chooser
+import asyncio
+from functools import partial
+
+from callboard.runtime.bus.base import StreamConfig, Write
+from callboard.runtime.bus.memory import MemoryBroker
+from callboard.runtime.clock import SYSTEM_CLOCK
+from callboard.runtime.commit import TRIAL_EVERY_S, Chooser, Committer, Refused, Result, Stands
+from tests.support.eventually import eventually
 
 
 def learned(*, single_s: float, batch_s: float, count: int = 32) -> Chooser:
@@ -43,3 +50,19 @@ def test_what_a_trial_says_does_not_hang_on_its_size() -> None:
     for count in (8, 24, 64):
         assert learned(single_s=1e-3, batch_s=25e-3, count=count).is_batch_better
         assert not learned(single_s=15e-6, batch_s=0.6e-3, count=count).is_batch_better
+
+
+async def test_a_record_that_is_too_large_is_refused_alone() -> None:
+    bus = MemoryBroker(SYSTEM_CLOCK).connect(name="ledger")
+    await bus.create_stream(StreamConfig(name="LEDGER", subjects=("r.*",), allow_direct=True, allow_atomic=True))
+    committer = Committer(bus, stream="LEDGER", clock=SYSTEM_CLOCK)
+    results: dict[int, Result] = {}
+    for number, size in enumerate((10, 3 << 20, 10)):
+        committer.add(Write(f"r.{number}", b"x" * size), partial(results.__setitem__, number))
+    running = asyncio.create_task(committer.run())
+    await eventually(lambda: len(results) == 3)
+    running.cancel()
+    assert isinstance(results[1], Refused)
+    assert results[1].error.code == "payload_too_large"
+    assert results[0] == results[2] == Stands(is_ours=True)
+    await bus.close()

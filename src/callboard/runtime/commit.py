@@ -17,7 +17,7 @@ from callboard.runtime import crash
 from callboard.runtime.bus import header
 from callboard.runtime.bus.base import MAX_BATCH, Bus, PubAck, Write
 from callboard.runtime.clock import Clock
-from callboard.runtime.errors import BusClosedError, BusError, CallboardError, ConflictError
+from callboard.runtime.errors import BusClosedError, BusError, CallboardError, ConflictError, InputError
 
 MAX_GROUP_BYTES = 8 << 20
 RETRY_FIRST_S = 0.05
@@ -203,11 +203,11 @@ class Committer:
         """Store each on its own; return whether all of them stand by their own write."""
         try:
             answers: Sequence[PubAck | CallboardError] = await self._bus.store_many([entry.write for entry in entries])
-        except BusError as error:
-            answers = [error] * len(entries)
-        except CallboardError as error:
+        except InputError as error:
             # one of them is too large, and nothing was sent: find out which
             answers = await self._one_by_one(entries, error)
+        except BusError as error:
+            answers = [error] * len(entries)
         is_clean = True
         conflicts: list[Entry] = []
         for index, (entry, answer) in enumerate(zip(entries, answers, strict=True)):
@@ -247,15 +247,15 @@ class Committer:
             await self._bus.store_batch(writes)
         except ConflictError:
             await self._resolve(entries, group)
-        except BusError as error:
-            for entry in entries:
-                self._put_off(entry, error, group)
-        except CallboardError as error:
+        except InputError as error:
             for entry, answer in zip(entries, await self._one_by_one(entries, error), strict=True):
                 if isinstance(answer, PubAck):
                     entry.done(_OURS)
                 else:
                     self._put_off(entry, answer, group)
+        except BusError as error:
+            for entry in entries:
+                self._put_off(entry, error, group)
         else:
             is_clean = True
             for index, entry in enumerate(entries):
