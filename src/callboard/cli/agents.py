@@ -225,10 +225,16 @@ _ORDERS: dict[Op, tuple[str, str]] = {
     "resume": ("goes on", "Let a paused, failed or killed actor go on with the mail that waited."),
     "kill": (
         f"is killed; {_WAITS}",
-        "Stop an actor at once; a turn that runs is cancelled for good, later mail waits.",
+        "Stop an actor at once, as `cancel` does with a turn that runs; later mail waits.",
     ),
-    "restart": ("begins afresh from its stored state", "Stop an actor's turn, forget what it has in memory, go on."),
-    "cancel": ("was told to end its turn", "Cancel the turn that runs now; the asker gets an error."),
+    "restart": (
+        "begins afresh from its stored state",
+        "As `cancel`; then forget what the actor has in memory, and go on with its next mail.",
+    ),
+    "cancel": (
+        "was told to end its turn",
+        "End the turn that runs now: its asker gets an error, a tell becomes a dead letter for `requeue`.",
+    ),
 }
 
 
