@@ -118,6 +118,20 @@ async def test_reading_goes_on_where_messages_were_deleted(bus: Bus) -> None:
     assert await _read(bus) == [2, 3, 4, 6, 7, 8, 9]
 
 
+async def test_reading_ends_where_the_rest_is_purged_meanwhile(bus: Bus) -> None:
+    """What waited when it began never comes, and nothing tells."""
+    await bus.create_stream(LOG)
+    await fill(bus, *(b"%d" % number for number in range(600)), subject="l.a")
+    seqs: list[int] = []
+    async with asyncio.timeout(20):
+        async for stored in bus.read("L"):
+            if not seqs:
+                await bus.purge("L")
+            seqs.append(stored.seq)
+    assert seqs == list(range(1, len(seqs) + 1))
+    assert len(seqs) < 600
+
+
 async def test_reading_starts_at_a_time(bus: Bus) -> None:
     await bus.create_stream(LOG)
     await fill(bus, b"1", b"2", subject="l.a")

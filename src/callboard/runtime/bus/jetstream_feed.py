@@ -37,7 +37,7 @@ class Feed:
 
     It breaks by a gap in the consumer's numbering (seen by the next message or heartbeat), any status but an idle
     heartbeat and an expired request, a lost connection, and silence. ``broke`` is told once why, ``take`` gets nothing
-    after that; the owner opens the next feed at ``next_seq``.
+    after that; the owner opens the next feed at ``next_seq``. ``idled`` is called with each heartbeat that fits.
 
     Attributes:
         next_seq: All wanted messages below were handed to ``take``; idle heartbeats move it past unwanted ones.
@@ -55,6 +55,7 @@ class Feed:
         subjects: Sequence[str],
         take: Callable[[Delivery], None],
         broke: Callable[[str], None],
+        idled: Callable[[], None] = lambda: None,
     ) -> None:
         self.next_seq = 1
         self.last_heard = link.clock.monotonic()
@@ -65,6 +66,7 @@ class Feed:
         self._subjects = list(subjects)
         self._take = take
         self._broke = broke
+        self._idled = idled
         self._name = f"read-{new_token()}"
         self._pull_subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{self._name}"
         self._inbox = f"{link.base}.f.{next(_inboxes)}"
@@ -112,6 +114,16 @@ class Feed:
             self.is_open = False
             self._link.report(events.BUS_REPULLED, {"consumer": self._name, "status": reason})
             self._broke(reason)
+
+    async def is_dry(self) -> bool:
+        """Return whether the server has nothing more for us now, and nothing of it is on its way. One round trip.
+
+        Raises:
+            BusError: If that cannot be told.
+        """
+        answer = await self._admin._api(f"CONSUMER.INFO.{self._stream}.{self._name}")  # noqa: SLF001
+        sent = answer.get("delivered", {}).get("consumer_seq", 0)
+        return not answer.get("num_pending", 0) and sent == self._expected - 1
 
     async def close(self) -> None:
         """Give up the consumer; the server forgets it by itself when it does not hear of this."""
@@ -236,3 +248,4 @@ class Feed:
             self.fail(f"a gap: the consumer has sent {place} messages, {self._expected - 1} came")
         else:
             self.next_seq = max(self.next_seq, int(seq) + 1)
+            self._idled()

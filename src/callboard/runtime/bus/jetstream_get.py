@@ -236,8 +236,10 @@ class Reader(Work):
                 is_first = False
                 while waiting or end_seq is None:
                     arrived = await reader.batch()
-                    if not arrived:
+                    if reader.is_broken and not arrived:
                         break
+                    if not arrived and end_seq is not None and await reader.is_dry():
+                        return
                     for delivery in arrived:
                         if end_seq is not None and delivery.seq > end_seq:
                             return
@@ -245,7 +247,8 @@ class Reader(Work):
                         start_seq = delivery.seq + 1
                         if end_seq is not None and (delivery.seq >= end_seq or not delivery.pending):
                             return
-                    reader.taken(len(arrived))
+                    if arrived:
+                        reader.taken(len(arrived))
                 else:
                     return
             finally:
