@@ -216,8 +216,11 @@ def test_a_lower_bound_in_the_cursor_does_not_pass_for_a_finished_turn() -> None
         assert old.held.activations
         await fleet.world.eventually(lambda: true("long" in Stage.ended), within_s=60.0)
         await fleet.tell("ann", "last")
-        await fleet.begun("last")
-        assert await fleet.done("ann") == ["first", "long", "last"]
+
+        async def is_done() -> bool:
+            return await fleet.done("ann") == ["first", "long", "last"]
+
+        await fleet.world.eventually(is_done, within_s=20.0)
 
     play(scene)
 
