@@ -65,6 +65,12 @@ class Held:
         for found in [held for held in self.activations if held[:2] == place]:
             partition.adopt(self.activations.pop(found))
 
+    def doubt(self) -> None:
+        """Look, before the next step of a turn that we keep, whether its new owner still knows of it."""
+        for activation in self.activations.values():
+            activation.is_doubtful = True
+            activation.owner.doubt()
+
     def settled(self, place: Place, activation: Staged) -> None:
         """Hear that an actor came to rest: one that we kept is free for its new owner."""
         held = (*place, activation.address.key)
@@ -113,6 +119,8 @@ class Held:
             for key, activation in list(partition.activations.items()):
                 if activation.held_by is not None and self._liveness.is_dead(activation.held_by, now_s):
                     partition.is_from_dead = True
+                    # before it runs the cursor says so: should its holder live after all, it reads that there
+                    partition.doubt()
                     partition.free(key)
 
     async def look(self) -> None:

@@ -240,8 +240,7 @@ class ActorHost:
     def _doubt_all(self) -> None:
         for partition in self.partitions.values():
             partition.doubt()
-        for activation in self.held.activations.values():
-            activation.is_doubtful = True
+        self.held.doubt()
         self._owners.doubt()
 
     async def _listen(self) -> None:

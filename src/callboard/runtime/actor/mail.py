@@ -93,6 +93,8 @@ def mail_of(stored: Stored) -> Mail:
     if sign in KINDS and header.REPLY_TO in headers:
         # ours want no answer; one that is stale is dropped in silence, which an asker shall not be
         problem = f"{header.MAIL_KIND} is Callboard's own: a question has none"
+    if header.REPLAY in headers:
+        problem = f"it bears {header.REPLAY}: a replay of history has no effects, so nothing runs it"
     generation = headers.get(header.TIMER_GENERATION, "")
     return Mail(
         address=Address(kind, subjects.unescape(token)),

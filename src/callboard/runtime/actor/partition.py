@@ -131,10 +131,31 @@ class Partition:
         """Return whether we still own it; asks the broker when our link is away or our own beats do not come back."""
         if self.is_gone:
             return False
-        services = self._services
-        if self._doubts or services.echo_age_s() > services.rules.echo_limit_s or not services.bus.is_connected:
+        if self._is_unsure or not self._services.bus.is_connected:
             await self.check()
         return not self.is_gone
+
+    async def still_runs(self, activation: Staged) -> bool:
+        """Return whether an actor in mid-turn may go on here, also after its partition was handed to another host.
+
+        A host that stood still for seconds has not heard that its turns were taken over: while its own beats do not
+        come back the cursor is read first, again and again while the broker cannot be asked.
+        """
+        while self._is_unsure and activation.owner is self:
+            try:
+                await self.check()
+                break
+            except BusError as error:
+                if not error.retryable:
+                    raise
+                await self._services.clock.sleep(_RETRY_S)
+        if activation.owner is not self:
+            return await activation.owner.still_runs(activation)
+        return activation is self.activations.get(activation.address.key)
+
+    @property
+    def _is_unsure(self) -> bool:
+        return self._doubts or self._services.echo_age_s() > self._services.rules.echo_limit_s
 
     def doubt(self) -> None:
         """Look at the cursor before the next turn, and now."""
@@ -238,7 +259,7 @@ class Partition:
         """Go on with an actor that this worker still had in mid-turn from an earlier ownership."""
         self.activations[activation.address.key] = activation
         activation.owner = self
-        activation.is_leaving = False
+        activation.is_leaving = activation.is_doubtful = False
         activation.use(self.kind)
         # while the partition was another's, its mail came to that one
         activation.mailbox.missed()
@@ -364,6 +385,8 @@ class Partition:
         """
         # not while it is being written: what we hand over would look lost, and its turns under way be dropped
         async with self._writing:
+            if self.is_gone:
+                await self._check()
             while self.cursor.owner == self._services.worker and not self.is_gone:
                 if await self._write(self.next_cursor()):
                     self._doubts = False
@@ -372,19 +395,28 @@ class Partition:
     async def _check(self) -> None:
         subject = subjects.cursor(self.kind.name, self.number)
         stored = await self._services.bus.get_last(subjects.ACTORS, subject, from_leader=True)
-        if self.is_gone:
-            return
         try:
             found = cursors.decode(stored.data) if stored is not None else Cursor()
         except DecodeError:
             found = Cursor()
         self._doubts = False
+        if self.is_gone:
+            self._drop_all_but(found)
+            return
         if stored is not None and found.epoch == self.cursor.epoch and found.owner == self._services.worker:
             self.cursor_seq = stored.seq
             return
         _log.warning(events.PARTITION_LOST, type=self.kind.name, partition=self.number, epoch=self.cursor.epoch)
         self.lost_to = found.owner
         self.lose(found.held)
+
+    def _drop_all_but(self, found: Cursor) -> None:
+        """Of the turns that we went on with when the partition was another's, drop those that are not ours any more."""
+        for key, activation in list(self.activations.items()):
+            is_ours = self._services.worker in {found.owner, found.held.get(key)}
+            if activation.owner is self and not is_ours:
+                del self.activations[key]
+                activation.drop()
 
     async def _check_quietly(self) -> None:
         if self._is_checking:
