@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from callboard.runtime.config import Settings, WorkSettings, leaves
 from callboard.runtime.errors import ConfigError
 
-SECTIONS = "nats, server, work, worker, log, topology, actors"
+SECTIONS = "nats, server, work, worker, log, trace, topology, actors"
 BAD_FILES = [
     ("nats: [", ":1: not valid YAML: expected the node content, but found '<stream end>'"),
     ("- a\n- b", f": must be a mapping with any of the sections {SECTIONS}, is a list"),
