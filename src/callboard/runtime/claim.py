@@ -108,6 +108,17 @@ class Claim:
             fired_lane = headers.get(header.LANE)
             self.lane = "high" if fired_lane == "high" else "low" if fired_lane == "low" else lane
 
+    def traits(self) -> dict[str, str | int]:
+        """Return what a span of its run says."""
+        return {
+            "messaging.system": "nats",
+            "messaging.operation.name": "process",
+            "messaging.destination.name": self.delivery.subject,
+            "callboard.capability": self.capability,
+            "callboard.task": self.task_id,
+            "callboard.attempt": self.attempt,
+        }
+
     @property
     def has_client_id(self) -> bool:
         """Whether the id could have been submitted before: everything but the one its own sequence gives."""

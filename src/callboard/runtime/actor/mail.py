@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 from msgspec import Struct
 
-from callboard.runtime import subjects
+from callboard.runtime import subjects, tracing
 from callboard.runtime.actor.address import Address
 from callboard.runtime.bus import header
 from callboard.runtime.bus.base import Stored, Write
@@ -127,7 +127,7 @@ def mail_headers(
     chain: tuple[Link, ...] = (),
     extra: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """Return the headers of a mail, those with a value only."""
+    """Return the headers of a mail, those with a value only, and the trace that it belongs to."""
     headers = dict(extra) if extra else {}
     if type is not None:
         headers[header.TYPE] = type
@@ -141,6 +141,7 @@ def mail_headers(
         headers[header.SENDER] = sender
     if chain:
         headers[header.CHAIN] = _CHAIN_SEPARATOR.join(str(link) for link in chain)
+    tracing.inject(headers)
     return headers
 
 
