@@ -68,6 +68,7 @@ class Held:
     def doubt(self) -> None:
         """Look, before the next step of a turn that we keep, whether its new owner still knows of it."""
         for activation in self.activations.values():
+            activation.is_doubtful = True
             activation.owner.doubt()
 
     def settled(self, place: Place, activation: Staged) -> None:
@@ -118,6 +119,8 @@ class Held:
             for key, activation in list(partition.activations.items()):
                 if activation.held_by is not None and self._liveness.is_dead(activation.held_by, now_s):
                     partition.is_from_dead = True
+                    # before it runs the cursor says so: should its holder live after all, it reads that there
+                    partition.doubt()
                     partition.free(key)
 
     async def look(self) -> None:

@@ -194,8 +194,10 @@ class Runner:
         if activation.known.status != "active" and self._cancel is None:
             # it stays the next in turn
             return False
-        if self._cancel is None:
+        if await self._is_still_ours():
             return True
+        if self._cancel is None:
+            return False
         ending = ended(self._cancel)
         if isinstance(ending, Stopped):
             failed = await self._commit(self._turn(job, attempt), job, ending)
@@ -203,6 +205,17 @@ class Runner:
                 raise failed
         elif isinstance(ending, Abandoned):
             activation.is_leaving = True
+        return False
+
+    async def _is_still_ours(self) -> bool:
+        """Return whether nobody else has begun the turn meanwhile; asks until that is known, or a stop comes."""
+        while self._cancel is None:
+            try:
+                return await self._activation.may_go_on()
+            except BusError as error:
+                if not error.retryable:
+                    raise
+            await self._activation.services.clock.sleep(_RETRY_S)
         return False
 
     def _turn(self, job: Job, attempt: int, found: list[Stored] | None = None) -> Turn:
