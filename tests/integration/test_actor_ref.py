@@ -125,6 +125,12 @@ async def test_an_address_that_cannot_be_is_refused(callboard_world: World, text
         callboard_world.client.actor(text)
 
 
+@pytest.mark.parametrize("given", [5, None, b"greeter/ann", "", "greeter", ("greeter", "ann"), True])
+async def test_what_is_no_address_at_all_is_refused_by_name(callboard_world: World, given: object) -> None:
+    with pytest.raises(InvalidNameError, match=r"<type>/<key>, for example '?greeter/ann"):
+        callboard_world.client.actor(given)  # type: ignore[arg-type] # what a typed program cannot do
+
+
 async def test_a_name_that_a_sequence_has_is_no_id(callboard_world: World) -> None:
     with pytest.raises(InvalidNameError):
         await callboard_world.client.actor("greeter/ann").tell(Ask("x"), id="~17")

@@ -62,11 +62,11 @@ class ActorRef:
             clock: Time.
 
         Raises:
-            InvalidNameError: If the text is no address.
+            InvalidNameError: If it is no address.
         """
         self._bus = bus
         self._clock = clock
-        self.address = addresses.parse(address) if isinstance(address, str) else address
+        self.address = addresses.of(address)
 
     def __repr__(self) -> str:
         """Return its address."""
