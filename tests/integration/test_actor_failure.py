@@ -167,6 +167,32 @@ async def test_too_many_restarts_fail_the_actor_and_its_mail_stays(callboard_wor
     assert await state_of(world, "stubborn/s") == {"done": ["a"]}
 
 
+async def test_by_default_bad_mail_is_buried_before_the_budget_of_restarts_is_spent(callboard_world: World) -> None:
+    world = callboard_world
+
+    # the default policy but for its gaps, within one window
+    class Usual(Actor, retry=RetryPolicy(gaps_s=(0.02,))):
+        @on
+        async def do(self, m: Do) -> str:
+            if m.what == "fail":
+                raise ValueError(m.name)
+            return m.name
+
+    await world.start(Usual)
+    usual = world.client.actor("usual/u")
+    for name in ("a", "b"):
+        await usual.tell(Do("fail", name))
+    assert await usual.ask(Do("ok", "c")) == "c"
+    assert len(await letters(world, "usual/u")) == 2
+    for name in ("d", "e"):
+        await usual.tell(Do("fail", name))
+    assert await usual.ask(Do("ok", "f")) == "f"
+    other = world.client.actor("usual/v")
+    for name in ("a", "b", "c"):
+        await other.tell(Do("fail", name))
+    assert "3 mails in a row became dead letters" in (await failed(world, "usual/v")).reason
+
+
 async def test_a_supervisor_is_told_and_its_own_failure_goes_on_to_its_own(callboard_world: World) -> None:
     world = callboard_world
     told: list[ActorFailed] = []
