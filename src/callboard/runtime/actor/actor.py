@@ -147,7 +147,7 @@ class Actor:
 
     @property
     def attempt(self) -> int:
-        """Number of this run of the turn, 1-based."""
+        """Number of this run of the turn in this host, 1-based; a host that takes it over counts from 1 again."""
         return self._running("attempt").attempt
 
     @property
