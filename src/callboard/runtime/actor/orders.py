@@ -254,7 +254,9 @@ async def _requeue(activation: Activation, seq: int) -> int:
 
 def _requeued(activation: Activation, letter: MailLetter) -> Write:
     address = activation.address
-    names = (header.MAIL_ID, header.MSG_ID, header.REPLY_TO, header.DEADLINE, header.CHAIN)
+    # what a timer sent comes back as a plain message, to be handled whatever became of the timer
+    firing = (header.MAIL_KIND, header.TIMER, header.TIMER_GENERATION)
+    names = (header.MAIL_ID, header.MSG_ID, header.REPLY_TO, header.DEADLINE, header.CHAIN, *firing)
     kept = {k: v for k, v in letter.headers.items() if k not in names and not k.startswith("Nats-")}
     # the broker drops a repeat of the same requeue
     kept |= {header.REQUEUE_OF: str(letter.seq), header.MSG_ID: f"requeue/{address}/{letter.seq}"}
