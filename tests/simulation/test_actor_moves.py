@@ -236,7 +236,7 @@ def test_an_order_reaches_the_host_that_still_has_the_actor_in_mid_turn() -> Non
         await fleet.owned_by(heir)
         order = msgspec.json.encode({"op": "pause", "reason": "lunch"})
         answer = await fleet.world.bus.request(subjects.ctl_actor("desk", "ann"), order)
-        assert msgspec.json.decode(answer.data) == {"ok": True, "status": "paused"}
+        assert msgspec.json.decode(answer.data) == {"ok": True, "status": "paused", "reason": "lunch"}
         await fleet.tell("ann", "next")
         await asyncio.sleep(30.0)
         assert Stage.begun == ["long"]

@@ -266,7 +266,12 @@ def _give(session: Session, address: str, op: Op, done: str, *, reason: str = ""
     if session.json:
         emit({"address": str(actor), "op": op, **said})
     else:
-        tell(f"{actor} {done or _requeued(said)}")
+        tell(f"{actor} {_already(said) or done or _requeued(said)}")
+
+
+def _already(said: dict[str, object]) -> str:
+    """Return what is said of an order that found its work done; "" for all others."""
+    return f"was already paused ({said.get('reason')}); nothing was changed" if said.get("already") else ""
 
 
 def _requeued(said: dict[str, object]) -> str:

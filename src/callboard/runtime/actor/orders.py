@@ -137,8 +137,7 @@ async def obey(activation: Activation, order: ActorOrder) -> dict[str, object]:
         case "show":
             return await show(activation)
         case "pause":
-            await activation.commit([], changes={"status": "paused", "reason": order.reason or "paused by request"})
-            await activation.runner.hook("on_pause")
+            return await _pause(activation, order.reason)
         case "resume" | "restart":
             if order.op == "restart":
                 activation.runner.restart()
@@ -158,6 +157,18 @@ async def obey(activation: Activation, order: ActorOrder) -> dict[str, object]:
             return {"requeued": count}
     activation.wake()
     return {"status": activation.known.status}
+
+
+async def _pause(activation: Activation, reason: str) -> dict[str, object]:
+    """Pause it; the reason of who paused it first stays, and who does so again is told."""
+    known = activation.known
+    if known.status == "paused":
+        return {"status": known.status, "reason": known.reason, "already": True}
+    reason = reason or "paused by request"
+    await activation.commit([], changes={"status": "paused", "reason": reason})
+    await activation.runner.hook("on_pause")
+    activation.wake()
+    return {"status": "paused", "reason": reason}
 
 
 async def show(activation: Activation) -> dict[str, object]:
