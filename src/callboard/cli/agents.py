@@ -85,6 +85,13 @@ def _show(found: View) -> None:
     status = f"{found.status}: {found.reason}" if found.reason else found.status
     lines = [("actor", found.address), ("status", status), ("turns", f"{found.turns}, the last at {stamp(found.at)}")]
     lines += [("owner", _owner(found)), ("handled to", _applied(found)), ("mailbox", _depth(found))]
+    if found.problem:
+        lines[1:] = [
+            ("status", f"{found.status}: {found.problem}"),
+            ("record", _record(found)),
+            ("owner", _owner(found)),
+        ]
+        lines += [("mailbox", _stored(found)), ("to do", found.fix)]
     if found.failures:
         lines.append(("failures", f"{found.failures} in a row"))
     if found.state_bytes:
@@ -107,13 +114,27 @@ def _owner_lines(found: View) -> list[tuple[str, str]]:
         steps = f", {running['steps_run']} steps run" if running.get("steps_run") else ""
         sender = f" from {running['sender']}" if running.get("sender") else ""
         what = f"mail {running['seq']} ({running['type'] or 'no type'}){sender}"
-        since = stamp(datetime.fromisoformat(running["since"]))
-        lines.append(("running", f"{what} since {since}, attempt {running['attempt']}{steps}"))
+        lines.append(("running", f"{what} {_since(running)}{steps}"))
     if said.get("held_by"):
         lines.append(("held by", f"{said['held_by']}, which finishes a turn that it had begun"))
-    if said.get("problem"):
+    if said.get("problem") and not found.problem:
         lines.append(("problem", str(said["problem"])))
     return lines
+
+
+def _since(running: dict[str, Any]) -> str:
+    if running.get("waits_for_retry"):
+        return "failed and waits for its next attempt"
+    return f"since {stamp(datetime.fromisoformat(running['since']))}, attempt {running['attempt']}"
+
+
+def _record(found: View) -> str:
+    return f"{size(found.record_bytes)} at sequence {found.record_seq} of CB_ACTORS, written {stamp(found.at)}"
+
+
+def _stored(found: View) -> str:
+    more = "over " if found.mailbox.is_more else ""
+    return f"{more}{found.mailbox.count} on disk, handled ones included: which of them wait stands in the record"
 
 
 def _owner(found: View) -> str:

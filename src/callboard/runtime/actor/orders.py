@@ -178,6 +178,7 @@ async def show(activation: Activation) -> dict[str, object]:
     if turn is not None:
         running = {
             "seq": turn.mail.seq,
+            "cause_seq": turn.cause_seq,
             "type": turn.mail.type,
             "attempt": turn.attempt,
             "since": turn.started_at,
@@ -186,7 +187,13 @@ async def show(activation: Activation) -> dict[str, object]:
             "sender": turn.mail.sender,
         }
     elif job is not None:
-        running = {"seq": job.mail.seq, "type": job.mail.type, "waits_for_retry": True, "sender": job.mail.sender}
+        running = {
+            "seq": job.mail.seq,
+            "cause_seq": job.cause_seq,
+            "type": job.mail.type,
+            "waits_for_retry": True,
+            "sender": job.mail.sender,
+        }
     status = activation.record.status if activation.record is not None else "failed"
     return {
         "worker": activation.services.worker,
