@@ -166,6 +166,30 @@ def test_it_says_how_many_dead_letters_went_back(console: Console, dev: Backgrou
     assert "writer/7 has 1 dead letter back" in console.run("agents", "requeue", "writer/7").out
 
 
+def test_the_dead_letters_of_an_actor_are_listed(console: Console, dev: Background) -> None:
+    seqs = [int(console.run("tell", "writer/9", "Fail", f'{{"text": "no {what}"}}').out) for what in ("ink", "pen")]
+    eventually(lambda: len(console.run("dead", "ls", "--agent", "writer/9", "--json").json) == 2)
+    found = console.run("dead", "ls", "--agent", "writer/9", "--json").json
+    assert [each["letter"]["seq"] for each in found] == seqs[::-1]
+    assert found[0]["letter"]["failure"]["message"] == "no pen"
+    assert set(found[0]) == {"seq", "stored_at", "letter"}
+    shown = console.run("dead", "ls", "--agent", "writer/9")
+    assert shown.out.splitlines()[0].split() == ["ACTOR", "MAIL", "TYPE", "AT", "RUNS", "CAUSE"]
+    assert f"writer/9  {seqs[0]}" in shown.out
+    assert "ValueError: no ink" in shown.out
+    assert len(console.run("dead", "ls", "--agent", "writer", "--limit", "1", "--json").json) == 1
+    assert console.run("dead", "ls", "--agent", "writer/none", "--json").json == []
+    # tasks have none, and it says where there are some
+    plain = console.run("dead", "ls")
+    assert plain.status == 0
+    assert "`callboard dead ls --agent writer`" in plain.err
+    wrong = console.run("dead", "ls", "--agent", "writer", "--capability", "shout")
+    assert (wrong.status, "give one of them" in wrong.err) == (2, True)
+    assert console.run("dead", "ls", "--agent", "Big Type").status == 2
+    # the number in the column goes to requeue
+    assert console.run("agents", "requeue", "writer/9", str(seqs[0]), "--json").json["requeued"] == 1
+
+
 def test_a_message_that_nobody_hosts_is_stored_with_a_warning(console: Console, dev: Background) -> None:
     told = console.run("tell", "writr/1", "Draft")
     assert (told.status, told.out.strip().isdigit()) == (0, True)

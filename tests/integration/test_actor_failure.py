@@ -8,7 +8,7 @@ import time
 import pytest
 from msgspec import Struct
 
-from callboard.runtime.actor import inspection
+from callboard.runtime.actor import inspection, letter
 from callboard.runtime.actor.actor import Actor
 from callboard.runtime.actor.address import parse
 from callboard.runtime.actor.handler import on
@@ -129,6 +129,32 @@ async def test_one_dead_letter_may_be_requeued_alone(callboard_world: World) -> 
     await handled(world, "worker/w", 1)
     assert await state_of(world, "worker/w") == {"done": ["a"]}
     assert len(await letters(world, "worker/w")) == 1
+
+
+async def test_dead_letters_are_listed_newest_first_for_one_actor_or_a_type(callboard_world: World) -> None:
+    world = callboard_world
+    await world.start(Worker)
+    for key in ("a/b", "a.b"):
+        await world.client.actor(f"worker/{key}").tell(Do("terminal", key))
+        await eventually(lambda key=key: _count(world, key, 1))
+    with pytest.raises(UnknownMessageError):
+        await world.client.actor("worker/a/b").ask({"x": 1}, type="Nothing")
+    found = await letter.letters(world.bus, "worker")
+    assert [(each.letter.address, each.letter.failure.code) for each in found] == [
+        ("worker/a/b", "unknown_message"),
+        ("worker/a.b", "terminal"),
+        ("worker/a/b", "terminal"),
+    ]
+    assert [each.letter for each in await letter.letters(world.bus, "worker", "a.b")] == [found[1].letter]
+    assert len(await letter.letters(world.bus, "worker", limit=2)) == 2
+    assert len(await letter.letters(world.bus, "worker", cause="terminal")) == 2
+    assert await letter.letters(world.bus, "worker", since=found[0].stored_at) == found[:1]
+    assert await letter.letters(world.bus, "another") == []
+    assert await letter.counts(world.bus) == {"worker": 3}
+
+
+async def _count(world: World, key: str, count: int) -> bool:
+    return len(await letter.letters(world.bus, "worker", key)) == count
 
 
 async def test_what_its_senders_do_wrong_does_not_fail_an_actor(callboard_world: World) -> None:
