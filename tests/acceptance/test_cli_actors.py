@@ -197,6 +197,29 @@ def test_a_message_that_nobody_hosts_is_stored_with_a_warning(console: Console, 
     assert not console.run("tell", "writer/8", "Draft").err
 
 
+def test_hosts_with_different_code_are_marked_in_the_list(console: Console, dev: Background) -> None:
+    assert console.run("ask", "writer/10", "Hold", '{"seconds": 0}').status == 0
+
+    def listed() -> dict[str, bool]:
+        return {line["address"]: line["has_mixed_code"] for line in console.run("agents", "ls", "--json").json}
+
+    assert not any(listed().values())
+    other = MORE.replace("text: str\n\nclass Hold", "text: str\n    more: int = 0\n\nclass Hold")
+    (console.folder / "other.py").write_text("from hello import Struct, Actor, on" + other)
+    worker = console.start("worker", "start", "other.py", "--json")
+    eventually(lambda: worker.events or worker.process.poll() is not None, worker.err)
+    found = listed()
+    assert found["writer/10"]
+    assert not any(is_mixed for address, is_mixed in found.items() if not address.startswith("writer/"))
+    assert not any(line["has_mixed_code"] for line in console.run("agents", "ls", "--quick", "--json").json)
+    run = console.run("agents", "ls", "writer")
+    assert "writer/10  active *" in run.out
+    assert f"on {worker.events[0]['worker']}" in run.err
+    assert "deploy one code to all of them" in run.err
+    assert console.run("agents", "ls", "greeter").err == ""
+    assert worker.stop() == 0
+
+
 def test_new_code_is_taken_and_broken_code_is_reported(tmp_path: Path) -> None:
     console = Console(tmp_path)
     try:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from callboard.cli.output import emit, shorten, size, stamp, table, tell
+from callboard.cli.output import emit, note, shorten, size, stamp, table, tell
 from callboard.cli.session import Session, example, global_options, json_option, pass_session
 
 if TYPE_CHECKING:
@@ -27,26 +27,52 @@ def command() -> None:
 @command.command("ls", epilog=example("callboard agents ls", "callboard agents ls greeter --json"))
 @click.argument("kind", metavar="[TYPE]", required=False)
 @click.option("--limit", type=click.IntRange(1, 100_000), default=1000, show_default=True)
+@click.option("--quick", is_flag=True, help="Do not listen for hosts that run different code.")
 @json_option
 @global_options
 @pass_session
-def ls(session: Session, /, kind: str | None, *, limit: int) -> None:
-    """List the actors that have run or have mail, by address; only of TYPE when it is given."""
-    from callboard.runtime.actor import inspection
+def ls(session: Session, /, kind: str | None, *, limit: int, quick: bool) -> None:
+    """List the actors that have run or have mail, by address; only of TYPE when it is given.
 
-    async def work() -> list[Line]:
+    It listens to the workers for a little over a second: a * marks the types that hosts run with different code.
+    """
+    from callboard.runtime import roster
+    from callboard.runtime.actor import fleet, inspection
+    from callboard.runtime.clock import SYSTEM_CLOCK
+
+    async def work() -> tuple[list[Line], dict[str, dict[str, list[str]]]]:
         async with session.bus("agents-ls") as bus:
-            return await inspection.actors(bus, kind=kind, limit=limit)
+            if quick:
+                return await inspection.actors(bus, kind=kind, limit=limit), {}
+            async with roster.listening(bus) as heard:
+                until_s = SYSTEM_CLOCK.monotonic() + roster.LISTEN_S
+                lines = await inspection.actors(bus, kind=kind, limit=limit)
+                await SYSTEM_CLOCK.sleep(max(0.0, until_s - SYSTEM_CLOCK.monotonic()))
+            return lines, fleet.differing(heard.alive)
 
-    found = session.run(work())
+    lines, mixed = session.run(work())
+    found = [_marked(line, mixed) for line in lines]
     if session.json:
         emit(found)
         return
     table(
-        [(a.address, a.status, str(a.turns), str(a.parked), stamp(a.at), shorten(a.reason, 50)) for a in found],
+        [(a.address, _status(a), str(a.turns), str(a.parked), stamp(a.at), shorten(a.reason, 50)) for a in found],
         head=("ADDRESS", "STATUS", "TURNS", "PARKED", "LAST TURN", ""),
         empty="no actor has run or has mail",
     )
+    for name, codes in mixed.items():
+        if kind in (None, name):
+            note(f"* {fleet.mixture(name, codes)}; {fleet.ONE_CODE}")
+
+
+def _marked(line: Line, mixed: Collection[str]) -> Line:
+    from msgspec.structs import replace
+
+    return replace(line, has_mixed_code=True) if line.address.partition("/")[0] in mixed else line
+
+
+def _status(line: Line) -> str:
+    return f"{line.status} *" if line.has_mixed_code else line.status
 
 
 def _about_one(function: F) -> F:

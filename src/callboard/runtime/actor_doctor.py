@@ -157,10 +157,7 @@ async def _stopped(bus: Bus) -> Finding:
 
 
 def _codes(beats: Collection[Beat]) -> list[Finding]:
-    findings = []
-    for kind, codes in fleet.differing(beats).items():
-        hosts = "; ".join(f"{code} on {', '.join(workers)}" for code, workers in codes.items())
-        fix = "deploy one code to all of them; raise the class's version where states or messages changed"
-        text = f"the actor type {kind} runs with {len(codes)} different codes of one version: {hosts}"
-        findings.append(Finding(check="actor_code", level="warning", text=text, fix=fix))
-    return findings
+    return [
+        Finding(check="actor_code", level="warning", text=fleet.mixture(kind, codes), fix=fleet.ONE_CODE)
+        for kind, codes in fleet.differing(beats).items()
+    ]

@@ -60,6 +60,7 @@ class Line(Struct, frozen=True, kw_only=True):
         parked: Turns that wait for something.
         stored: Mails on disk, handled ones included until they are swept.
         at: When its record was written.
+        has_mixed_code: Whether hosts run its type with different code of one version now; ``actors`` does not ask them.
     """
 
     address: str
@@ -69,6 +70,7 @@ class Line(Struct, frozen=True, kw_only=True):
     stored: int = 0
     reason: str = ""
     at: datetime | None = None
+    has_mixed_code: bool = False
 
 
 class Waiting(Struct, frozen=True, kw_only=True):
