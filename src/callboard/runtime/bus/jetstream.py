@@ -79,7 +79,7 @@ async def connect(
     ``connect_deadline_s``.
 
     Raises:
-        BusConnectError: If no server answered in time.
+        BusConnectError: If no server answered in time, or its cluster has no leader for JetStream.
         BusAuthError: If the server refused the credentials.
         PermissionDeniedError: If we may not listen below ``inbox_prefix``.
         TopologyError: If the server is older than 2.12 or has JetStream switched off.
