@@ -255,6 +255,7 @@ class NatsLink(LinkState):
         def guard() -> None:
             # The client takes tls:// for a preference: where the server does not ask for TLS, it goes on in the clear.
             if self._address.wants_tls and not client.is_secure:
+                client.hang_up()
                 raise nats.errors.SecureConnRequiredError
 
         async def on_down() -> None:
@@ -299,7 +300,12 @@ class NatsLink(LinkState):
         if is_refused:
             return BusAuthError(f"the server at {servers} refused the credentials: check user, password, token or nkey")
         if isinstance(error, ImportError):
-            return MissingExtraError("nkeys and .creds files need one more package: pip install 'nats-py[nkeys]'")
+            return MissingExtraError("nkeys and .creds files need one more package: pip install 'callboard[nkeys]'")
+        if isinstance(error, nats.errors.SecureConnRequiredError):
+            return BusConnectError(
+                f"the server at {servers} does not speak TLS, and its URL asks for it ({error}); nothing was sent to "
+                "it. Set up TLS there, or write nats:// where everybody on the way may read along"
+            )
         return BusConnectError(
             f"no NATS server at {servers} answered within {deadline_s:g} s ({error or 'no answer'}): start one with "
             "`nats-server -js`, or check the address"
@@ -430,6 +436,11 @@ class _Client(Client):
         if not wait.done() or wait.cancelled():
             raise nats.errors.FlushTimeoutError
         wait.result()
+
+    def hang_up(self) -> None:
+        """Close the socket. The client forgets, open, that of an attempt to reconnect that fails after the greeting."""
+        if self._transport is not None:
+            self._transport.close()  # type: ignore[no-untyped-call] # untyped in the client
 
     def drop_flushes(self) -> None:
         """End those whose pong will not come, now that nothing is read any more."""
