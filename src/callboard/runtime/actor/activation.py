@@ -153,6 +153,14 @@ class Activation:
         if self._task is not None and self.turn is None:
             self._task.cancel()
 
+    async def may_begin(self) -> bool:
+        """Return whether a step of the turn under way may begin here; see ``Partition.still_runs``."""
+        return await self.owner.still_runs(self) and not self._is_dropped
+
+    def doubt(self) -> None:
+        """Look at the cursor before the next step: another host has recorded one of this turn."""
+        self.owner.doubt()
+
     def fenced(self) -> None:
         """Another host wrote the record since: what we know of it is old, and the partition may be another's."""
         _log.warning(events.TURN_FENCED, actor=str(self.address), epoch=self.owner.epoch)

@@ -73,6 +73,11 @@ class Held:
         for found in [held for held in self.activations if held[:2] == place]:
             partition.adopt(self.activations.pop(found))
 
+    def doubt(self) -> None:
+        """Look, before the next step of a turn that we keep, whether its new owner still knows of it."""
+        for activation in self.activations.values():
+            activation.owner.doubt()
+
     def settled(self, place: Place, activation: Staged) -> None:
         """Hear that an actor came to rest: one that we kept is free for its new owner."""
         held = (*place, activation.address.key)

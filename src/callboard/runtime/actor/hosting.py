@@ -240,6 +240,7 @@ class ActorHost:
     def _doubt_all(self) -> None:
         for partition in self.partitions.values():
             partition.doubt()
+        self.held.doubt()
         self._owners.doubt()
 
     async def _listen(self) -> None:

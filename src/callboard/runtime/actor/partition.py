@@ -131,9 +131,31 @@ class Partition:
         """Return whether we still own it; asks the broker when our own beats do not come back."""
         if self.is_gone:
             return False
-        if self._doubts or self._services.echo_age_s() > self._services.rules.echo_limit_s:
+        if self._is_unsure:
             await self.check()
         return not self.is_gone
+
+    async def still_runs(self, activation: Staged) -> bool:
+        """Return whether an actor in mid-turn may go on here, also after its partition was handed to another host.
+
+        A host that stood still for seconds has not heard that its turns were taken over: while its own beats do not
+        come back the cursor is read first, again and again while the broker cannot be asked.
+        """
+        while self._is_unsure and activation.owner is self:
+            try:
+                await self.check()
+                break
+            except BusError as error:
+                if not error.retryable:
+                    raise
+                await self._services.clock.sleep(_RETRY_S)
+        if activation.owner is not self:
+            return await activation.owner.still_runs(activation)
+        return activation is self.activations.get(activation.address.key)
+
+    @property
+    def _is_unsure(self) -> bool:
+        return self._doubts or self._services.echo_age_s() > self._services.rules.echo_limit_s
 
     def doubt(self) -> None:
         """Look at the cursor before the next turn, and now."""
@@ -360,24 +382,32 @@ class Partition:
         """
         # not while it is being written: what we hand over would look lost, and its turns under way be dropped
         async with self._writing:
-            if self.cursor.owner == self._services.worker:
-                await self._check()
+            await self._check()
 
     async def _check(self) -> None:
         subject = subjects.cursor(self.kind.name, self.number)
         stored = await self._services.bus.get_last(subjects.ACTORS, subject, from_leader=True)
-        if self.is_gone:
-            return
         try:
             found = cursors.decode(stored.data) if stored is not None else Cursor()
         except DecodeError:
             found = Cursor()
         self._doubts = False
+        if self.is_gone:
+            self._drop_all_but(found)
+            return
         if stored is not None and found.epoch == self.cursor.epoch and found.owner == self._services.worker:
             self.cursor_seq = stored.seq
             return
         _log.warning(events.PARTITION_LOST, type=self.kind.name, partition=self.number, epoch=self.cursor.epoch)
         self.lose(found.held)
+
+    def _drop_all_but(self, found: Cursor) -> None:
+        """Of the turns that we went on with when the partition was another's, drop those that are not ours any more."""
+        for key, activation in list(self.activations.items()):
+            is_ours = self._services.worker in {found.owner, found.held.get(key)}
+            if activation.owner is self and not is_ours:
+                del self.activations[key]
+                activation.drop()
 
     async def _check_quietly(self) -> None:
         if self._is_checking:

@@ -47,8 +47,12 @@ class Owner(Protocol):
         """Return whether we still own it, asking the broker when our own beats do not come back."""
         ...
 
+    async def still_runs(self, activation: Staged) -> bool:
+        """Return whether an actor in mid-turn may go on here, asking the broker when our own beats do not come back."""
+        ...
+
     def doubt(self) -> None:
-        """Look at once whether we still own it: a commit was refused."""
+        """Look at once whether we still own it: a commit was refused, or another host recorded a step."""
         ...
 
     def committed(self, key: str, seq: int) -> None:
@@ -79,6 +83,14 @@ class Staged(Protocol):
     @property
     def is_gone(self) -> bool:
         """Whether somebody else runs it, or is about to: no further turn begins here."""
+        ...
+
+    async def may_begin(self) -> bool:
+        """Return whether a step of the turn under way may begin here."""
+        ...
+
+    def doubt(self) -> None:
+        """Hear that another host has recorded a step of the turn under way."""
         ...
 
     @property

@@ -246,6 +246,7 @@ class Runner:
             found=found,
             claim_check_bytes=services.rules.claim_check_bytes,
             executor=services.executor,
+            tenure=self._activation,
         )
 
     def _part(self, turn: Turn) -> Part | None:
