@@ -73,10 +73,9 @@ async def connect(
 ) -> JetStreamBus:
     """Connect and check that the server can do what Callboard needs. Once connected, it reconnects for ever.
 
-    ``who`` are ``Credentials``. ``on_event`` is told what happens to the connection: a name of
-    the catalogue ``events`` and its fields. ``inbox_prefix`` is where answers come in; each user of a server with
-    permissions needs its own. A refusal of the credentials ends the attempt at once, silence after
-    ``connect_deadline_s``.
+    ``who`` are ``Credentials``. ``on_event`` is told what happens to the connection: a name of the catalogue ``events``
+    and its fields. ``inbox_prefix`` is where answers come in; each user of a server with permissions needs its own. A
+    refusal of the credentials ends the attempt at once, silence after ``connect_deadline_s``.
 
     Raises:
         BusConnectError: If no server answered in time, or its cluster has no leader for JetStream.
@@ -302,10 +301,8 @@ class NatsLink(LinkState):
         if isinstance(error, ImportError):
             return MissingExtraError("nkeys and .creds files need one more package: pip install 'callboard[nkeys]'")
         if isinstance(error, nats.errors.SecureConnRequiredError):
-            return BusConnectError(
-                f"the server at {servers} does not speak TLS, and its URL asks for it ({error}); nothing was sent to "
-                "it. Set up TLS there, or write nats:// where everybody on the way may read along"
-            )
+            text = f"the server at {servers} does not speak TLS, as its URL demands ({error}); nothing was sent to it: "
+            return BusConnectError(f"{text}set up TLS there, or write nats:// where others may read along")
         return BusConnectError(
             f"no NATS server at {servers} answered within {deadline_s:g} s ({error or 'no answer'}): start one with "
             "`nats-server -js`, or check the address"
@@ -439,8 +436,7 @@ class _Client(Client):
 
     def hang_up(self) -> None:
         """Close the socket. The client forgets, open, that of an attempt to reconnect that fails after the greeting."""
-        if self._transport is not None:
-            self._transport.close()  # type: ignore[no-untyped-call] # untyped in the client
+        cast("Any", self._transport).close()
 
     def drop_flushes(self) -> None:
         """End those whose pong will not come, now that nothing is read any more."""
