@@ -439,7 +439,7 @@ class Activation:
         ``cause_seq`` is the mail that counts as handled, where it is not the same: a parked turn's awaited one.
         """
         await self.letter(mail, failure, attempts=attempts)
-        changed, sent = dict(changes or {}), list(writes)
+        changed, sent = {"timers": verdict.firing(mail), **(changes or {})}, list(writes)
         if supervise.is_poison(failure, attempts=attempts, is_ask=bool(mail.reply_to)):
             changed["failures"] = failures = self.known.failures + 1
             if failures >= self.kind.options.poison_limit:

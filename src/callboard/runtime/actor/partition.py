@@ -52,6 +52,7 @@ class Partition:
     Attributes:
         cursor: The record as we last wrote it.
         cursor_seq: Its sequence.
+        taken_epoch: Epoch that stood when we took it: who holds an actor of it had let go of the partition by then.
         taken_at: Last sequence of the stream when we took it: what came before may have been begun by another host.
         is_from_dead: Whether we took it from a host that died.
         former: Worker that we took it from, or that last had one of its actors in mid-turn; "" when not known.
@@ -82,6 +83,7 @@ class Partition:
         self.number = number
         self.cursor = cursor
         self.cursor_seq = cursor_seq
+        self.taken_epoch = cursor.epoch
         self.taken_at = taken_at
         self.is_from_dead = is_from_dead
         self.former = former
