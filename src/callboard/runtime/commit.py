@@ -30,8 +30,9 @@ TRIALS_KEPT = 5
 TRIAL_FIRST_EVERY_S = 0.5
 _MIN_BATCH = 3
 # A batch that costs as much as more single writes than this is not worth waiting for: single writes of several groups
-# overlap and batches do not. Without a sync of every write it was seen to cost 40 to 270, with one 7 to 36.
-_MOST_SINGLES = 32
+# overlap and batches do not. By the shortest of five trials it was seen to cost 45 to 370 of them without a sync of
+# every write, also on a crowded machine, and with one 8 to 34; only beside a crowded disk up to 80.
+_MOST_SINGLES = 38
 
 Mode = Literal["single", "batch"]
 
