@@ -33,6 +33,10 @@ class Work(Struct):
     keeps: int = 0
 
 
+class Stairs(Struct):
+    steps: int
+
+
 class Hold(Struct):
     name: str
 
@@ -46,6 +50,7 @@ class Stage:
 
     begun: list[str]
     ended: list[str]
+    again: list[str]
     never_stops: bool
 
 
@@ -64,6 +69,21 @@ class Desk(Actor, name="desk"):
         self.state.kept = "x" * m.keeps
         Stage.ended.append(m.name)
         return m.name
+
+    @on
+    async def climb(self, m: Stairs) -> str:
+        for number in range(m.steps):
+            await self.step(f"s{number}", self._climb, number)
+        return "up"
+
+    async def _climb(self, number: int) -> str:
+        name = f"s{number}"
+        if name in Stage.ended:
+            Stage.again.append(name)
+        Stage.begun.append(name)
+        await asyncio.sleep(1.0)
+        Stage.ended.append(name)
+        return name
 
     @on
     async def hold(self, m: Hold) -> str:
@@ -145,7 +165,7 @@ class Fleet:
         await self.world.start(actor, name=name, options=self.options, wrap=wrap)
         return self.host(name)
 
-    async def start_heir(self, *others: str) -> str:
+    async def start_heir(self, *others: str, actor: type[Actor] = Desk) -> str:
         """Start a host that the partition moves to while ``others`` live; return its name."""
         number = len(self.world.workers) + 1
         old = [worker.id for worker in self.world.workers.values()]
@@ -154,7 +174,7 @@ class Fleet:
             for name in "ghijklmnopqrstuvwxyz"
             if placement.assign("desk", 1, [*old, f"{name}-{number}"])[0] == f"{name}-{number}"
         )
-        await self.start(name)
+        await self.start(name, actor)
         return name
 
     def host(self, name: str) -> ActorHost:
@@ -201,7 +221,7 @@ async def true(value: object) -> bool:
 
 @asynccontextmanager
 async def _fleet(simulation: Simulation) -> AsyncIterator[Fleet]:
-    Stage.begun, Stage.ended, Stage.never_stops = [], [], False
+    Stage.begun, Stage.ended, Stage.again, Stage.never_stops = [], [], [], False
     async with open_world(simulation, TopologySettings(partitions=1)) as world:
         yield Fleet(world)
 

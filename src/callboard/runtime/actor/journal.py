@@ -6,16 +6,17 @@ code may change between two runs of a turn, and a step that it renamed or gave o
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from heapq import heappop, heappush
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from msgspec import Raw
 
-from callboard.runtime import codec
+from callboard.runtime import codec, tracing
 from callboard.runtime.actor import function, step
 from callboard.runtime.actor.address import Address
 from callboard.runtime.actor.gate import StepGate
@@ -30,6 +31,22 @@ from callboard.runtime.outcome import Failed
 from callboard.runtime.retry import RetryPolicy
 
 Call = Callable[[], Awaitable[object]]
+
+
+class Tenure(Protocol):
+    """Whether the turn is still ours to run, as its journal asks before it lets a step begin."""
+
+    async def may_begin(self) -> bool:
+        """Return whether a step may begin here; where that is in doubt the broker is asked, however long it takes.
+
+        Raises:
+            BusError: If it can never be asked.
+        """
+        ...
+
+    def doubt(self) -> None:
+        """Hear that another host has recorded a step of the turn."""
+        ...
 
 
 class Slot:
@@ -127,6 +144,7 @@ class Journal:
         found: Sequence[Stored] | None = None,
         claim_check_bytes: int = CLAIM_CHECK_BYTES,
         executor: Executor | None = None,
+        tenure: Tenure | None = None,
     ) -> None:
         """Open the journal; nothing is read or written before the first step.
 
@@ -146,6 +164,7 @@ class Journal:
             found: All that stands on the turn's subjects, where it was just read from the leader.
             claim_check_bytes: Values above this are stored as objects.
             executor: Threads for synchronous functions; None for the loop's own few.
+            tenure: Asked before a step's function is called; None where nobody else can run the turn.
         """
         self.turn = f"{address}/{seq}"
         self.executed = 0
@@ -155,6 +174,7 @@ class Journal:
         self.gate = StepGate()
         self._clock = clock
         self._executor = executor
+        self._tenure = tenure
         self._log = StepLog(
             bus,
             address,
@@ -272,6 +292,8 @@ class Journal:
             self.executed += 1
             return slot.show(data)
         self.adopted += 1
+        if self._tenure is not None:
+            self._tenure.doubt()
         return slot.show(await self._log.value(other))
 
     def give_back(self, slot: Slot) -> None:
@@ -283,6 +305,7 @@ class Journal:
         try:
             await self._pass()
             await self._open(slot)
+            await self._confirm(slot)
         except BaseException:
             self.give_back(slot)
             raise
@@ -300,12 +323,14 @@ class Journal:
                 data, attempt, took_s = finished
                 return await self.write(slot, data, attempt=attempt, took_s=took_s)
             await self._open(slot)
+            await self._confirm(slot)
             if once and not slot.is_recorded:
                 await self._show(slot, await self._log.intend(slot.at))
             if slot.is_recorded:
                 return slot.value
             try:
-                value, attempt, took_s = await self._attempts(slot, call, once=once, retry=retry)
+                with tracing.span(f"step {slot.at.name}", "internal", lambda: {"callboard.step": slot.id}):
+                    value, attempt, took_s = await self._attempts(slot, call, once=once, retry=retry)
             except RetryableError:
                 if once:
                     await self._log.withdraw(slot.at)
@@ -340,6 +365,11 @@ class Journal:
         outer = step.running.get()
         if outer is None or outer.turn != self.turn:
             await self.gate.enter()
+
+    async def _confirm(self, slot: Slot) -> None:
+        """Let a step that is to run begin only where the turn is still ours; elsewhere its end is on its way."""
+        if not slot.is_recorded and self._tenure is not None and not await self._tenure.may_begin():
+            raise asyncio.CancelledError
 
     async def _open(self, slot: Slot) -> None:
         """Show the slot what stands in its place."""

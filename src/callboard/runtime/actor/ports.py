@@ -35,6 +35,11 @@ class Owner(Protocol):
         """Epoch of our ownership."""
         ...
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether it is another's."""
+        ...
+
     def may_have_run(self, seq: int) -> bool:
         """Return whether another host may have begun the mail with this sequence."""
         ...
@@ -47,8 +52,12 @@ class Owner(Protocol):
         """Return whether we still own it, asking the broker when our own beats do not come back."""
         ...
 
+    async def still_runs(self, activation: Staged) -> bool:
+        """Return whether an actor in mid-turn may go on here, asking the broker when our own beats do not come back."""
+        ...
+
     def doubt(self) -> None:
-        """Look at once whether we still own it: a commit was refused."""
+        """Look at once whether we still own it: a commit was refused, or another host recorded a step."""
         ...
 
     def committed(self, key: str, seq: int) -> None:
@@ -81,9 +90,25 @@ class Staged(Protocol):
         """Whether somebody else runs it, or is about to: no further turn begins here."""
         ...
 
+    async def may_begin(self) -> bool:
+        """Return whether a step of the turn under way may begin here."""
+        ...
+
+    def doubt(self) -> None:
+        """Hear that another host has recorded a step of the turn under way."""
+        ...
+
     @property
     def under_way(self) -> int:
         """Sequence of the mail that is being handled, 0 when none is."""
+        ...
+
+    async def may_go_on(self) -> bool:
+        """Return whether the mail under way may be attempted again here.
+
+        Raises:
+            BusError: If that cannot be found out now.
+        """
         ...
 
     def wake(self) -> None:

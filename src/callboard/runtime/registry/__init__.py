@@ -1,0 +1,1 @@
+"""Who is alive, what they can do, and how busy they are."""

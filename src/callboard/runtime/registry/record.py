@@ -1,0 +1,106 @@
+"""What stands in ``CB_REGISTRY``: one record an agent, under ``agent.<type>.<escaped key>``, as JSON."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from callboard.runtime import subjects
+from callboard.runtime.errors import DecodeError
+
+BUCKET = "CB_REGISTRY"
+PREFIX = "agent."
+# An agent that beats for itself is suspect after two missed beats and offline after this, unless it says otherwise.
+TIMEOUT_S = 5.0
+
+
+class CapabilitySpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One thing that an agent can do.
+
+    Attributes:
+        name: A single token, ``[a-z0-9_-]+``.
+        version: Of the capability, any text without spaces; equal versions take and give the same.
+        input: JSON schema of what it takes; {} when it says nothing.
+        output: JSON schema of what it gives; {} when it says nothing.
+        cost: Hints by unit, such as ``{"usd": 0.02, "s": 40}``; what one request costs on average.
+    """
+
+    name: str
+    version: str = "1"
+    input: dict[str, Any] = {}
+    output: dict[str, Any] = {}
+    cost: dict[str, float] = {}
+
+
+class AgentRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What an agent says of itself when it registers. Its load is not here: beats carry it.
+
+    Attributes:
+        type: First part of its address, a single token.
+        key: Second part, any text up to 256 bytes.
+        capabilities: What it can do.
+        labels: Facts for selection.
+        version: Of its code, any text.
+        host: Where it runs; "" for an agent that workers host, which is wherever its partition is.
+        instance: Who registered: two processes that claim one address differ in it. "" for an agent that workers host.
+        weight: Requests that it can do at once; its share of work is in proportion.
+        timeout_s: Silence after which an agent that beats for itself is offline.
+        is_hosted: Whether workers host it: then it lives as long as one of them hosts its type, and needs no beats.
+        registered_at: When it first did.
+    """
+
+    v: int = 1
+    type: str
+    key: str
+    capabilities: list[CapabilitySpec]
+    labels: dict[str, str] = {}
+    version: str = ""
+    host: str = ""
+    instance: str = ""
+    weight: int = 1
+    timeout_s: float = TIMEOUT_S
+    is_hosted: bool = False
+    registered_at: datetime
+
+    @property
+    def address(self) -> str:
+        """``<type>/<key>``."""
+        return f"{self.type}/{self.key}"
+
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(AgentRecord)
+
+
+def record_key(kind: str, key: str) -> str:
+    """Return the key of an agent's record in the bucket.
+
+    Raises:
+        InvalidNameError: If the address cannot be used.
+    """
+    return f"{PREFIX}{subjects.check_name(kind, what='agent type')}.{subjects.escape(key)}"
+
+
+def encode(record: AgentRecord) -> bytes:
+    """Return a record as JSON."""
+    return _encoder.encode(record)
+
+
+def decode(data: bytes) -> AgentRecord:
+    """Return the record in ``data``.
+
+    Raises:
+        DecodeError: If it is none, or one of a later version.
+    """
+    try:
+        found = _decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        message = f"this is no record of an agent: {error}"
+        raise DecodeError(message) from error
+    if found.v != 1:
+        message = f"the agent's record has version {found.v}, this process knows 1: run the newer Callboard here"
+        raise DecodeError(message)
+    return found
