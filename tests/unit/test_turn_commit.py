@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -201,24 +200,22 @@ async def test_several_batches_are_under_way_only_while_many_wait(bus: MemoryBus
 async def test_after_a_batch_the_next_one_waits_while_more_comes_but_not_for_long(
     bus: MemoryBus, clock: HastyClock, took_s: float, batches: int
 ) -> None:
-    watched = FaultyBus(bus)
-    store_batch = watched.store_batch
+    class SlowBus(FaultyBus):
+        async def store_batch(self, writes: Sequence[Write], **options: object) -> PubAck:
+            await clock.sleep(took_s)
+            return await super().store_batch(writes, **options)
 
-    async def slow(writes: Sequence[Write], **options: Any) -> PubAck:  # noqa: ANN401 - as the bus has it
-        await clock.sleep(took_s)
-        return await store_batch(writes, **options)
-
-    watched.store_batch = slow  # type: ignore[method-assign] # the same, and slower
+    watched = SlowBus(bus)
     async with committing(watched.as_bus, clock=clock) as committer:
         for _ in range(TRIALS_KEPT):
             committer.chooser.learn(count=64, singles_s=0.064, batch_s=0.002)
         committer.chooser.began_trial(clock.monotonic() + 1e6)
         await all_of(committer, crowd(10, outputs=0, stale=lambda _: False))
-        watched.batches.clear()
-        for count in (3, 1, 1, 1, 1, 1):
-            for _ in range(count):
-                committer.add((Write("t.more", b""),), lambda _: None)
-            await asyncio.sleep(0)
+        del watched.batches[:]
+        for number in range(8):
+            committer.add((Write("t.more", b""),), lambda _: None)
+            if number > 1:
+                await asyncio.sleep(0)
         await committer.drain()
     assert (len(watched.batches), sum(watched.batches)) == (batches, 8)
 
