@@ -88,7 +88,7 @@ class World:
         Args:
             serves: Capabilities and actor classes.
             name: Its name in this world; a dead one of the same name is replaced.
-            options: Numbers; by default those of every worker, without the registry: it would beat and watch for nothing.
+            options: Numbers; by default every worker's, but for the registry: it would watch for nothing.
             wrap: Puts something between its connections and the broker.
 
         Raises:
