@@ -218,6 +218,10 @@ async def _team(url: str, bus: Bus, *, quick: bool) -> list[dict[str, Any]]:
             member.close()
         await client.close()
         await apart.close()
+    return _worth(figures)
+
+
+def _worth(figures: dict[str, float]) -> list[dict[str, Any]]:
     load = ((1 - LONG_SHARE) * SHORT_S + LONG_SHARE * LONG_S) / ARRIVE_EVERY_S / TEAM
     note = f"mean load {load:.0%}; {SHORT_S:g} s each, one in {1 / LONG_SHARE:.0f} {LONG_S:g} s"
     return [
