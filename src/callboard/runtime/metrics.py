@@ -113,7 +113,7 @@ POOL_METRICS: Final[dict[Spec, Callable[[PoolView], Value]]] = {
     Spec("callboard_tasks_claimed_total", "counter", "Deliveries taken, redeliveries included"): (
         lambda pool: pool.stats.claimed
     ),
-    Spec("callboard_tasks_started_total", "counter", "Runs of the handler"): lambda pool: pool.stats.started,
+    Spec("callboard_tasks_started_total", "counter", "Runs of the handler that began"): lambda pool: pool.stats.started,
     **{Spec(f"callboard_tasks_{name}_total", "counter", _ENDING_HELP[name]): _ending(name) for name in ENDINGS},
     Spec("callboard_pool_stalled_total", "counter", "Times it took no work because the loop was stalled"): (
         lambda pool: pool.stats.stalled
@@ -130,13 +130,14 @@ POOL_METRICS: Final[dict[Spec, Callable[[PoolView], Value]]] = {
     ): (lambda pool: pool.stats.wait_time),
 }
 ACTOR_METRICS: Final[dict[Spec, Callable[[ActorView], Value]]] = {
-    Spec("callboard_turns_started_total", "counter", "Runs of handlers, further attempts included"): (
+    Spec("callboard_turns_started_total", "counter", "Runs of handlers that began, further attempts included"): (
         lambda actor: actor.stats.started
     ),
     Spec("callboard_turns_committed_total", "counter", "Runs whose outcome was stored"): (
         lambda actor: actor.stats.committed
     ),
     Spec("callboard_turns_failed_total", "counter", "Runs that raised"): lambda actor: actor.stats.failed,
+    Spec("callboard_turns_dead_total", "counter", "Mails that became dead letters"): lambda actor: actor.stats.dead,
     Spec("callboard_turns_fenced_total", "counter", "Runs thrown away because another host had written since"): (
         lambda actor: actor.stats.fenced
     ),

@@ -435,7 +435,6 @@ class Pool:
     def finished(self, claim: Claim, outcome: Outcome) -> None:
         """Settle a run that ended."""
         if claim.started_at is not None:
-            self.stats.started += 1
             self.stats.run_time.observe(self.clock.monotonic() - claim.started_at)
         self._settler.settle(claim, outcome)
 

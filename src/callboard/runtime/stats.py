@@ -54,21 +54,23 @@ class TurnStats:
     """What the turns of one actor type did in this worker since the process started.
 
     Attributes:
-        started: Runs of handlers, further attempts included.
+        started: Runs of handlers that began, further attempts included.
         committed: Runs whose outcome was stored.
         failed: Runs that raised.
         fenced: Runs thrown away because another host had written since.
+        dead: Dead letters of mails stored.
         interrupted: Runs that were stopped because the worker drained or lost the actor; another host runs them.
         steps_run: Steps whose value was recorded.
         steps_replayed: Steps whose value was there already.
     """
 
-    __slots__ = ("committed", "failed", "fenced", "interrupted", "started", "steps_replayed", "steps_run")
+    __slots__ = ("committed", "dead", "failed", "fenced", "interrupted", "started", "steps_replayed", "steps_run")
 
     def __init__(self) -> None:
         """Begin at zero."""
         self.started = 0
         self.committed = 0
+        self.dead = 0
         self.failed = 0
         self.fenced = 0
         self.interrupted = 0
