@@ -107,6 +107,17 @@ class Background:
 
     @property
     def events(self) -> list[Any]:
+        """What the command and its processes said, without the parent's own word."""
+        return [event for event in self._said if event.get("event") != "group"]
+
+    @property
+    def group(self) -> str:
+        """Id of the group that a parent keeps."""
+        found: str = next(event["group"] for event in self._said if event.get("event") == "group")
+        return found
+
+    @property
+    def _said(self) -> list[Any]:
         return [json.loads(line) for line in self.out if line.startswith("{")]
 
     def send(self, number: int) -> None:

@@ -13,6 +13,7 @@ from typing import Final
 
 WORKER_READIED: Final = "callboard.v1.worker.readied"  # info: worker, capabilities; fetched for the first time
 WORKER_DRAIN_BEGUN: Final = "callboard.v1.worker.drain_begun"  # info: worker, now, shutdown
+WORKER_WORN: Final = "callboard.v1.worker.worn"  # info: worker, why; another process takes its place
 WORKER_STOPPED: Final = "callboard.v1.worker.stopped"  # info: worker, exit_code
 WORKER_FAILED: Final = "callboard.v1.worker.failed"  # error: worker, code, message
 
@@ -22,9 +23,14 @@ PROCESS_STARTED: Final = "callboard.v1.process.started"  # info: slot, pid
 PROCESS_RESTARTED: Final = "callboard.v1.process.restarted"  # warning: slot, restarts, delay_s, status
 PROCESS_ABANDONED: Final = "callboard.v1.process.abandoned"  # error: slot, restarts, window_s
 PROCESS_KILLED: Final = "callboard.v1.process.killed"  # warning: slot, pid
+PROCESS_RETIRED: Final = "callboard.v1.process.retired"  # info: slot, pid; it finishes what it runs and ends
+PROCESS_RECYCLED: Final = "callboard.v1.process.recycled"  # info: slot, pid; it is worn, another takes its place
 PROCESS_UNREPORTED: Final = (
     "callboard.v1.process.unreported"  # warning: pid, message; a death others see a second later
 )
+
+GROUP_SCALED: Final = "callboard.v1.group.scaled"  # info: group, processes, was, why
+GROUP_BLINDED: Final = "callboard.v1.group.blinded"  # warning: group, code, message; it stays as it is meanwhile
 
 # --- task --------------------------------------------------------------------------------------------------------
 

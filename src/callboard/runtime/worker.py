@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -24,21 +25,21 @@ from callboard.runtime.beat import Beat, WorkerStatus, decode_beat, encode_beat
 from callboard.runtime.blobs import BlobStore
 from callboard.runtime.bus.base import Bus, KvEntry, Message, Subscription
 from callboard.runtime.bus.kv import Bucket
-from callboard.runtime.bus.topology import due_consumer, task_consumers
 from callboard.runtime.capability import DEFAULT_CONCURRENCY, MAX_CONCURRENCY, Capability, served
 from callboard.runtime.claim import Claim
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 from callboard.runtime.commit import Committer
 from callboard.runtime.control import CONFIG_BUCKET, PAUSE_PREFIX, decode_cancel, decode_order
-from callboard.runtime.errors import BusError, CallboardError, DecodeError, TopologyError
+from callboard.runtime.errors import BusError, CallboardError, DecodeError
 from callboard.runtime.lease import KeeperThread, LeaseKeeper
 from callboard.runtime.pool import MAX_STALL_S, Pool, PoolRules
+from callboard.runtime.provide import ensure_consumers, ensure_streams
 from callboard.runtime.questions import Questions
 from callboard.runtime.settle import Settler, SettleRules
 from callboard.runtime.version import VERSION
 
 TICK_S = 0.05
-WRONG_ORDER = f"orders are drain, and slots with a capability of this worker and 1 to {MAX_CONCURRENCY} of them"
+WRONG_ORDER = f"orders are drain, stop, and slots with a capability of this worker and 1 to {MAX_CONCURRENCY} of them"
 PEER_ALIVE_S = 3.0
 # Two beats: whoever is alive was heard by then.
 KNOW_PEERS_S = 2.0
@@ -52,6 +53,7 @@ class WorkerOptions(Struct, frozen=True, kw_only=True):
     Attributes:
         concurrency: Slots of a capability that names no number itself.
         pool: Serve only capabilities of this pool and those that name none; None serves all.
+        group: Id of the parent that keeps this process among others; "" without one.
         drain_grace_s: How long running work may go on after a stop was asked for.
         shutdown: What becomes of running work meanwhile; see ``callboard.runtime.actor.shutdown``.
         max_block_s: The lease of a handler that blocks the loop is kept this long.
@@ -60,6 +62,7 @@ class WorkerOptions(Struct, frozen=True, kw_only=True):
     concurrency: int = DEFAULT_CONCURRENCY
     pool: str | None = None
     labels: dict[str, str] = {}
+    group: str = ""
     ack_wait_s: float = 4.0
     extend_every_s: float = 1.0
     max_ack_pending: int = 4096
@@ -114,7 +117,7 @@ class Worker:
         self._types = [ActorType.of(cls) for cls in actors]
         for kind in self._types:
             kind.prepare()
-        wanted = served(capabilities, self.options.pool, has_actors=bool(self._types))
+        wanted = served(capabilities, self.options.pool, has_actors=bool(self._types), labels=self.options.labels)
         slots = self.options.concurrency
         wanted = with_offers(wanted, self._types, slots=slots, stage=lambda: self.host, clock=clock)
         for capability in wanted:
@@ -130,6 +133,8 @@ class Worker:
         self._peers: dict[str, float] = {}
         self._stop = asyncio.Event()
         self._stop_now = False
+        self._is_retired = False
+        self._hurry_s = math.inf
         self._stuck: CallboardError | None = None
         self.host: ActorHost | None = None
         self.reconnects = 0
@@ -153,7 +158,20 @@ class Worker:
     def stop(self, *, now: bool = False) -> None:
         """Ask it to drain and end as ``options.shutdown`` says; with ``now`` at once. May be called more than once."""
         self._stop_now = self._stop_now or now
+        if self._is_retired:
+            self._hurry_s = min(self._hurry_s, self._clock.monotonic() + self.options.drain_grace_s)
         self._stop.set()
+
+    @property
+    def offers(self) -> dict[str, int]:
+        """What it serves, with the slots of each; known before it runs."""
+        return {each.name: each.concurrency or self.options.concurrency for each in self._capabilities}
+
+    def retire(self) -> None:
+        """Ask it to take nothing new, finish what runs however long that takes, and end; ``stop`` hurries it."""
+        if not self._stop.is_set():
+            self._is_retired = True
+            self._stop.set()
 
     async def run(self, on_ready: Callable[[], None] | None = None) -> None:
         """Serve until ``stop``; returns when everything is settled or handed back.
@@ -174,7 +192,8 @@ class Worker:
             raise self._stuck
 
     async def _serve(self, bus: Bus, on_ready: Callable[[], None] | None) -> None:
-        await self._ensure_consumers(bus)
+        await ensure_streams(bus)
+        await ensure_consumers(bus, (each.name for each in self._capabilities), self.options)
         thread = KeeperThread(self.keeper, lambda: self._connect(f"{self.id}-keeper"))
         try:
             async with asyncio.TaskGroup() as group:
@@ -229,8 +248,9 @@ class Worker:
             rules=options.settle_rules,
         )
         questions = Questions(bus, keeper, clock=clock, holds_wait_s=options.holds_wait_s, peers=self._known_peers)
-        for capability in self._capabilities:
-            self.pools[capability.name] = Pool(
+
+        def make(capability: Capability[..., Any]) -> Pool:
+            return Pool(
                 capability,
                 slots=capability.concurrency or options.concurrency,
                 bus=bus,
@@ -243,6 +263,10 @@ class Worker:
                 rules=options.pool_rules,
                 spawn=self._spawn,
             )
+
+        self._make_pool = make
+        for capability in self._capabilities:
+            self.pools[capability.name] = make(capability)
         return committer
 
     async def _host_actors(self, bus: Bus, group: asyncio.TaskGroup) -> asyncio.Task[None]:
@@ -262,23 +286,14 @@ class Worker:
         waiter.cancel()
         return task
 
-    async def _ensure_consumers(self, bus: Bus) -> None:
-        for stream in (subjects.WORK, subjects.LATER, subjects.LEDGER, subjects.DEAD):
-            if await bus.stream_info(stream) is None:
-                message = f"stream {stream} is missing: run 'callboard provision', or 'callboard up' for a local server"
-                raise TopologyError(message)
-        for capability in self._capabilities:
-            lanes = [(subjects.WORK, config) for config in task_consumers(capability.name, self.options)]
-            lanes.append((subjects.LATER, due_consumer(capability.name, self.options)))
-            for stream, config in lanes:
-                if await bus.consumer_info(stream, config.name) is None:
-                    await bus.create_consumer(stream, config)
-
     async def _drain(self, bus: Bus) -> None:
         self.status = "draining"
         options = self.options
         drain = Drain(
-            options.shutdown, clock=self._clock, configured_s=options.drain_grace_s, is_now=lambda: self._stop_now
+            options.shutdown,
+            clock=self._clock,
+            configured_s=math.inf if self._is_retired else options.drain_grace_s,
+            is_now=lambda: self._stop_now or self._clock.monotonic() >= self._hurry_s,
         )
         for pool in self.pools.values():
             await pool.drain()
@@ -364,8 +379,8 @@ class Worker:
             self._reply(bus, message, {"worker": self.id, "error": f"not an order: {error}"})
             return
         pool = self.pools.get(order.capability)
-        if order.op == "drain":
-            self.stop()
+        if order.op in ("drain", "stop"):
+            self.stop(now=order.op == "stop")
         elif order.op == "slots" and pool is not None and 0 < order.slots <= MAX_CONCURRENCY:
             pool.slots = order.slots
         else:
@@ -403,6 +418,7 @@ class Worker:
                 at=now,
                 fetched_at=None if fetched_s is None else now - timedelta(seconds=max(0.0, now_s - fetched_s)),
                 labels=self.options.labels,
+                group=self.options.group,
                 capabilities=[pool.load() for pool in list(self.pools.values())],
                 actors=self.host.load() if self.host is not None else [],
                 server=self.keeper.server,

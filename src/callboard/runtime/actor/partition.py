@@ -459,6 +459,7 @@ def load_of(kind: ActorType, owned: Sequence[Partition]) -> ActorLoad:
         partitions=[partition.number for partition in owned],
         active=sum(len(partition.activations) for partition in owned),
         running=sum(partition.running for partition in owned),
+        waiting=sum(partition.waiting for partition in owned),
         version=kind.version,
         fingerprint=kind.fingerprint,
     )

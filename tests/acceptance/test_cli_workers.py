@@ -1,0 +1,242 @@
+"""Groups of worker processes: scaled by order and by the work, recycled and drained, on a real server."""
+
+from __future__ import annotations
+
+import os
+import signal
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.acceptance.console import Background, Console, eventually, is_alive
+from tests.acceptance.test_cli_worker import _free_port
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Console]:
+    found = Console(tmp_path_factory.mktemp("fleet"))
+    found.up()
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def console(shop: Console) -> Iterator[Console]:
+    """The shop with no worker in it and nothing marked."""
+    (shop.folder / "marks.txt").unlink(missing_ok=True)
+    yield shop
+    for background in shop.running[1:]:
+        if background.process.poll() is None:
+            background.send(signal.SIGTERM)
+            background.stop()
+
+
+def _naps(console: Console, name: str, count: int, seconds: float) -> list[str]:
+    names = [f"{name}-{number}" for number in range(count)]
+    for each in names:
+        body = f'{{"name": "{each}", "seconds": {seconds}}}'
+        assert console.run("submit", "nap", body, "--id", f"nap/{each}", "--no-warn").status == 0
+    return names
+
+
+def _shown(console: Console, name: str) -> Any:  # noqa: ANN401 - as it was written
+    return console.run("workers", "show", name, "--json").json
+
+
+def _statuses(console: Console, name: str) -> list[str]:
+    return [process["status"] for process in _shown(console, name)["processes"]]
+
+
+def _once_each(console: Console, names: list[str]) -> None:
+    eventually(lambda: len(console.marks("end")) >= len(names), timeout_s=30)
+    assert sorted(line.split()[1] for line in console.marks("start")) == sorted(names)
+
+
+def test_a_group_is_scaled_by_order_and_loses_nothing_at_zero(console: Console) -> None:
+    worker = console.work("--concurrency", "1", processes=2)
+    group = worker.group
+    listed = console.run("workers", "ls", "--json").json
+    assert [found["group"] for found in listed["groups"]] == [group]
+    assert {found["group"] for found in listed["workers"]} == {group}
+    names = _naps(console, "scaled", 6, 3.0)
+    eventually(lambda: len(console.marks("start")) >= 2)
+    assert console.run("workers", "scale", group, "0", "--json").json == {"group": group, "processes": 0}
+    eventually(lambda: _shown(console, group)["processes"] == [])
+    # what ran was finished, the rest waits for a process
+    assert len(console.marks("start")) == len(console.marks("end")) < 6
+    assert worker.process.poll() is None
+    assert console.run("workers", "scale", group, "3").out == f"{group}: processes 3\n"
+    eventually(lambda: _statuses(console, group) == ["ready"] * 3)
+    _once_each(console, names)
+    text = console.run("workers", "show", group).out
+    assert f"group     {group}" in text
+    assert "3 of 3: by order" in text
+    assert console.run("workers", "drain", group, "--wait", "--json").json == {"drained": [group]}
+    assert worker.wait() == 0
+
+
+def test_orders_that_fit_nobody_are_refused_with_the_remedy(console: Console) -> None:
+    single = console.work()
+    name = single.events[0]["worker"]
+    for args, status, word in (
+        (("scale", name, "2"), 2, "--processes or --max"),
+        (("scale", name), 2, "COUNT"),
+        (("scale", name, "0", "--slots", "echo"), 2, "callboard pause"),
+        (("scale", name, "2", "--slots", "nothing"), 5, "does not offer"),
+        (("show", "nobody-1"), 5, "there are"),
+        (("stop", "nobody-1"), 5, "there are"),
+    ):
+        run = console.run("workers", *args)
+        assert (run.status, word in run.err) == (status, True), run.err
+    assert console.run("workers", "scale", name, "3", "--slots", "echo").out == f"echo has 3 slots in {name}\n"
+    group = console.work(processes=2)
+    run = console.run("workers", "scale", group.group, "--max", "3")
+    assert (run.status, "fixed size" in run.err) == (2, True), run.err
+    run = console.run("workers", "scale", group.events[0]["worker"], "3")
+    assert (run.status, group.group in run.err) == (2, True), run.err
+
+
+def test_stop_cuts_off_what_runs_and_hands_it_back(console: Console) -> None:
+    worker = console.work(processes=2)
+    _naps(console, "cut", 1, 60.0)
+    eventually(lambda: console.marks("start"))
+    assert console.run("workers", "stop", worker.group, "--wait", "--json").json == {"stopped": [worker.group]}
+    assert worker.wait() == 0
+    assert console.run("tasks", "show", "nap/cut-0", "--json").json["state"] == "waiting"
+    assert console.run("tasks", "cancel", "nap/cut-0").status == 0
+
+
+def _scaling(console: Console, *args: str) -> Background:
+    worker = console.start("worker", "start", "shop.py", "--json", "--cool-down", "2s", *args)
+    eventually(lambda: worker.out or worker.process.poll() is not None, worker.err)
+    assert worker.process.poll() is None, "".join(worker.err)
+    return worker
+
+
+def test_a_group_follows_the_work_from_none_to_the_most_and_back(console: Console) -> None:
+    port = _free_port()
+    worker = _scaling(console, "--min", "0", "--max", "3", "--concurrency", "1", "--group-port", str(port))
+    group = worker.group
+    eventually(lambda: _shown(console, group)["processes"] == [])
+    # later work holds no process
+    later = console.run("submit", "echo", '"later"', "--delay", "1h", "--json")
+    assert later.status == 0
+    assert "warning" not in later.err
+    assert worker.events == []
+    names = _naps(console, "grown", 8, 0.7)
+    eventually(lambda: len(worker.events) == 3, worker.err)
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+        text = answer.read().decode()
+    assert f'callboard_group_processes_wanted{{group="{group}"}} 3.0' in text
+    assert f'callboard_backlog_pending{{capability="nap",group="{group}"}}' in text.replace(
+        f'group="{group}",capability="nap"', f'capability="nap",group="{group}"'
+    )
+    _once_each(console, names)
+    eventually(lambda: _shown(console, group)["processes"] == [], worker.err, timeout_s=30)
+    assert all(not is_alive(event["pid"]) for event in worker.events)
+    # the first one after nothing
+    assert console.run("submit", "echo", "1", "--wait", "--timeout", "20s").out == "1\n"
+    assert console.run("tasks", "cancel", later.json["task"]).status == 0
+    run = console.run("workers", "scale", group, "2")
+    assert (run.status, "scales itself between 0 and 3" in run.err) == (2, True)
+    assert console.run("workers", "scale", group, "--min", "2", "--max", "2").status == 0
+    eventually(lambda: _statuses(console, group) == ["ready"] * 2)
+    assert console.run("workers", "scale", group, "--min", "3").status == 2
+    assert worker.stop() == 0
+
+
+def test_a_group_with_actors_keeps_one_host(console: Console) -> None:
+    (console.folder / "troupe.py").write_text(
+        "from msgspec import Struct\nfrom callboard import Actor, on\n\nclass Hi(Struct):\n    n: int\n\n"
+        "class Greeter(Actor, name='greeter'):\n    @on\n    async def hi(self, m: Hi) -> int:\n        return m.n\n"
+    )
+    worker = console.start("worker", "start", "troupe.py", "--min", "0", "--max", "2", "--cool-down", "1s")
+    eventually(lambda: any("is ready" in line for line in worker.err), worker.err)
+    assert any("one process always stays" in line for line in worker.err)
+    assert console.run("ask", "greeter/a", "Hi", '{"n": 3}').out == "3\n"
+    assert worker.stop() == 0
+
+
+def test_a_module_that_cannot_be_loaded_ends_the_parent_with_its_status(console: Console) -> None:
+    (console.folder / "broken.py").write_text("raise RuntimeError('no such thing')\n")
+    run = console.run("worker", "start", "broken.py", "--max", "2")
+    assert (run.status, "no such thing" in run.err) == (2, True), run.err
+    run = console.run("worker", "start", "shop.py", "--min", "2")
+    assert (run.status, "must be at most max" in run.err) == (2, True), run.err
+
+
+def test_a_worn_process_is_replaced_before_it_goes(console: Console) -> None:
+    worker = console.work("--recycle-tasks", "3")
+    first = worker.events[0]["pid"]
+    for number in range(4):
+        assert console.run("submit", "echo", str(number), "--wait", "--timeout", "20s").status == 0
+    eventually(lambda: len(worker.events) >= 2 and not is_alive(first), worker.err)
+    assert _shown(console, worker.group)["wanted"] == 1
+    assert worker.stop() == 0
+
+
+HOGS = """
+import os, time
+from callboard import RetryPolicy, capability
+
+def mark(text):
+    with open("marks.txt", "a") as file:
+        file.write(f"{text} {os.getpid()}\\n")
+
+@capability("eat", retry=RetryPolicy(attempts=1))
+async def eat(mib: int) -> int:
+    return len(bytearray(mib << 20)) >> 20
+
+@capability("spin")
+async def spin(name: str) -> None:
+    mark(f"start {name}")
+    while True:
+        pass
+
+@capability("late", retry=RetryPolicy(attempts=1))
+async def late(seconds: float) -> None:
+    import asyncio
+    await asyncio.sleep(seconds)
+
+@capability("open", retry=RetryPolicy(attempts=1))
+def many(count: int) -> int:
+    files = [open(os.devnull) for _ in range(count)]
+    return len(files)
+
+@capability("echo")
+async def echo(value: object) -> object:
+    return value
+"""
+
+
+def test_a_hog_is_held_to_the_limits_and_the_others_go_on(console: Console) -> None:
+    (console.folder / "hogs.py").write_text(HOGS)
+    limits = ("--max-memory", "400MiB", "--max-task", "1s", "--max-open-files", "128")
+    worker = console.start("worker", "start", "hogs.py", "--json", *limits)
+    eventually(lambda: worker.events, worker.err)
+    assert console.run("submit", "eat", "10", "--wait").out == "10\n"
+    for name, body, code in (("eat", "2000", "MemoryError"), ("open", "500", "OSError"), ("late", "30", "timeout")):
+        run = console.run("submit", name, body, "--wait", "--timeout", "20s", "--json")
+        assert (run.status, code in run.out) == (1, True), run.out
+    assert console.run("submit", "echo", "1", "--wait").out == "1\n"
+    assert len(worker.events) == 1
+    assert worker.stop() == 0
+
+
+@pytest.mark.timeout(120)
+def test_a_process_that_eats_the_cpu_is_ended_and_its_task_counts_a_crash(console: Console) -> None:
+    (console.folder / "hogs.py").write_text(HOGS)
+    # the kernel ends it ten seconds of CPU time after it should have gone by itself
+    worker = console.start("worker", "start", "hogs.py", "--json", "--max-cpu", "2s")
+    eventually(lambda: worker.events, worker.err)
+    assert console.run("submit", "spin", '"h"', "--id", "spin/h", "--no-warn").status == 0
+    eventually(lambda: len(console.marks("start h")) == 2, worker.err, timeout_s=60)
+    assert console.run("submit", "echo", "1", "--no-warn").status == 0
+    assert not is_alive(worker.events[0]["pid"])
+    assert console.run("tasks", "cancel", "spin/h").status in (0, 1)
+    for event in worker.events[1:]:
+        if is_alive(event["pid"]):
+            os.kill(event["pid"], signal.SIGKILL)
+    console.run("workers", "stop", worker.group)
