@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import urllib.request
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import callboard
 from tests.acceptance.console import Background, Console, eventually, is_alive
 from tests.acceptance.test_cli_worker import _free_port
 
@@ -34,10 +36,15 @@ def console(shop: Console) -> Iterator[Console]:
 
 
 def _naps(console: Console, name: str, count: int, seconds: float) -> list[str]:
+    """Submit naps, all at once: a command for each takes as long as a short nap."""
     names = [f"{name}-{number}" for number in range(count)]
-    for each in names:
-        body = f'{{"name": "{each}", "seconds": {seconds}}}'
-        assert console.run("submit", "nap", body, "--id", f"nap/{each}", "--no-warn").status == 0
+
+    async def submit() -> None:
+        async with callboard.connect(console.running[0].events[0]["url"]) as client:
+            bodies = [{"name": each, "seconds": seconds} for each in names]
+            await client.submit_many("nap", bodies, task_ids=[f"nap/{each}" for each in names])
+
+    asyncio.run(submit())
     return names
 
 
@@ -60,12 +67,12 @@ def test_a_group_is_scaled_by_order_and_loses_nothing_at_zero(console: Console) 
     listed = console.run("workers", "ls", "--json").json
     assert [found["group"] for found in listed["groups"]] == [group]
     assert {found["group"] for found in listed["workers"]} == {group}
-    names = _naps(console, "scaled", 6, 3.0)
+    names = _naps(console, "scaled", 12, 2.0)
     eventually(lambda: len(console.marks("start")) >= 2)
     assert console.run("workers", "scale", group, "0", "--json").json == {"group": group, "processes": 0}
     eventually(lambda: _shown(console, group)["processes"] == [])
     # what ran was finished, the rest waits for a process
-    assert len(console.marks("start")) == len(console.marks("end")) < 6
+    assert len(console.marks("start")) == len(console.marks("end")) < 12
     assert worker.process.poll() is None
     assert console.run("workers", "scale", group, "3").out == f"{group}: processes 3\n"
     eventually(lambda: _statuses(console, group) == ["ready"] * 3)

@@ -28,6 +28,8 @@ READY = b"R"
 WORN = b"W"
 # tells a child to finish what it runs, however long it takes, and to end
 RETIRE = signal.SIGUSR1
+# told to end before it could hear it in any other way
+_CLEAN = (0, 130, -signal.SIGTERM, -signal.SIGINT, -RETIRE)
 KILL_MARGIN_S = 10.0
 TELL_WITHIN_S = 3.0
 _PR_SET_PDEATHSIG = 1
@@ -200,7 +202,8 @@ class ProcessGroup:
         self._stopping.set()
         self.first_ready.set()
         for child in self.children.values():
-            child.send(signal.SIGTERM)
+            # another signal the second time: two of a kind that follow at once may arrive as one
+            child.send(signal.SIGTERM if self._stops == 1 else signal.SIGINT)
         self._look_for_the_end()
 
     def resize(self, count: int, *, first: Callable[[Child], object] | None = None) -> None:
@@ -287,7 +290,7 @@ class ProcessGroup:
     async def _goes_on(self, child: Child, status: int, *, is_first: bool) -> bool:
         """Return whether a child whose process ended is started again; wait until it may be."""
         if self._stopping.is_set() or status == 0:
-            if status not in (0, -signal.SIGTERM, -RETIRE):
+            if status not in _CLEAN:
                 self._status = self._status or 1
             if not child.is_leaving:
                 # drained by an order of its own: nobody shall come after it
