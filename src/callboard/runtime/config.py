@@ -239,7 +239,7 @@ class WorkerSettings(Section):
             serves and what it runs is finished.
         recycle_rss_bytes: The same, above so much memory in use.
         max_memory_bytes: A process cannot have more memory of its own: allocating fails (``MemoryError``), or ends it.
-        max_cpu_s: A process that has used so much CPU time is replaced; ten seconds of it later it is killed.
+        max_cpu_s: A process that has used so much CPU time is replaced; five seconds of it later it is killed.
         max_task_s: Longest run of a task, also of capabilities that allow more.
         max_open_files: Files and sockets that a process may have open.
     """

@@ -42,7 +42,10 @@ TASK_DROPPED: Final = "callboard.v1.task.dropped"  # info: task, capability; ano
 TASK_SKIPPED: Final = "callboard.v1.task.skipped"  # debug: task, capability; its record exists
 TASK_HANDED_BACK: Final = "callboard.v1.task.handed_back"  # info: task, capability; stopped by a drain while it ran
 TASK_TAKEN_OVER: Final = "callboard.v1.task.taken_over"  # warning: task, capability, attempt, crashes
+TASK_UNMATCHED: Final = "callboard.v1.task.unmatched"  # warning: capability, waiting; no worker bears its labels
 TASK_UNCOMMITTED: Final = "callboard.v1.task.uncommitted"  # error: task, capability, code, message; it comes again
+
+POOL_UNSEEN: Final = "callboard.v1.pool.unseen"  # debug: code; pools by label are looked for again
 
 # --- lease -------------------------------------------------------------------------------------------------------
 

@@ -487,4 +487,5 @@ def view_of(worker: Worker) -> metrics.WorkerView:
         late_extensions=worker.keeper.late_extensions,
         reconnects=worker.reconnects,
         loop_lag_s=worker.loop_lag_s,
+        unmatched=sum(worker.label_pools.unmatched.values()) if worker.label_pools is not None else 0,
     )

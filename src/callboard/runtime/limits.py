@@ -18,7 +18,7 @@ from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 
 LOOK_S = 0.5
 # CPU seconds between the wish for a successor and the end by the kernel
-CPU_MARGIN_S = 10
+CPU_MARGIN_S = 5
 _STATM_RESIDENT = 1
 
 
@@ -27,7 +27,7 @@ class Limits(Struct, frozen=True, kw_only=True):
 
     Attributes:
         memory_bytes: Memory of its own, code and shared files aside. Beyond it allocations fail. Linux only.
-        cpu_s: CPU time after which it is worn; ten seconds of it later the kernel ends it.
+        cpu_s: CPU time after which it is worn; five seconds of it later the kernel ends it.
         open_files: Files and sockets open at a time.
         tasks: Tasks and turns after which it is worn.
         rss_bytes: Resident memory above which it is worn.

@@ -72,6 +72,7 @@ class WorkerView(Struct, frozen=True, kw_only=True):
         late_extensions: Leases that were extended later than they should have been.
         reconnects: Times the link to the broker came back.
         loop_lag_s: How late the event loop last was.
+        unmatched: Tasks of its capabilities that ask for labels which no worker alive bears.
     """
 
     worker: str
@@ -83,6 +84,7 @@ class WorkerView(Struct, frozen=True, kw_only=True):
     late_extensions: int = 0
     reconnects: int = 0
     loop_lag_s: float = 0.0
+    unmatched: int = 0
 
 
 class Spec(NamedTuple):
@@ -171,6 +173,9 @@ WORKER_METRICS: Final[dict[Spec, Callable[[WorkerView], Value]]] = {
     ),
     Spec("callboard_bus_reconnects_total", "counter", "Times the link to the broker came back"): (
         lambda worker: worker.reconnects
+    ),
+    Spec("callboard_tasks_unmatched", "gauge", "Tasks that ask for labels which no worker alive bears"): (
+        lambda worker: worker.unmatched
     ),
     Spec("callboard_loop_lag_seconds", "gauge", "How late the event loop last was"): lambda worker: worker.loop_lag_s,
 }

@@ -12,67 +12,41 @@ from functools import partial
 from typing import Any
 
 import msgspec
-from msgspec import Struct
 
 from callboard.runtime import crash, ids, subjects
 from callboard.runtime.actor.actor import Actor
 from callboard.runtime.actor.definition import ActorType
 from callboard.runtime.actor.hosting import ActorHost
 from callboard.runtime.actor.offer import with_offers
-from callboard.runtime.actor.services import ActorRules
-from callboard.runtime.actor.shutdown import COOPERATIVE, END_WAIT_S, Drain, Shutdown
+from callboard.runtime.actor.shutdown import END_WAIT_S, Drain
 from callboard.runtime.beat import Beat, WorkerStatus, decode_beat, encode_beat
 from callboard.runtime.blobs import BlobStore
 from callboard.runtime.bus.base import Bus, KvEntry, Message, Subscription
 from callboard.runtime.bus.kv import Bucket
-from callboard.runtime.capability import DEFAULT_CONCURRENCY, MAX_CONCURRENCY, Capability, served
+from callboard.runtime.capability import Capability, served
 from callboard.runtime.claim import Claim
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 from callboard.runtime.commit import Committer
 from callboard.runtime.control import CONFIG_BUCKET, PAUSE_PREFIX, decode_cancel, decode_order
 from callboard.runtime.errors import BusError, CallboardError, DecodeError
+from callboard.runtime.label_pools import LabelPools
 from callboard.runtime.lease import KeeperThread, LeaseKeeper
-from callboard.runtime.pool import MAX_STALL_S, Pool, PoolRules
+from callboard.runtime.pool import MAX_STALL_S, Pool
+from callboard.runtime.pool_set import WRONG_ORDER, PoolSet
 from callboard.runtime.provide import ensure_consumers, ensure_streams
 from callboard.runtime.questions import Questions
-from callboard.runtime.settle import Settler, SettleRules
+from callboard.runtime.settle import Settler
 from callboard.runtime.version import VERSION
+from callboard.runtime.worker_options import WorkerOptions
+
+__all__ = ["Worker", "WorkerOptions"]
 
 TICK_S = 0.05
-WRONG_ORDER = f"orders are drain, stop, and slots with a capability of this worker and 1 to {MAX_CONCURRENCY} of them"
 PEER_ALIVE_S = 3.0
 # Two beats: whoever is alive was heard by then.
 KNOW_PEERS_S = 2.0
 DEAF_AFTER_S = 12.0
 DEAF_EXIT_S = 45.0
-
-
-class WorkerOptions(Struct, frozen=True, kw_only=True):
-    """What a worker needs to know; ``Settings`` makes it from file, environment and flags.
-
-    Attributes:
-        concurrency: Slots of a capability that names no number itself.
-        pool: Serve only capabilities of this pool and those that name none; None serves all.
-        group: Id of the parent that keeps this process among others; "" without one.
-        drain_grace_s: How long running work may go on after a stop was asked for.
-        shutdown: What becomes of running work meanwhile; see ``callboard.runtime.actor.shutdown``.
-        max_block_s: The lease of a handler that blocks the loop is kept this long.
-    """
-
-    concurrency: int = DEFAULT_CONCURRENCY
-    pool: str | None = None
-    labels: dict[str, str] = {}
-    group: str = ""
-    ack_wait_s: float = 4.0
-    extend_every_s: float = 1.0
-    max_ack_pending: int = 4096
-    max_block_s: float = 60.0
-    drain_grace_s: float = 30.0
-    shutdown: Shutdown = COOPERATIVE
-    holds_wait_s: float = 0.75
-    pool_rules: PoolRules = PoolRules()
-    settle_rules: SettleRules = SettleRules()
-    actor_rules: ActorRules = ActorRules()
 
 
 class Worker:
@@ -117,7 +91,8 @@ class Worker:
         self._types = [ActorType.of(cls) for cls in actors]
         for kind in self._types:
             kind.prepare()
-        wanted = served(capabilities, self.options.pool, has_actors=bool(self._types), labels=self.options.labels)
+        bears = self.options.labels
+        wanted = served(capabilities, self.options.pool, has_actors=bool(self._types), labels=bears)
         slots = self.options.concurrency
         wanted = with_offers(wanted, self._types, slots=slots, stage=lambda: self.host, clock=clock)
         for capability in wanted:
@@ -132,13 +107,13 @@ class Worker:
         self._keeper_in_thread = keeper_in_thread
         self._peers: dict[str, float] = {}
         self._stop = asyncio.Event()
-        self._stop_now = False
-        self._is_retired = False
+        self._stop_now = self._is_retired = False
         self._hurry_s = math.inf
         self._stuck: CallboardError | None = None
         self.host: ActorHost | None = None
-        self.reconnects = 0
-        self.loop_lag_s = 0.0
+        self.label_pools: LabelPools | None = None
+        self._pool_set: PoolSet | None = None
+        self.reconnects, self.loop_lag_s = 0, 0.0
         self._started_at = clock.now()
         self._fetched_s: float | None = None
         self._subscriptions: list[Subscription] = []
@@ -210,6 +185,8 @@ class Worker:
                     await self._listen(bus)
                     for pool in self.pools.values():
                         await pool.open()
+                    if self._pool_set is not None and self.pools:
+                        background.append(await self._follow_labels(bus, self._pool_set))
                     if self._types:
                         background.append(await self._host_actors(bus, group))
                     self.status = "ready"
@@ -248,26 +225,34 @@ class Worker:
             rules=options.settle_rules,
         )
         questions = Questions(bus, keeper, clock=clock, holds_wait_s=options.holds_wait_s, peers=self._known_peers)
-
-        def make(capability: Capability[..., Any]) -> Pool:
-            return Pool(
-                capability,
-                slots=capability.concurrency or options.concurrency,
-                bus=bus,
-                settler=settler,
-                committer=committer,
-                keeper=keeper,
-                questions=questions,
-                blobs=blobs,
-                clock=clock,
-                rules=options.pool_rules,
-                spawn=self._spawn,
-            )
-
-        self._make_pool = make
-        for capability in self._capabilities:
-            self.pools[capability.name] = make(capability)
+        self._pool_set = PoolSet(
+            self._capabilities,
+            concurrency=options.concurrency,
+            bus=bus,
+            settler=settler,
+            committer=committer,
+            keeper=keeper,
+            questions=questions,
+            blobs=blobs,
+            clock=clock,
+            rules=options.pool_rules,
+            spawn=self._spawn,
+        )
+        self.pools = self._pool_set.pools
         return committer
+
+    async def _follow_labels(self, bus: Bus, pools: PoolSet) -> asyncio.Task[None]:
+        """Open the pools by label that have work, now and later."""
+        self.label_pools = LabelPools(
+            bus,
+            frozenset(self.pools),
+            labels=self.options.labels,
+            open_pool=partial(pools.open_by_label, numbers=self.options),
+            clock=self._clock,
+        )
+        await self.label_pools.open()
+        self._subscriptions.append(self.label_pools)
+        return asyncio.create_task(self.label_pools.run(), name="label-pools")
 
     async def _host_actors(self, bus: Bus, group: asyncio.TaskGroup) -> asyncio.Task[None]:
         """Start the actors' side and wait until it takes mail."""
@@ -295,7 +280,7 @@ class Worker:
             configured_s=math.inf if self._is_retired else options.drain_grace_s,
             is_now=lambda: self._stop_now or self._clock.monotonic() >= self._hurry_s,
         )
-        for pool in self.pools.values():
+        for pool in list(self.pools.values()):
             await pool.drain()
         if crash.point:
             crash.at("in-drain")
@@ -346,6 +331,8 @@ class Worker:
             return
         if self.host is not None:
             self.host.heard(beat)
+        if self.label_pools is not None:
+            self.label_pools.hear(beat)
         if beat.worker == self.id:
             # our own comes once a second: time to forget the silent
             self._peers = {worker: self._peers[worker] for worker in self.peers()}
@@ -378,12 +365,9 @@ class Worker:
         except msgspec.DecodeError as error:
             self._reply(bus, message, {"worker": self.id, "error": f"not an order: {error}"})
             return
-        pool = self.pools.get(order.capability)
         if order.op in ("drain", "stop"):
             self.stop(now=order.op == "stop")
-        elif order.op == "slots" and pool is not None and 0 < order.slots <= MAX_CONCURRENCY:
-            pool.slots = order.slots
-        else:
+        elif self._pool_set is None or order.op != "slots" or not self._pool_set.resize(order):
             self._reply(bus, message, {"worker": self.id, "error": WRONG_ORDER})
             return
         self._reply(bus, message, {"worker": self.id, "ok": True})
