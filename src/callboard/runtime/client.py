@@ -448,7 +448,7 @@ class Client:
         return f"{self._notice_prefix}.{self._notice_number}"
 
     def _expect(self, task_id: str, reply_to: str) -> None:
-        self._waiters.setdefault(task_id, asyncio.get_running_loop().create_future())
+        _ = self._waiters.setdefault(task_id, asyncio.get_running_loop().create_future())
         if reply_to in self._early:
             self._fulfil(task_id, self._early.pop(reply_to))
         else:

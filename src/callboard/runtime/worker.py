@@ -55,10 +55,14 @@ class Worker:
     Attributes:
         id: Its name in beats, records and orders.
         pools: By capability.
+        label_pools: Follows those of its pools that ask for labels; None before it runs.
         status: starting, ready, deaf (connected and not fetching), draining, stopped.
         reconnects: How often its link to the broker came back.
         loop_lag_s: How late its event loop was at the last tick, 20 times a second.
     """
+
+    label_pools: LabelPools | None = None
+    _pool_set: PoolSet | None = None
 
     def __init__(
         self,
@@ -93,8 +97,7 @@ class Worker:
             kind.prepare()
         bears = self.options.labels
         wanted = served(capabilities, self.options.pool, has_actors=bool(self._types), labels=bears)
-        slots = self.options.concurrency
-        wanted = with_offers(wanted, self._types, slots=slots, stage=lambda: self.host, clock=clock)
+        wanted = with_offers(wanted, self._types, slots=self.options.concurrency, stage=lambda: self.host, clock=clock)
         for capability in wanted:
             capability.prepare()
         self.id = worker_id or ids.new_worker_id()
@@ -111,8 +114,6 @@ class Worker:
         self._hurry_s = math.inf
         self._stuck: CallboardError | None = None
         self.host: ActorHost | None = None
-        self.label_pools: LabelPools | None = None
-        self._pool_set: PoolSet | None = None
         self.reconnects, self.loop_lag_s = 0, 0.0
         self._started_at = clock.now()
         self._fetched_s: float | None = None
