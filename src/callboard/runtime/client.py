@@ -477,7 +477,7 @@ class Client:
                 waiter.set_result(record.decode_task(message.data))
 
 
-def _name_of(capability: str | Capability[..., Any], labels: Mapping[str, str] | None) -> str:
+def _name_of(capability: str | Capability[..., Any], labels: Mapping[str, str] | None = None) -> str:
     return pool_name(capability if isinstance(capability, str) else capability.name, labels or {})
 
 
