@@ -9,9 +9,9 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
-from msgspec import UNSET, Raw, Struct
+from msgspec import UNSET, Raw
 
-from callboard.runtime import codec, ids, record, subjects
+from callboard.runtime import codec, ids, record, subjects, tracing
 from callboard.runtime import deadline as deadlines
 from callboard.runtime.actor.address import Address
 from callboard.runtime.actor.ref import ActorRef
@@ -31,36 +31,17 @@ from callboard.runtime.errors import (
     TaskFailedError,
     TaskTimeoutError,
 )
+from callboard.runtime.handle import Cancellation, TaskHandle, handles, no_stream
 from callboard.runtime.labels import pool_name
 from callboard.runtime.record import TaskRecord
 from callboard.runtime.subjects import Lane
+
+__all__ = ["Cancellation", "Client", "TaskHandle"]
 
 POLL_FIRST_S = 0.2
 POLL_MAX_S = 2.0
 CANCEL_WAIT_S = 0.3
 NOBODY = "client"
-
-
-class TaskHandle(Struct, frozen=True, kw_only=True):
-    """A submitted task.
-
-    Attributes:
-        seq: Its sequence in the stream that took it.
-        is_duplicate: True when a task with this id had been submitted before and nothing new was stored.
-    """
-
-    id: str
-    capability: str
-    seq: int
-    is_duplicate: bool = False
-
-
-class Cancellation(Struct, frozen=True, kw_only=True):
-    """What a cancellation met: the task was ``running`` on a worker, was ``waiting``, or had ``finished`` before."""
-
-    task: str
-    found: str
-    record: TaskRecord | None = None
 
 
 class Client:
@@ -124,31 +105,31 @@ class Client:
             BusTimeoutError: If the outcome is unknown: submit again under the same id.
         """
         name = _name_of(capability, labels)
-        if delay_s is not None and id is None:
-            id = f"{name}/{ids.new_token()}"  # noqa: A001
-        reply_to = await self._notice_subject() if notify else None
-        extra = self._headers(id=id, deadline=deadline, reply_to=reply_to, headers=headers)
-        data = await self._payload(value, extra)
-        if delay_s is not None:
-            due = self._clock.now() + timedelta(seconds=max(1.0, delay_s))
-            extra = {k: v for k, v in extra.items() if k != header.MSG_ID} | header.at(due, subjects.due(name))
-            extra[header.LANE] = lane
-            extra[header.TASK_ID] = id or ""
-            write = Write(subjects.later(id or ""), data, extra)
-        else:
-            write = Write(subjects.task(name, lane), data, extra or None)
-        try:
-            ack = await self._bus.store(write, timeout_s=timeout_s)
-        except NoRespondersError as error:
-            raise _no_stream() from error
-        if labels:
-            # a worker that fits looks at once, and not within ten seconds
-            await self._bus.publish(subjects.CTL_POOLS, name.encode())
-        handle = TaskHandle(id=id or f"~{ack.seq}", capability=name, seq=ack.seq, is_duplicate=ack.is_duplicate)
-        if reply_to is not None and not handle.is_duplicate:
-            # the first submit said where its notice goes; who repeats it looks at the ledger
-            self._expect(handle.id, reply_to)
-        return handle
+        with tracing.span(f"submit {name}", "producer", lambda: {"messaging.system": "nats"}):
+            if delay_s is not None and id is None:
+                id = f"{name}/{ids.new_token()}"  # noqa: A001
+            reply_to = await self._notice_subject() if notify else None
+            extra = self._headers(id=id, deadline=deadline, reply_to=reply_to, headers=headers)
+            data = await self._payload(value, extra)
+            if delay_s is not None:
+                due = self._clock.now() + timedelta(seconds=max(1.0, delay_s))
+                extra = {k: v for k, v in extra.items() if k != header.MSG_ID} | header.at(due, subjects.due(name))
+                extra |= {header.LANE: lane, header.TASK_ID: id or ""}
+                write = Write(subjects.later(id or ""), data, extra)
+            else:
+                write = Write(subjects.task(name, lane), data, extra or None)
+            try:
+                ack = await self._bus.store(write, timeout_s=timeout_s)
+            except NoRespondersError as error:
+                raise no_stream() from error
+            if labels:
+                # a worker that fits looks at once, and not within ten seconds
+                await self._bus.publish(subjects.CTL_POOLS, name.encode())
+            handle = TaskHandle(id=id or f"~{ack.seq}", capability=name, seq=ack.seq, is_duplicate=ack.is_duplicate)
+            if reply_to is not None and not handle.is_duplicate:
+                # the first submit said where its notice goes; who repeats it looks at the ledger
+                self._expect(handle.id, reply_to)
+            return handle
 
     async def submit_many(
         self,
@@ -188,7 +169,7 @@ class Client:
             acks = await self._store_batches(writes, timeout_s)
         else:
             acks = await self._bus.store_many(writes, timeout_s=timeout_s)
-        return _handles(name, acks, task_ids)
+        return handles(name, acks, task_ids)
 
     async def _store_batches(self, writes: list[Write], timeout_s: float) -> list[PubAck | BusError]:
         acks: list[PubAck | BusError] = []
@@ -222,7 +203,7 @@ class Client:
         """Return a reference to an actor, ``type/key``, to tell and to ask.
 
         Raises:
-            InvalidNameError: If the text is no address.
+            InvalidNameError: If it is no address.
         """
         return ActorRef(self._bus, address, clock=self._clock)
 
@@ -428,6 +409,7 @@ class Client:
             extra[header.DEADLINE] = deadlines.stamp(deadlines.moment(deadline, now=self._clock.now()))
         if reply_to is not None:
             extra[header.REPLY_TO] = reply_to
+        tracing.inject(extra)
         return extra
 
     async def _payload(self, value: object, extra: dict[str, str]) -> bytes:
@@ -479,22 +461,3 @@ class Client:
 
 def _name_of(capability: str | Capability[..., Any], labels: Mapping[str, str] | None = None) -> str:
     return pool_name(capability if isinstance(capability, str) else capability.name, labels or {})
-
-
-def _handles(
-    capability: str, acks: Sequence[PubAck | BusError], task_ids: Sequence[str] | None
-) -> list[TaskHandle | BusError]:
-    results: list[TaskHandle | BusError] = []
-    for index, ack in enumerate(acks):
-        if isinstance(ack, NoRespondersError):
-            raise _no_stream() from ack
-        if isinstance(ack, BusError):
-            results.append(ack)
-            continue
-        own = task_ids[index] if task_ids is not None else f"~{ack.seq}"
-        results.append(TaskHandle(id=own, capability=capability, seq=ack.seq, is_duplicate=ack.is_duplicate))
-    return results
-
-
-def _no_stream() -> NoRespondersError:
-    return NoRespondersError("no stream takes tasks: run 'callboard provision', or 'callboard up' for a local server")
