@@ -49,7 +49,7 @@ class Plan(Struct, frozen=True, kw_only=True):
 
     turns: int = 200
     workers: int = 4
-    steps: int = 12
+    steps: int = 30
     step_s: float = 1.0
     grace_s: float = 60.0
     is_back: bool = False
