@@ -247,3 +247,21 @@ def test_a_process_that_eats_the_cpu_is_ended_and_its_task_counts_a_crash(consol
         if is_alive(event["pid"]):
             os.kill(event["pid"], signal.SIGKILL)
     console.run("workers", "stop", worker.group)
+
+
+def test_a_task_that_asks_for_labels_nobody_bears_is_told_of_and_runs_when_somebody_does(console: Console) -> None:
+    worker = console.work("--labels", "zone=a")
+    run = console.run("submit", "echo", "1", "--labels", "zone=b", "--id", "echo/b")
+    assert (run.status, "no worker that offers 'echo on zone=b' is alive" in run.err) == (0, True), run.err
+    report = console.run("doctor", "--json")
+    (found,) = [finding for finding in report.json["findings"] if finding["check"] == "unoffered"]
+    assert (found["level"], "echo on zone=b (1 waiting)" in found["text"]) == ("problem", True)
+    here = console.run("submit", "echo", "2", "--labels", "zone=a", "--wait", "--timeout", "20s")
+    assert (here.out, "warning" in here.err) == ("2\n", False), here.err
+    wrong = console.run("submit", "echo", "1", "--labels", "zone")
+    assert (wrong.status, "gpu=yes" in wrong.err) == (2, True)
+    assert worker.stop() == 0
+    # a group at nothing starts a process for it
+    group = _scaling(console, "--max", "1", "--labels", "zone=b")
+    eventually(lambda: console.run("tasks", "show", "echo/b", "--json").json["state"] == "completed", group.err)
+    assert group.stop() == 0
