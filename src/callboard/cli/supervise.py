@@ -99,6 +99,9 @@ async def _keep(settings: Settings, words: Sequence[str], *, name: str, scaling:
         on_death=notice.tell,
     )
     desk = GroupDesk(group, connect, name=name, labels=settings.worker.labels, scaling=scaling)
+    if scaling is not None:
+        # nobody else would find out that there is no broker
+        await desk.open()
     try:
         async with _health(settings, group, desk):
             speaking = asyncio.create_task(_speak(group, desk, at_once=scaling is not None), name="group-desk")

@@ -106,6 +106,7 @@ class GroupDesk:
         self._scaling = scaling
         self._clock = clock
         self._roster = Roster(clock)
+        self._bus: Bus | None = None
         self._past: tuple[Need, ...] = ()
         self._why = ""
         self._started_at = clock.now()
@@ -115,21 +116,38 @@ class GroupDesk:
 
     # --- life
 
+    async def open(self) -> None:
+        """Connect; a group that scales itself has its consumers made, so that work is seen while nobody serves it.
+
+        Raises:
+            BusConnectError: If there is no broker.
+            TopologyError: If its streams are missing, or a consumer is refused.
+        """
+        bus = await self._connect("worker-parent")
+        try:
+            if self._scaling is not None:
+                await ensure_streams(bus)
+                await ensure_consumers(bus, self._scaling.served.capabilities, self._scaling.numbers)
+        except BaseException:
+            await bus.close()
+            raise
+        self._bus = bus
+
     async def run(self) -> None:
         """Speak and listen until cancelled; says goodbye then. Without a broker it goes on trying."""
-        bus = await self._join()
+        while self._bus is None:
+            try:
+                await self.open()
+            except CallboardError as error:
+                self._complain(error.code, str(error))
+                await self._clock.sleep(EVERY_S)
+        bus = self._bus
         subscriptions: list[Subscription] = []
         try:
             subscriptions.append(await bus.subscribe(subjects.BEAT_ALL, self._roster.hear))
             subscriptions.append(await bus.subscribe(subjects.ctl_worker(self.id), lambda m: self._on_order(bus, m)))
             while True:
-                try:
-                    if self._scaling is not None and not self._processes.is_stopping:
-                        await self._scale(bus, self._scaling)
-                    self.problem = None
-                except BusError as error:
-                    # what is there stays: nothing was seen, neither much work nor none
-                    self._complain(error)
+                await self._look(bus)
                 await self._say(bus)
                 await self._clock.sleep(EVERY_S)
         finally:
@@ -138,30 +156,22 @@ class GroupDesk:
             await self._say(bus, is_last=True)
             await bus.close()
 
-    async def _join(self) -> Bus:
-        while True:
-            try:
-                bus = await self._connect("worker-parent")
-            except CallboardError as error:
-                self._complain(error)
-                await self._clock.sleep(EVERY_S)
-                continue
-            if self._scaling is None:
-                return bus
-            try:
-                await ensure_streams(bus)
-                await ensure_consumers(bus, self._scaling.served.capabilities, self._scaling.numbers)
-            except CallboardError as error:
-                self._complain(error)
-                await bus.close()
-                await self._clock.sleep(EVERY_S)
-            else:
-                return bus
+    async def _look(self, bus: Bus) -> None:
+        """See to the size of the group."""
+        if self._scaling is None or self._processes.is_stopping:
+            return
+        try:
+            await self._scale(bus, self._scaling)
+        except Exception as error:  # noqa: BLE001 - whatever it is: what runs goes on, and it is looked again
+            # nothing was seen, neither much work nor none: what is there stays
+            self._complain(getattr(error, "code", type(error).__name__), str(error))
+        else:
+            self.problem = None
 
-    def _complain(self, error: CallboardError) -> None:
+    def _complain(self, code: str, text: str) -> None:
         if self.problem is None:
-            _log.warning(events.GROUP_BLINDED, group=self.id, code=error.code, message=str(error))
-        self.problem = str(error)
+            _log.warning(events.GROUP_BLINDED, group=self.id, code=code, message=text)
+        self.problem = text
 
     # --- size
 
@@ -241,7 +251,7 @@ class GroupDesk:
         try:
             await bus.publish(subject, data)
         except BusError as error:
-            self._complain(error)
+            self._complain(error.code, str(error))
 
     def _obey(self, order: Order) -> str | None:
         """Do what is ordered; return why not, or None."""
@@ -285,7 +295,7 @@ class GroupDesk:
             if is_last:
                 await bus.flush(timeout_s=EVERY_S)
         except BusError as error:
-            self._complain(error)
+            self._complain(error.code, str(error))
 
     def beat(self, *, is_last: bool = False) -> GroupBeat:
         """Return how the group is now."""

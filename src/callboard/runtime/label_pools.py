@@ -63,6 +63,7 @@ class LabelPools:
         self._began_s = clock.monotonic()
         self._others: dict[str, tuple[float, Beat]] = {}
         self._is_wished = False
+        self._suspects: frozenset[str] = frozenset()
         self._subscription: Subscription | None = None
 
     async def open(self) -> None:
@@ -129,7 +130,10 @@ class LabelPools:
         if now_s - self._began_s < PATIENCE_S:
             # whoever bears them may not have been heard yet
             return
-        found = {name: count for name, count in waiting.items() if count and not self._is_borne(name)}
+        lonely = {name: count for name, count in waiting.items() if count and not self._is_borne(name)}
+        # seen twice: a group of workers may just be starting one for it
+        found = {name: count for name, count in lonely.items() if name in self._suspects}
+        self._suspects = frozenset(lonely)
         for name in found.keys() - self.unmatched.keys():
             _log.warning(events.TASK_UNMATCHED, capability=name, waiting=found[name])
         self.unmatched = found
