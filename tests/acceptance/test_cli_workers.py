@@ -16,10 +16,9 @@ import callboard
 from tests.acceptance.console import SHOP, Background, Console, eventually, is_alive
 from tests.acceptance.test_cli_worker import _free_port
 
-
 # every process takes seconds to start on a busy machine, and these tests start many, one after the other
-pytestmark = pytest.mark.timeout(240)
-soon = partial(eventually, timeout_s=60)
+pytestmark = pytest.mark.timeout(400)
+soon = partial(eventually, timeout_s=120)
 
 
 @pytest.fixture(scope="module")
