@@ -212,7 +212,7 @@ class Console:
                     continue
 
 
-def eventually(condition: Callable[[], object], said: Sequence[str] = (), *, timeout_s: float = 15) -> None:
+def eventually(condition: Callable[[], object], said: Sequence[str] = (), *, timeout_s: float = 30) -> None:
     """Wait until ``condition`` holds; fail with what was said when it does not in time."""
     give_up_s = time.monotonic() + timeout_s
     while not condition():

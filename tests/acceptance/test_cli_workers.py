@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,13 +18,21 @@ from tests.acceptance.test_cli_worker import _free_port
 
 # every process takes seconds to start on a busy machine, and these tests start many, one after the other
 pytestmark = pytest.mark.timeout(400)
+HOLD = """
+@capability("hold")
+async def hold(name: str) -> None:
+    mark(f"start {name}")
+    while not os.path.exists("go"):
+        await asyncio.sleep(0.02)
+    mark(f"end {name}")
+"""
 soon = partial(eventually, timeout_s=120)
 
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Console]:
     found = Console(tmp_path_factory.mktemp("fleet"))
-    (found.folder / "shop.py").write_text(SHOP)
+    (found.folder / "shop.py").write_text(SHOP + HOLD)
     found.up()
     yield found
     found.close()
@@ -45,13 +53,16 @@ def _naps(console: Console, name: str, count: int, seconds: float) -> list[str]:
     """Submit naps, all at once: a command for each takes as long as a short nap."""
     names = [f"{name}-{number}" for number in range(count)]
 
+    _submit(console, "nap", names, [{"name": each, "seconds": seconds} for each in names])
+    return names
+
+
+def _submit(console: Console, capability: str, names: list[str], bodies: Sequence[object]) -> None:
     async def submit() -> None:
         async with callboard.connect(console.running[0].events[0]["url"]) as client:
-            bodies = [{"name": each, "seconds": seconds} for each in names]
-            await client.submit_many("nap", bodies, task_ids=[f"nap/{each}" for each in names])
+            await client.submit_many(capability, bodies, task_ids=[f"{capability}/{each}" for each in names])
 
     asyncio.run(submit())
-    return names
 
 
 def _shown(console: Console, name: str) -> Any:  # noqa: ANN401 - as it was written
@@ -73,12 +84,15 @@ def test_a_group_is_scaled_by_order_and_loses_nothing_at_zero(console: Console) 
     listed = console.run("workers", "ls", "--json").json
     assert [found["group"] for found in listed["groups"]] == [group]
     assert {found["group"] for found in listed["workers"]} == {group}
-    names = _naps(console, "scaled", 12, 2.0)
+    names = [f"held-{number}" for number in range(6)]
+    _submit(console, "hold", names, names)
     soon(lambda: len(console.marks("start")) >= 2)
     assert console.run("workers", "scale", group, "0", "--json").json == {"group": group, "processes": 0}
+    soon(lambda: _statuses(console, group) == ["leaving"] * 2)
+    (console.folder / "go").touch()
     soon(lambda: _shown(console, group)["processes"] == [])
     # what ran was finished, the rest waits for a process
-    assert len(console.marks("start")) == len(console.marks("end")) < 12
+    assert len(console.marks("start")) == len(console.marks("end")) == 2
     assert worker.process.poll() is None
     assert console.run("workers", "scale", group, "3").out == f"{group}: processes 3\n"
     soon(lambda: _statuses(console, group) == ["ready"] * 3)
