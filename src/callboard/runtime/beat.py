@@ -41,6 +41,7 @@ class ActorLoad(Struct, frozen=True, kw_only=True):
         partitions: Those it owns now.
         active: Actors in its memory.
         running: Those of them in mid-turn.
+        waiting: Those of them with mail that is not handled yet, the ones in mid-turn included.
         version: Version of the type's state.
         fingerprint: Of the type's handlers and state, so that hosts with other code can be told apart.
         of: Partitions of the deployment, by which an actor's partition follows from its key; 0 when it is not said.
@@ -57,6 +58,7 @@ class ActorLoad(Struct, frozen=True, kw_only=True):
     of: int = 0
     only: list[int] = []
     busy: dict[str, int] = {}
+    waiting: int = 0
 
 
 class Beat(Struct, frozen=True, kw_only=True):
@@ -64,6 +66,7 @@ class Beat(Struct, frozen=True, kw_only=True):
 
     Attributes:
         server: Name of the server that its keeper, who answers pings, is connected to; "" when it is not known.
+        group: Id of the parent process that keeps it, which takes orders for all its children; "" without one.
         fetched_at: When the broker last answered its pulls; a worker that is connected and deaf stops moving it.
     """
 
@@ -79,6 +82,7 @@ class Beat(Struct, frozen=True, kw_only=True):
     labels: dict[str, str]
     capabilities: list[CapabilityLoad]
     server: str = ""
+    group: str = ""
     actors: list[ActorLoad] = []
 
 

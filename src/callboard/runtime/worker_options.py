@@ -1,4 +1,4 @@
-"""The numbers of a worker."""
+"""What a worker needs to know."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ class WorkerOptions(Struct, frozen=True, kw_only=True):
     Attributes:
         concurrency: Slots of a capability that names no number itself.
         pool: Serve only capabilities of this pool and those that name none; None serves all.
+        group: Id of the parent that keeps this process among others; "" without one.
         drain_grace_s: How long running work may go on after a stop was asked for.
         shutdown: What becomes of running work meanwhile; see ``callboard.runtime.actor.shutdown``.
         max_block_s: The lease of a handler that blocks the loop is kept this long.
@@ -27,6 +28,7 @@ class WorkerOptions(Struct, frozen=True, kw_only=True):
     concurrency: int = DEFAULT_CONCURRENCY
     pool: str | None = None
     labels: dict[str, str] = {}
+    group: str = ""
     ack_wait_s: float = 4.0
     extend_every_s: float = 1.0
     max_ack_pending: int = 4096

@@ -308,4 +308,5 @@ def to_consumer_info(body: Mapping[str, Any]) -> ConsumerInfo:
         redelivered=body.get("num_redelivered", 0),
         # the time of the last delivery is kept in memory only (seen with nats-server 2.15.1)
         is_cold=delivered.get("consumer_seq", 0) > 0 and "last_active" not in delivered,
+        delivered_seq=delivered.get("stream_seq", 0),
     )
