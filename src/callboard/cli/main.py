@@ -47,6 +47,8 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "replay": ("replay", "Show an actor as it was: at a moment, turn by turn, and what changed."),
     "log": ("log", "Look through the history of messages."),
     "provision": ("provision", "Create or update streams; --plan shows the difference."),
+    "nats": ("nats", "Write configuration for NATS servers of your own: TLS, users, accounts."),
+    "tenant": ("tenant", "Make, list, suspend and remove isolated tenants."),
     "doctor": ("doctor", "Check server, streams, disk, clock and workers, and say what to do."),
     "config": ("config", "Show every setting and where it came from."),
     "schema": ("schema", "Print the JSON Schema of a record, or of an actor's messages."),

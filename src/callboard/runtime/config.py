@@ -229,6 +229,8 @@ class WorkerSettings(Section):
         max_block_s: How long a handler may block the event loop before its leases are given up.
         health_port: Port for /healthz, /readyz and /metrics; 0 switches it off.
         health_host: Address the health port listens on.
+        user: Our name among the server's users; it stands before the worker's id in its subjects, and the server lets
+            it beat and answer pings for its own workers only. None on a server without users.
     """
 
     processes: Annotated[int, Field(ge=1, le=512)] = 1
@@ -240,6 +242,7 @@ class WorkerSettings(Section):
     max_block_s: Seconds = 60.0
     health_port: Port = 0
     health_host: str = "127.0.0.1"
+    user: Annotated[str, Field(pattern=_NAME)] | None = None
 
 
 class LogSettings(Section):

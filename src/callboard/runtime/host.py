@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from callboard.runtime import events, logs, metrics, subjects
+from callboard.runtime import events, ids, logs, metrics, subjects
 from callboard.runtime.actor import shutdown
 from callboard.runtime.actor.actor import Actor
 from callboard.runtime.actor.hosting import ActorHost
@@ -263,7 +263,8 @@ async def run_worker(
     """
     use_retry(capabilities, settings)
     open_bus = _verified(connect or connector(settings))
-    worker = Worker(capabilities, open_bus, actors=actors, options=worker_options(settings))
+    worker_id = ids.new_worker_id(settings.worker.user)
+    worker = Worker(capabilities, open_bus, actors=actors, options=worker_options(settings), worker_id=worker_id)
     port = settings.worker.health_port if health_port is None else health_port
 
     def ready() -> None:

@@ -8,11 +8,12 @@ from contextlib import asynccontextmanager
 import msgspec
 
 from callboard.runtime import subjects
-from callboard.runtime.beat import Beat, decode_beat
+from callboard.runtime.beat import Beat
+from callboard.runtime.beat import heard as heard_beat
 from callboard.runtime.bus.base import Bus, Message
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 from callboard.runtime.control import Order
-from callboard.runtime.errors import BusTimeoutError, DecodeError, InputError, NoRespondersError, NotFoundError
+from callboard.runtime.errors import BusTimeoutError, InputError, NoRespondersError, NotFoundError
 
 # beats come once a second
 LISTEN_S = 1.3
@@ -40,10 +41,9 @@ class Roster:
         self._clock = clock
 
     def hear(self, message: Message) -> None:
-        """Take in a message from ``cb.beat.*``; what is no beat is left out."""
-        try:
-            beat = decode_beat(message.data)
-        except DecodeError:
+        """Take in a message from ``cb.beat.>``; what is no beat is left out."""
+        beat = heard_beat(message)
+        if beat is None:
             return
         if beat.status == "stopped":
             self.beats.pop(beat.worker, None)

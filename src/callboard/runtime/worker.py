@@ -20,7 +20,7 @@ from callboard.runtime.actor.hosting import ActorHost
 from callboard.runtime.actor.offer import with_offers
 from callboard.runtime.actor.services import ActorRules
 from callboard.runtime.actor.shutdown import COOPERATIVE, END_WAIT_S, Drain, Shutdown
-from callboard.runtime.beat import Beat, WorkerStatus, decode_beat, encode_beat
+from callboard.runtime.beat import Beat, WorkerStatus, encode_beat, heard
 from callboard.runtime.blobs import BlobStore
 from callboard.runtime.bus.base import Bus, KvEntry, Message, Subscription
 from callboard.runtime.bus.kv import Bucket
@@ -30,7 +30,7 @@ from callboard.runtime.claim import Claim
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 from callboard.runtime.commit import Committer
 from callboard.runtime.control import CONFIG_BUCKET, PAUSE_PREFIX, decode_cancel, decode_order
-from callboard.runtime.errors import BusError, CallboardError, DecodeError, TopologyError
+from callboard.runtime.errors import BusError, CallboardError, TopologyError
 from callboard.runtime.lease import KeeperThread, LeaseKeeper
 from callboard.runtime.pool import MAX_STALL_S, Pool, PoolRules
 from callboard.runtime.questions import Questions
@@ -325,9 +325,8 @@ class Worker:
             self._fire(pool.pause() if entry.data is not None else pool.resume(), "pool-pause")
 
     def _on_beat(self, message: Message) -> None:
-        try:
-            beat = decode_beat(message.data)
-        except DecodeError:
+        beat = heard(message)
+        if beat is None:
             return
         if self.host is not None:
             self.host.heard(beat)
