@@ -8,7 +8,8 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
@@ -16,6 +17,7 @@ import msgspec
 from callboard.runtime.bus import provision, topology
 from callboard.runtime.bus.base import Bus
 from callboard.runtime.config import Settings
+from callboard.runtime.errors import BusError
 from callboard.runtime.host import connector
 from callboard.runtime.security.folder import Folder
 from callboard.runtime.security.plan import MAIN, Plan, Server, unit
@@ -110,15 +112,20 @@ class Secured:
     async def provision(self, *capabilities: str) -> None:
         """Make the streams and consumers, as the operator."""
         settings = self.settings("operator")
-        bus = await self.bus("operator")
+        found: list[Bus] = []
 
         async def has_jetstream() -> bool:
+            # servers of a cluster that is being formed let clients in before they answer
             try:
-                return await bus.stream_names() is not None
-            except Exception:  # noqa: BLE001 - a cluster without a leader yet
+                bus = found[0] if found else await self.bus("operator", nats__connect_deadline_s=2.0)
+                found[:] = [bus]
+                await bus.stream_names()
+            except BusError:
                 return False
+            return True
 
-        await eventually(has_jetstream, within_s=30, what="JetStream of the servers")
+        await eventually(has_jetstream, within_s=40, what="JetStream of the servers")
+        (bus,) = found
         fitting = topology.fit(settings.topology, store_bytes=4 << 30)
         wanted = topology.declared(fitting, capabilities=capabilities, work=settings.work)
         await provision.apply(bus, await provision.plan(bus, wanted))
@@ -142,6 +149,19 @@ class Secured:
         with socket.socket() as probe:
             probe.settimeout(0.2)
             return probe.connect_ex(("127.0.0.1", server.port)) == 0
+
+
+@asynccontextmanager
+async def secured(folder: Path, plan: Plan, *capabilities: str) -> AsyncIterator[Secured]:
+    """Give provisioned servers that run on a folder written for ``plan``."""
+    files = Folder(folder)
+    files.write(plan)
+    servers = await Secured(files).start()
+    try:
+        await servers.provision(*capabilities)
+        yield servers
+    finally:
+        await servers.close()
 
 
 def modes(folder: Path) -> dict[str, int]:

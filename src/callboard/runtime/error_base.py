@@ -45,7 +45,10 @@ class BusConnectError(BusError):
 
 
 class BusAuthError(BusError):
-    """Raised when the broker refused the credentials. Check user, password, token or nkey."""
+    """Raised when the broker refused the credentials, or the two sides do not trust each other's certificates.
+
+    Check user, password, token or nkey; for certificates the message says which setting.
+    """
 
     code = "bus_auth"
 

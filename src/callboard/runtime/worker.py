@@ -24,6 +24,7 @@ from callboard.runtime.beat import Beat, WorkerStatus, encode_beat, heard
 from callboard.runtime.blobs import BlobStore
 from callboard.runtime.bus.base import Bus, KvEntry, Message, Subscription
 from callboard.runtime.bus.kv import Bucket
+from callboard.runtime.bus.provision import ensure_consumer
 from callboard.runtime.bus.topology import due_consumer, task_consumers
 from callboard.runtime.capability import DEFAULT_CONCURRENCY, MAX_CONCURRENCY, Capability, served
 from callboard.runtime.claim import Claim
@@ -271,8 +272,7 @@ class Worker:
             lanes = [(subjects.WORK, config) for config in task_consumers(capability.name, self.options)]
             lanes.append((subjects.LATER, due_consumer(capability.name, self.options)))
             for stream, config in lanes:
-                if await bus.consumer_info(stream, config.name) is None:
-                    await bus.create_consumer(stream, config)
+                await ensure_consumer(bus, stream, config, capability=capability.name)
 
     async def _drain(self, bus: Bus) -> None:
         self.status = "draining"

@@ -21,7 +21,7 @@ from nats.aio.subscription import Subscription as ClientSubscription
 from callboard.runtime import events
 from callboard.runtime.bus.base import ServerInfo
 from callboard.runtime.bus.header import Headers
-from callboard.runtime.bus.jetstream_address import Address, Credentials
+from callboard.runtime.bus.jetstream_address import Address, Credentials, tls_advice
 from callboard.runtime.bus.jetstream_bus import JetStreamBus
 from callboard.runtime.bus.jetstream_link import Listener, Raw, Sink
 from callboard.runtime.bus.jetstream_state import LinkState, within
@@ -232,7 +232,9 @@ class NatsLink(LinkState):
                 self._failed(error)
             else:
                 last[:] = [error]
-                if any(sign in str(error).lower() for sign in _REFUSED_AUTH) and not refused.done():
+                # one server of several may have a bad certificate; what users it has all of them have
+                is_final = len(self._address.urls) == 1 and tls_advice(str(error)) is not None
+                if (is_final or any(sign in str(error).lower() for sign in _REFUSED_AUTH)) and not refused.done():
                     refused.set_result(None)
 
         task = self.loop.create_task(self._connect(client, on_error), name="bus-connect")
@@ -296,6 +298,9 @@ class NatsLink(LinkState):
 
     def _dial_error(self, error: BaseException | None, deadline_s: float, *, is_refused: bool) -> CallboardError:
         servers = self._address.text
+        advice = tls_advice(str(error))
+        if advice is not None:
+            return BusAuthError(f"no secure connection to the server at {servers}: {advice} ({error})")
         if is_refused:
             return BusAuthError(f"the server at {servers} refused the credentials: check user, password, token or nkey")
         if isinstance(error, ImportError):
@@ -308,6 +313,7 @@ class NatsLink(LinkState):
     def _choose(self, servers: list[Server], _info: dict[str, Any]) -> tuple[Server | None, float]:
         """Return where to go next and after which pause; the client calls this before each attempt to reconnect."""
         self._attempts += 1
+        self._address.refresh()
         others = [server for server in servers if server.uri.netloc != self._avoided] or servers
         # All clients of a server that died come at once: the first attempt is spread as well.
         pause_s = random.uniform(0, 0.05) if self._attempts == 1 else _RECONNECT_S * random.uniform(0.5, 1.5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, TypedDict, Unpack
 from urllib.parse import unquote, urlsplit
 
@@ -11,6 +12,31 @@ from callboard.runtime.errors import ConfigError
 
 _PORT = 4222
 _SCHEMES = {"nats", "tls", "ws", "wss"}
+# The first that fits; our own certificate's troubles come as alerts of the server.
+_TLS_ADVICE = (
+    ("alert certificate expired", "our certificate has expired: renew nats.tls_cert_file"),
+    ("alert certificate required", "it wants a certificate of ours: set nats.tls_cert_file and nats.tls_key_file"),
+    (
+        "alert unknown ca",
+        "it does not know the authority of our certificate: set nats.tls_cert_file to one that its authority signed",
+    ),
+    ("alert bad certificate", "it does not accept our certificate: set nats.tls_cert_file to one of its authority"),
+    (
+        "certificate has expired",
+        "its certificate has expired: renew it and reload the server (`callboard nats config --rotate`, then "
+        "`callboard nats reload`)",
+    ),
+    ("mismatch, certificate is not valid for", "its certificate is for another name: use one of its names in nats.url"),
+    (
+        "certificate verify failed",
+        "its certificate is of an authority that we do not trust: set nats.tls_ca_file to that authority's",
+    ),
+    (
+        "secure connection required",
+        "it offers no TLS, and the settings ask for it: switch TLS on at the server; nothing was sent in the clear",
+    ),
+    ("[ssl", "the TLS handshake failed: is it a TLS server, and of this decade?"),
+)
 
 
 class Credentials(TypedDict, total=False):
@@ -42,7 +68,7 @@ class Credentials(TypedDict, total=False):
 class Address:
     """Servers and credentials, taken apart so that no URL with a password is kept anywhere."""
 
-    __slots__ = ("_options", "_secrets", "urls", "wants_tls")
+    __slots__ = ("_files", "_options", "_secrets", "urls", "wants_tls")
 
     def __init__(self, servers: str | Sequence[str], **who: Unpack[Credentials]) -> None:
         """Take what a configuration says.
@@ -70,7 +96,10 @@ class Address:
                 token = token or name
             else:
                 user, password = user or name, password or secret
-        self.wants_tls = any(url.startswith(("tls:", "wss:")) for url in self.urls)
+        # Who names an authority or shows a certificate means it: no server may talk us out of it.
+        self.wants_tls = any(url.startswith(("tls:", "wss:")) for url in self.urls) or any(
+            who.get(name) is not None for name in ("tls_ca", "tls_cert")
+        )
         self._options: dict[str, Any] = {}
         secrets = {"user": user, "password": password, "token": token}
         self._secrets = {key: _hidden(value) for key, value in secrets.items() if value is not None}
@@ -99,20 +128,43 @@ class Address:
 
             return tell
 
-        return self._options | {key: guarded(secret) for key, secret in self._secrets.items()}
+        secrets = dict(self._secrets)
+        if self.wants_tls and "password" not in secrets:
+            # An nkey is no secret to send, so nothing would call the guard; a token goes along with any of them.
+            secrets.setdefault("token", _hidden(""))
+        return self._options | {key: guarded(secret) for key, secret in secrets.items()}
+
+    def refresh(self) -> None:
+        """Read the TLS files again, for the next connection; what cannot be read leaves things as they are."""
+        context = self._options.get("tls")
+        if context is not None:
+            with suppress(OSError, ValueError):
+                _load(context, *self._files)
 
     def _add_tls(self, ca: str | None, cert: str | None, key: str | None, hostname: str | None) -> None:
+        self._files = (ca, cert, key)
         if ca is not None or cert is not None:
             try:
                 context = ssl.create_default_context(cafile=ca)
-                if cert is not None:
-                    context.load_cert_chain(cert, key)
+                _load(context, None, cert, key)
             except (OSError, ValueError) as error:
                 message = f"the TLS files cannot be used: {error}"
                 raise ConfigError(message) from error
             self._options["tls"] = context
         if hostname is not None:
             self._options["tls_hostname"] = hostname
+
+
+def tls_advice(text: str) -> str | None:
+    """Return what to do about a failed TLS handshake, by the text of its error; None when it was something else."""
+    return next((advice for sign, advice in _TLS_ADVICE if sign in text.lower()), None)
+
+
+def _load(context: ssl.SSLContext, ca: str | None, cert: str | None, key: str | None) -> None:
+    if ca is not None:
+        context.load_verify_locations(ca)
+    if cert is not None:
+        context.load_cert_chain(cert, key)
 
 
 def _hidden(secret: str) -> Callable[[], str]:

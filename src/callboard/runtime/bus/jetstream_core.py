@@ -68,7 +68,8 @@ class Core:
             self._link.detach(refusal)
         if refusal.message:
             await listener.close()
-            raise PermissionDeniedError(refusal.message, subject=subject)
+            # the server names it in lower case
+            raise PermissionDeniedError(refusal.message.replace(subject.lower(), subject), subject=subject)
         return listener
 
     async def request(

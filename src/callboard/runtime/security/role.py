@@ -121,6 +121,7 @@ _PULL = Grant(
         "$JS.API.STREAM.INFO.CB_WORK",
         "$JS.API.STREAM.INFO.CB_LATER",
         "$JS.API.STREAM.INFO.CB_DEAD",
+        "$JS.API.STREAM.INFO.CB_LEDGER",
         "$JS.API.CONSUMER.INFO.CB_WORK.{lane}",
         "$JS.API.CONSUMER.INFO.CB_LATER.{due}",
         "$JS.API.CONSUMER.MSG.NEXT.CB_WORK.{lane}",
