@@ -55,7 +55,12 @@ def public(path: Path) -> str:
         raise missing() from error
     pair = None
     try:
-        pair = nkeys.from_seed(bytearray(path.read_bytes().strip()))
+        seed = path.read_bytes().strip()
+        prefix, raw = nkeys.decode_seed(seed)
+        # the library does not look at the checksum
+        if prefix != nkeys.PREFIX_BYTE_USER or nkeys.encode_seed(raw, prefix) != seed:
+            raise ValueError  # noqa: TRY301 - said below, without the seed
+        pair = nkeys.from_seed(bytearray(seed))
         return str(pair.public_key.decode())
     except (nkeys.NkeysError, ValueError, OSError):
         # "from None": the cause may hold the seed

@@ -35,6 +35,11 @@ class Server(Struct, frozen=True, kw_only=True):
     cluster_port: int
     http_port: int
 
+    def at(self, port: int, *, host: str | None = None) -> str:
+        """Return host and port as an address, of this server or of another ``host``."""
+        name = self.host if host is None else host
+        return f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
+
 
 class Tenant(Struct, frozen=True, kw_only=True):
     """An isolated account.
@@ -92,7 +97,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     def url(self) -> str:
         """The servers, as ``nats.url`` takes them."""
         scheme = "tls" if self.has_tls else "nats"
-        return ",".join(f"{scheme}://{server.host}:{server.port}" for server in self.servers)
+        return ",".join(f"{scheme}://{server.at(server.port)}" for server in self.servers)
 
     def tenant(self, name: str) -> Tenant:
         """Return a tenant.
@@ -185,7 +190,7 @@ def layout(count: int, *, hosts: tuple[str, ...], port: int, cluster_port: int, 
         ConfigError: If the number of hosts fits neither one nor all servers.
     """
     if len(hosts) not in {1, count}:
-        message = f"give one --host for all {count} servers or one for each, not {len(hosts)}"
+        message = f"give one --address for all {count} servers or one for each, not {len(hosts)}"
         raise ConfigError(message)
     step = 0 if len(set(hosts)) == count and count > 1 else 1
     return tuple(

@@ -28,7 +28,7 @@ def server_text(plan: Plan, server: Server, *, folder: Path, route_secret: str) 
         [
             "# Written by `callboard nats config`; changes are lost at its next run.",
             f"server_name: {_quoted(server.name)}",
-            f"listen: {_quoted(f'{listen}:{server.port}')}",
+            f"listen: {_quoted(server.at(server.port, host=listen))}",
             "# monitoring answers anybody: loopback only",
             f"http: {_quoted(f'127.0.0.1:{server.http_port}')}",
             f"pid_file: {_quoted(own / 'nats.pid')}",
@@ -121,12 +121,12 @@ def _cluster(plan: Plan, server: Server, *, listen: str, secured: Sequence[str],
     others = [each for each in plan.servers if each is not server]
     if not others:
         return []
-    routes = ", ".join(_quoted(f"nats://{each.host}:{each.cluster_port}") for each in others)
+    routes = ", ".join(_quoted(f"nats://{each.at(each.cluster_port)}") for each in others)
     login = f"  authorization {{ user: callboard-route, password: {_quoted(secret)}, timeout: 5 }}"
     return [
         "cluster {",
         "  name: callboard",
-        f"  listen: {_quoted(f'{listen}:{server.cluster_port}')}",
+        f"  listen: {_quoted(server.at(server.cluster_port, host=listen))}",
         login,
         f"  routes: [{routes.replace('nats://', f'nats://callboard-route:{secret}@')}]",
         *(["  tls {", *(f"  {line}" for line in secured), "  }"] if secured else []),
