@@ -57,6 +57,7 @@ CODES = {
     "ModuleLoadError": "module_load",
     "NoRespondersError": "no_responders",
     "NotFoundError": "not_found",
+    "QuotaExceededError": "quota_exceeded",
     "PayloadTooLargeError": "payload_too_large",
     "PermissionDeniedError": "permission_denied",
     "PortInUseError": "port_in_use",

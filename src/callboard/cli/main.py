@@ -66,6 +66,7 @@ _STATUS: Final[dict[str, int]] = {
     "permission_denied": UNREACHABLE,
     "topology": UNREACHABLE,
     "backpressure": REFUSED,
+    "quota_exceeded": REFUSED,
     "conflict": REFUSED,
     "data_folder_in_use": REFUSED,
     "port_in_use": REFUSED,

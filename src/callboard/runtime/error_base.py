@@ -108,6 +108,15 @@ class BackpressureError(BusError):
     retryable = True
 
 
+class QuotaExceededError(BackpressureError):
+    """Raised when an account has used up its room, streams or consumers, so that a write or a new stream is refused.
+
+    Nothing was stored. Make room, or have an operator raise the limit: ``callboard tenant create`` with higher numbers.
+    """
+
+    code = "quota_exceeded"
+
+
 class NotFoundError(BusError):
     """Raised when a stream, consumer, bucket, object or message does not exist."""
 

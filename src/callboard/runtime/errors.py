@@ -30,6 +30,7 @@ from callboard.runtime.error_base import (
     NotFoundError,
     PayloadTooLargeError,
     PermissionDeniedError,
+    QuotaExceededError,
     TopologyError,
 )
 
@@ -70,6 +71,7 @@ __all__ = [
     "NotFoundError",
     "PayloadTooLargeError",
     "PermissionDeniedError",
+    "QuotaExceededError",
     "PortInUseError",
     "ReplyGoneError",
     "RetryableError",
