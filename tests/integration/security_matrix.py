@@ -1,4 +1,4 @@
-"""Each role against each thing that it must not do: ``python -m tests.integration.security_matrix`` prints the table."""
+"""Each role against what it must not do: ``python -m tests.integration.security_matrix`` prints the table."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ async def test_an_unknown_authority_is_named_on_either_side(servers: Secured, st
 
 async def test_an_expired_certificate_of_ours_is_named(servers: Secured) -> None:
     certificate, key = servers.folder.authority.issue("late", days=-1)
-    with pytest.raises(BusAuthError, match="our certificate has expired: renew nats.tls_cert_file"):
+    with pytest.raises(BusAuthError, match=r"our certificate has expired: renew nats\.tls_cert_file"):
         await enter(servers, nats__tls_cert_file=certificate, nats__tls_key_file=key)
 
 

@@ -1,4 +1,4 @@
-"""Everything Callboard does runs with the users of the written configuration, over TLS, each with the least it needs."""
+"""Everything Callboard does runs with the users of the written configuration, each with the least it needs."""
 
 from __future__ import annotations
 

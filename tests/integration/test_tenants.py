@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -14,11 +16,24 @@ from msgspec.structs import replace
 
 from callboard.cli.main import cli
 from callboard.cli.session import Session
-from callboard.runtime.bus.base import Message, StreamConfig, Write
-from callboard.runtime.errors import BackpressureError, BusError, CallboardError, NotFoundError, QuotaExceededError
+from callboard.runtime import tenants
+from callboard.runtime.bus.base import Bus, Message, StreamConfig, Write
+from callboard.runtime.bus.topology import due_consumer, task_consumers
+from callboard.runtime.capability import capability
+from callboard.runtime.client import Client
+from callboard.runtime.config import Settings, WorkSettings
+from callboard.runtime.errors import (
+    BackpressureError,
+    BusError,
+    CallboardError,
+    ConfigError,
+    NotFoundError,
+    QuotaExceededError,
+)
 from callboard.runtime.host import connector
 from callboard.runtime.security import tenancy
 from callboard.runtime.security.plan import MAIN, Tenant
+from callboard.runtime.worker import Worker
 from tests.support.eventually import eventually
 from tests.support.secured import Secured, planned, secured
 
@@ -108,8 +123,7 @@ async def test_what_goes_beyond_a_limit_is_refused_by_name(servers: Secured) -> 
     await create(servers, SMALL)
     operator = await servers.bus("operator", account="acme")
     with pytest.raises(QuotaExceededError, match="streams") as caught:
-        for number in range(4):
-            await operator.create_stream(StreamConfig(name=f"OWN{number}", subjects=(f"own.{number}",)))
+        await _streams(operator, 4)
     assert caught.value.code == "quota_exceeded"
     with pytest.raises(QuotaExceededError):
         await operator.create_stream(StreamConfig(name="BIG", subjects=("big",), max_bytes=1 << 30))
@@ -118,14 +132,11 @@ async def test_what_goes_beyond_a_limit_is_refused_by_name(servers: Secured) -> 
 async def test_a_tenant_that_is_full_is_refused_and_goes_on_when_it_has_room(servers: Secured) -> None:
     await create(servers, SMALL)
     submitter = await servers.bus("submitter", account="acme")
-    body = b"x" * 1_000_000
     with pytest.raises(BackpressureError):
-        for _ in range(100):
-            await submitter.store(Write("cb.task.search", body))
+        await _fill(submitter, "cb.task.search")
     # a stream without a limit of its own meets the account's
-    with pytest.raises(QuotaExceededError, match="acme|account"):
-        for _ in range(100):
-            await submitter.store(Write("cb.mail.greeter.ann", body))
+    with pytest.raises(QuotaExceededError, match="the account is at its limit"):
+        await _fill(submitter, "cb.mail.greeter.ann")
     await (await servers.bus("submitter")).store(Write("cb.task.search", b"1"))
     operator = await servers.bus("operator", account="acme")
     await operator.purge("CB_WORK")
@@ -153,3 +164,64 @@ async def test_a_removed_tenant_leaves_nothing(servers: Secured) -> None:
     assert info is not None
     assert info.messages == 0
     assert (servers.folder.path / "users" / MAIN).exists()
+
+
+async def _streams(bus: Bus, count: int) -> None:
+    for number in range(count):
+        await bus.create_stream(StreamConfig(name=f"OWN{number}", subjects=(f"own.{number}",)))
+
+
+async def _fill(bus: Bus, subject: str) -> None:
+    for _ in range(100):
+        await bus.store(Write(subject, b"x" * 1_000_000))
+
+
+@capability("search")
+async def search(tenant: str) -> str:
+    await asyncio.sleep(0.005)
+    return tenant.upper()
+
+
+# As above: the worker of a suspended tenant is refused again and again.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+async def test_one_process_works_for_all_tenants_and_outlasts_a_suspended_one(servers: Secured) -> None:
+    for name in ("acme", "beta"):
+        await create(servers, replace(SMALL, name=name, max_connections=10))
+        bus = await servers.bus("operator", account=name)
+        for config in task_consumers("search", WorkSettings()):
+            await bus.create_consumer("CB_WORK", config)
+        await bus.create_consumer("CB_LATER", due_consumer("search", WorkSettings()))
+    served = tenants.read(servers.folder.path / "users/worker-default.tenants.json")
+    ready: list[Worker] = []
+    settings = Settings.load(file=[], env={}, flags={"worker.concurrency": 4})
+    task = asyncio.create_task(tenants.run_tenants(settings, served, [search], on_ready=ready.append))
+    try:
+        await eventually(lambda: len(ready) == 2)
+        clients = {name: Client(await servers.bus("submitter", account=name)) for name in ("acme", "beta")}
+        for name, client in clients.items():
+            assert await client.call("search", name, timeout_s=10) == name.upper()
+        assert {worker.pools["search"].slots for worker in ready} <= {1, 2, 3}
+        await tenancy.suspend(servers.folder, "acme")
+        assert await clients["beta"].call("search", "beta", timeout_s=10) == "BETA"
+        names = [each.name for each in tenants.read(servers.folder.path / "users/worker-default.tenants.json")]
+        assert names == ["beta"]
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.wait_for(task, 20)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "cannot be used"),
+        ("[]", "at least one"),
+        ('[{"name":"a","config":"x"},{"name":"a","config":"y"}]', "each once"),
+        ('[{"name":"a","config":"x","weight":0}]', "at least 1"),
+        ('[{"name":"a","config":"x","wait":1}]', "cannot be used"),
+    ],
+)
+def test_a_list_of_tenants_that_makes_no_sense_is_refused(text: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "list.json").write_text(text, "utf-8")
+    with pytest.raises(ConfigError, match=words):
+        tenants.read(tmp_path / "list.json")

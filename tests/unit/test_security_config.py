@@ -146,7 +146,7 @@ def test_beyond_loopback_nothing_goes_without_tls(tmp_path: Path) -> None:
         (SAFE.replace("127.0.0.1:8222", "0.0.0.0:8222"), "monitoring on 0.0.0.0"),
         ("listen: 127.0.0.1:4222\nhttp_port: 8222\n", "monitoring on every address"),
         ("listen: 127.0.0.1:4222\nhttp: 8222\n", "monitoring on every address"),
-        ('listen: 127.0.0.1:4222\nmonitor_port = 8222\n', "monitoring on every address"),
+        ("listen: 127.0.0.1:4222\nmonitor_port = 8222\n", "monitoring on every address"),
         ('listen: 127.0.0.1:4222\nhttps: "10.0.0.1:8222"\n', "monitoring on 10.0.0.1"),
         (SAFE + "no_auth_user: guest\n", "no_auth_user"),
         ('listen: "0.0.0.0:4222"\n', "in the clear"),

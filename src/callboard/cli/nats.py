@@ -47,7 +47,9 @@ def command() -> None:
 @click.option("--address", "addresses", multiple=True, help="Where a server is reached; repeat for each.  [127.0.0.1]")
 @click.option("--port", type=click.IntRange(1, 65_535), help="First client port.  [default: 4222]")
 @click.option("--cluster-port", type=click.IntRange(1, 65_535), help="First port between servers.  [default: 6222]")
-@click.option("--http-port", type=click.IntRange(1, 65_535), help="First monitoring port, on loopback.  [default: 8222]")
+@click.option(
+    "--http-port", type=click.IntRange(1, 65_535), help="First monitoring port, on loopback.  [default: 8222]"
+)
 @click.option("--max-file-bytes", help="Room for all streams of a server, like 8GiB.")
 @click.option("--rotate", is_flag=True, help="Make a new authority, new certificates and new keys for all users.")
 @json_option
@@ -80,7 +82,9 @@ def config(  # noqa: PLR0917 - click hands over by name
 
     folder = Folder(out)
     before = plans.read(folder.path)
-    plan = before or plans.Plan(servers=plans.layout(1, hosts=("127.0.0.1",), port=4222, cluster_port=6222, http_port=8222))
+    plan = before or plans.Plan(
+        servers=plans.layout(1, hosts=("127.0.0.1",), port=4222, cluster_port=6222, http_port=8222)
+    )
     first = plan.servers[0]
     changes: dict[str, object] = {}
     if any(value is not None for value in (cluster, port, cluster_port, http_port)) or addresses:
@@ -154,7 +158,7 @@ def roles(session: Session, /, *, markdown: bool) -> None:
     from callboard.runtime.security import role
 
     if session.json:
-        emit({name: each for name, each in role.ROLES.items()})
+        emit(role.ROLES)
     elif markdown:
         click.echo(role.markdown())
     else:

@@ -22,6 +22,7 @@ def command() -> None:
 @click.option("--max-memory-bytes", help="Room for its streams in memory.  [default: 64MiB]")
 @click.option("--max-streams", type=click.IntRange(1), help="Streams it may have.  [default: 24]")
 @click.option("--max-connections", type=click.IntRange(1), help="Connections of all its users.  [default: 64]")
+@click.option("--weight", type=click.IntRange(1), help="Its part of workers that serve several tenants.  [default: 1]")
 @folder_option
 @json_option
 @global_options
@@ -35,6 +36,7 @@ def create(
     max_memory_bytes: str | None,
     max_streams: int | None,
     max_connections: int | None,
+    weight: int | None,
     out: Path,
 ) -> None:
     """Make the account NAME with its limits, users and streams, on the servers that run here.
@@ -55,6 +57,7 @@ def create(
         "max_memory_bytes": parse_bytes(max_memory_bytes) if max_memory_bytes else None,
         "max_streams": max_streams,
         "max_connections": max_connections,
+        "weight": weight,
     }
     limits = {key: value for key, value in given.items() if value is not None}
     tenant = replace(known.get(name, Tenant(name=name)), **limits)

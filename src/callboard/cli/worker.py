@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_FLAGS = ("concurrency", "pool", "labels", "drain_grace_s", "shutdown", "health_port")
+_FLAGS = ("concurrency", "pool", "labels", "drain_grace_s", "shutdown", "health_port", "tenants")
 _STRATEGIES = ("cooperative", "immediate", "finish-step", "checkpoint")
 
 
@@ -34,6 +35,11 @@ def _worker_options(function: F) -> F:
         click.argument("modules", nargs=-1, required=True, metavar="MODULE..."),
         click.option("--concurrency", type=click.IntRange(1, 4096), help="Slots of each process.  [default: 8]"),
         click.option("--pool", help="Serve only this pool's capabilities and those that name none."),
+        click.option(
+            "--tenants",
+            type=click.Path(path_type=Path, dir_okay=False),
+            help="File of tenants to work for; they share the slots fairly.",
+        ),
         click.option("--turns", type=click.IntRange(1, 65_536), help="Turns of actors at once.  [default: 256]"),
         click.option("--labels", metavar="K=V,...", help="Facts for selection, such as gpu=yes,zone=a."),
         click.option("--drain-grace", "drain_grace_s", type=SPAN, help="Time to finish after a stop.  [default: 30s]"),
@@ -147,16 +153,16 @@ def _serve(
         note(f"worker {worker.id} is ready and serves {serving(worker, parts)}; Ctrl-C drains it")
 
     port = settings.worker.health_port
-    host.run_loop(
-        host.run_worker(
-            settings,
-            parts.capabilities,
-            actors=parts.actors,
-            on_ready=on_ready,
-            parent_fd=parent_fd,
-            health_port=port + slot if port else 0,
-        )
-    )
+    rest = {"actors": parts.actors, "on_ready": on_ready, "parent_fd": parent_fd}
+    if settings.worker.tenants is None:
+        work = host.run_worker(settings, parts.capabilities, health_port=port + slot if port else 0, **rest)
+    else:
+        from callboard.runtime.tenants import read, run_tenants
+
+        served = read(settings.worker.tenants)
+        first = port + slot * len(served) if port else 0
+        work = run_tenants(settings, served, parts.capabilities, health_port=first, **rest)
+    host.run_loop(work)
     host.leave(0)
 
 
@@ -174,10 +180,11 @@ def _supervise(session: Session, /, settings: Settings, modules: Sequence[str], 
 
     host.configure_logs(settings)
     parts = [sys.executable, "-m", "callboard", "worker", "child", *modules]
-    for name, option in (("concurrency", "--concurrency"), ("pool", "--pool"), ("labels", "--labels")):
-        if flags[name] is not None:
-            parts += [option, str(flags[name])]
     for name, option in (
+        ("concurrency", "--concurrency"),
+        ("pool", "--pool"),
+        ("labels", "--labels"),
+        ("tenants", "--tenants"),
         ("turns", "--turns"),
         ("drain_grace_s", "--drain-grace"),
         ("shutdown", "--shutdown"),

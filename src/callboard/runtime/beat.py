@@ -102,7 +102,7 @@ def decode_beat(data: bytes) -> Beat:
 def heard(message: Message) -> Beat | None:
     """Return the beat that came in, None for what is none or speaks for another worker than its subject.
 
-    The subject is the broker's word about who sent it, as far as its users are limited to theirs; the body is anybody's.
+    The subject is the broker's word about who sent it, as far as its users are limited to theirs.
     """
     try:
         beat = decode_beat(message.data)

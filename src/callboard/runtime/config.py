@@ -231,6 +231,7 @@ class WorkerSettings(Section):
         health_host: Address the health port listens on.
         user: Our name among the server's users; it stands before the worker's id in its subjects, and the server lets
             it beat and answer pings for its own workers only. None on a server without users.
+        tenants: A file that lists tenants to work for, in place of the one that ``nats`` names; they share the slots.
     """
 
     processes: Annotated[int, Field(ge=1, le=512)] = 1
@@ -243,6 +244,7 @@ class WorkerSettings(Section):
     health_port: Port = 0
     health_host: str = "127.0.0.1"
     user: Annotated[str, Field(pattern=_NAME)] | None = None
+    tenants: Path | None = None
 
 
 class LogSettings(Section):

@@ -15,6 +15,7 @@ WORKER_READIED: Final = "callboard.v1.worker.readied"  # info: worker, capabilit
 WORKER_DRAIN_BEGUN: Final = "callboard.v1.worker.drain_begun"  # info: worker, now, shutdown
 WORKER_STOPPED: Final = "callboard.v1.worker.stopped"  # info: worker, exit_code
 WORKER_FAILED: Final = "callboard.v1.worker.failed"  # error: worker, code, message
+TENANT_UNSERVED: Final = "callboard.v1.tenant.unserved"  # warning: tenant, code, message; tried again
 BEAT_FORGED: Final = "callboard.v1.beat.forged"  # warning: subject, worker; it speaks for another, and is dropped
 
 # --- process -----------------------------------------------------------------------------------------------------

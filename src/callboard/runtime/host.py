@@ -15,6 +15,8 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from msgspec.structs import replace
+
 from callboard.runtime import events, ids, logs, metrics, subjects
 from callboard.runtime.actor import shutdown
 from callboard.runtime.actor.actor import Actor
@@ -27,6 +29,7 @@ from callboard.runtime.client import Client
 from callboard.runtime.clock import SYSTEM_CLOCK
 from callboard.runtime.config import Settings
 from callboard.runtime.errors import CallboardError, ConfigError
+from callboard.runtime.fairness import Seat
 from callboard.runtime.health import Health, HealthServer
 from callboard.runtime.pool import PoolRules
 from callboard.runtime.retry import RetryPolicy
@@ -242,6 +245,8 @@ async def run_worker(
     health_port: int | None = None,
     connect: Connect | None = None,
     on_signal: Callable[[], None] | None = None,
+    seat: Seat | None = None,
+    has_signals: bool = True,
 ) -> None:
     """Serve until SIGTERM or SIGINT; the first drains, the second stops at once. Returns after a clean end.
 
@@ -254,6 +259,8 @@ async def run_worker(
         health_port: Port of the health endpoint in place of the setting's.
         connect: How to connect in place of the settings'; for tests.
         on_signal: Called at each signal, before the worker stops.
+        seat: Its tenant's place, where one process works for several.
+        has_signals: Whether signals stop it; else whoever runs it does by ``Worker.stop``.
 
     Raises:
         ModuleLoadError: If there is nothing to serve in the pool.
@@ -264,7 +271,8 @@ async def run_worker(
     use_retry(capabilities, settings)
     open_bus = _verified(connect or connector(settings))
     worker_id = ids.new_worker_id(settings.worker.user)
-    worker = Worker(capabilities, open_bus, actors=actors, options=worker_options(settings), worker_id=worker_id)
+    options = replace(worker_options(settings), seat=seat)
+    worker = Worker(capabilities, open_bus, actors=actors, options=options, worker_id=worker_id)
     port = settings.worker.health_port if health_port is None else health_port
 
     def ready() -> None:
@@ -272,7 +280,7 @@ async def run_worker(
         if on_ready is not None:
             on_ready(worker)
 
-    with _signals(worker, on_signal), _lifeline(worker, parent_fd):
+    with _signals(worker, on_signal) if has_signals else contextlib.nullcontext(), _lifeline(worker, parent_fd):
         async with _health(worker, host=settings.worker.health_host, port=port):
             watcher = asyncio.create_task(_leave_stuck(worker), name="host-stuck")
             try:

@@ -32,6 +32,7 @@ from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 from callboard.runtime.commit import Committer
 from callboard.runtime.control import CONFIG_BUCKET, PAUSE_PREFIX, decode_cancel, decode_order
 from callboard.runtime.errors import BusError, CallboardError, TopologyError
+from callboard.runtime.fairness import Seat
 from callboard.runtime.lease import KeeperThread, LeaseKeeper
 from callboard.runtime.pool import MAX_STALL_S, Pool, PoolRules
 from callboard.runtime.questions import Questions
@@ -56,6 +57,7 @@ class WorkerOptions(Struct, frozen=True, kw_only=True):
         drain_grace_s: How long running work may go on after a stop was asked for.
         shutdown: What becomes of running work meanwhile; see ``callboard.runtime.actor.shutdown``.
         max_block_s: The lease of a handler that blocks the loop is kept this long.
+        seat: Its tenant's place among the workers of one process that share their slots.
     """
 
     concurrency: int = DEFAULT_CONCURRENCY
@@ -71,6 +73,7 @@ class WorkerOptions(Struct, frozen=True, kw_only=True):
     pool_rules: PoolRules = PoolRules()
     settle_rules: SettleRules = SettleRules()
     actor_rules: ActorRules = ActorRules()
+    seat: Seat | None = None
 
 
 class Worker:
@@ -164,7 +167,7 @@ class Worker:
             TopologyError: If its streams are missing.
             CallboardError: If the worker went deaf and could not recover, or a thread could not be stopped.
         """
-        bus = await self._connect(f"{self.id}")
+        bus = await self._connect(self.id)
         bus.on_reconnect(self._count_reconnect)
         try:
             await self._serve(bus, on_ready)
@@ -218,20 +221,14 @@ class Worker:
         self._committer = committer
         blobs = BlobStore(bus)
         loop = asyncio.get_running_loop()
+        rules = options.settle_rules
         settler = Settler(
-            bus,
-            committer,
-            keeper,
-            blobs,
-            clock=clock,
-            told=self,
-            spawn=self._fire,
-            soon=loop.call_soon,
-            rules=options.settle_rules,
+            bus, committer, keeper, blobs, clock=clock, told=self, spawn=self._fire, soon=loop.call_soon, rules=rules
         )
         questions = Questions(bus, keeper, clock=clock, holds_wait_s=options.holds_wait_s, peers=self._known_peers)
+        make = Pool if options.seat is None else options.seat.pool
         for capability in self._capabilities:
-            self.pools[capability.name] = Pool(
+            self.pools[capability.name] = make(
                 capability,
                 slots=capability.concurrency or options.concurrency,
                 bus=bus,

@@ -23,8 +23,10 @@ _TLS_ADVICE = (
     ("alert bad certificate", "it does not accept our certificate: set nats.tls_cert_file to one of its authority"),
     (
         "certificate has expired",
-        "its certificate has expired: renew it and reload the server (`callboard nats config --rotate`, then "
-        "`callboard nats reload`)",
+        (
+            "its certificate has expired: renew it and reload the server (`callboard nats config --rotate`, then "
+            "`callboard nats reload`)"
+        ),
     ),
     ("mismatch, certificate is not valid for", "its certificate is for another name: use one of its names in nats.url"),
     (

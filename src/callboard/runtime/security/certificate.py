@@ -114,7 +114,9 @@ class Authority:
             certificate = x509.load_pem_x509_certificate(self.certificate_file.read_bytes())
             key = load_pem_private_key(self.key_file.read_bytes(), password=None)
         except (OSError, ValueError, TypeError) as error:
-            message = f"the authority in {self.folder} cannot be read ({type(error).__name__}): --rotate makes a new one"
+            message = (
+                f"the authority in {self.folder} cannot be read ({type(error).__name__}): --rotate makes a new one"
+            )
             raise ConfigError(message) from None
         if not isinstance(key, ec.EllipticCurvePrivateKey):
             message = f"{self.key_file} is no key of ours: --rotate makes a new authority"
@@ -159,7 +161,9 @@ def _name(text: str) -> Name:
     return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, text)])
 
 
-def _begun(subject: Name, issuer: Name, key: EllipticCurvePrivateKey, *, now: datetime, days: float) -> CertificateBuilder:
+def _begun(
+    subject: Name, issuer: Name, key: EllipticCurvePrivateKey, *, now: datetime, days: float
+) -> CertificateBuilder:
     x509 = _library()
     ends = now + timedelta(days=days)
     return (

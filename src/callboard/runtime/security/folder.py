@@ -30,8 +30,9 @@ _CHECK_S = 20.0
 class Folder:
     """What ``callboard nats config`` writes.
 
-    ``callboard.json`` (the plan), ``accounts.conf`` (all users, public keys only), ``<server>/nats.conf``, ``tls/``, and
-    ``users/<account>/<user>/`` with ``seed``, ``settings.yaml`` and ``env``.
+    ``callboard.json`` (the plan), ``accounts.conf`` (all users, public keys only), ``<server>/nats.conf``, ``tls/``,
+    ``users/<account>/<user>/`` with ``seed``, ``settings.yaml`` and ``env``, and ``users/<user>.tenants.json`` for
+    workers that serve all tenants.
     """
 
     def __init__(self, path: Path, *, clock: Clock = SYSTEM_CLOCK) -> None:
@@ -95,6 +96,8 @@ class Folder:
             for account in _accounts(plan):
                 for user in plan.users:
                     self._introduce(plan, account, user)
+            for user in plan.users:
+                self._list_tenants(plan, user)
             self._replace_accounts(plan, serverconf.accounts_text(plan, keys))
             nkey.write_secret(self.path / "callboard.json", msgspec.json.format(msgspec.json.encode(plan), indent=2))
 
@@ -107,7 +110,11 @@ class Folder:
         """
         binary = server_binary.find().path
         done = subprocess.run(  # noqa: S603 - our own binary and our own file
-            [binary, "-t", "-c", self.config_file(server)], capture_output=True, text=True, timeout=_CHECK_S, check=False
+            [binary, "-t", "-c", self.config_file(server)],
+            capture_output=True,
+            text=True,
+            timeout=_CHECK_S,
+            check=False,
         )
         if done.returncode:
             said = (done.stderr or done.stdout).strip()
@@ -158,7 +165,9 @@ class Folder:
             settings["worker"] = {"user": user.name}
         if len(plan.servers) > 1:
             settings["topology"] = {"replicas": len(plan.servers)}
-        head = f"# Settings of the user {user.name} in the account {account}: callboard --config {folder}/settings.yaml\n"
+        head = (
+            f"# Settings of the user {user.name} in the account {account}: callboard --config {folder}/settings.yaml\n"
+        )
         nkey.write_secret(folder / "settings.yaml", (head + _yaml(settings)).encode())
         lines = [
             f"CALLBOARD_{section.upper()}__{key.upper()}={value}"
@@ -166,6 +175,18 @@ class Folder:
             for key, value in values.items()
         ]
         nkey.write_secret(folder / "env", ("\n".join(lines) + "\n").encode())
+
+    def _list_tenants(self, plan: Plan, user: User) -> None:
+        """Write the list that ``worker start --tenants`` takes to be a user in every tenant's account."""
+        if user.role not in {"worker", "host"}:
+            return
+        served = [
+            {"name": tenant.name, "config": f"{tenant.name}/{user.name}/settings.yaml", "weight": tenant.weight}
+            for tenant in plan.tenants
+            if not tenant.is_suspended
+        ]
+        data = msgspec.json.format(msgspec.json.encode(served), indent=2)
+        nkey.write_secret(self.path / "users" / f"{user.name}.tenants.json", data + b"\n")
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

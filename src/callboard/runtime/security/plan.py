@@ -49,6 +49,7 @@ class Tenant(Struct, frozen=True, kw_only=True):
         max_memory_bytes: Room for its streams in memory.
         max_streams: Streams it may have.
         max_connections: Connections of all its users together.
+        weight: Its part of the slots of workers that serve several tenants, relative to the others'.
         is_suspended: Its users are shut out; its streams stay.
     """
 
@@ -57,6 +58,7 @@ class Tenant(Struct, frozen=True, kw_only=True):
     max_memory_bytes: int = 64 * MIB
     max_streams: int = DEFAULT_STREAMS
     max_connections: int = 64
+    weight: int = 1
     is_suspended: bool = False
 
 
@@ -123,7 +125,7 @@ class Plan(Struct, frozen=True, kw_only=True):
         if tenant.name == MAIN:
             message = f"{MAIN!r} is the account of the deployment itself: give the tenant another name"
             raise ConfigError(message)
-        for limit in ("max_bytes", "max_memory_bytes", "max_streams", "max_connections"):
+        for limit in ("max_bytes", "max_memory_bytes", "max_streams", "max_connections", "weight"):
             if getattr(tenant, limit) < 1:
                 message = f"{limit} must be at least 1"
                 raise ConfigError(message)

@@ -1,4 +1,4 @@
-"""The one table of who may publish and hear what. The server's configuration, its tests and docs/security.md come from it.
+"""The one table of who may publish and hear what. Servers' configuration, tests and docs/security.md come from it.
 
 A subject may hold names in braces, filled in for each user: ``{user}``, ``{capability}``, ``{lane}`` (the durable
 consumers of a capability's lanes), ``{due}`` (the one of its scheduled tasks) and ``{type}``. A user without a list of

@@ -77,7 +77,7 @@ def problems(text: str) -> list[str]:
         if host.strip("[]") not in LOOPBACK:
             where = f"on {host}" if host else "on every address"
             found.append(
-                f"{name}: monitoring {where} answers anybody who asks: write http: \"127.0.0.1:<port>\", and let a "
+                f'{name}: monitoring {where} answers anybody who asks: write http: "127.0.0.1:<port>", and let a '
                 "network policy or a proxy decide who gets there"
             )
     if re.search(r"^\s*no_auth_user\s*[:=\s]", text, re.MULTILINE):
