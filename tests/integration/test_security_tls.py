@@ -7,6 +7,7 @@ import contextlib
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -39,8 +40,9 @@ def stranger(tmp_path: Path) -> Folder:
     return folder
 
 
-async def enter(servers: Secured, **flags: object) -> None:
-    await servers.bus("operator", nats__connect_deadline_s=5.0, **flags)
+async def enter(servers: Secured, **flags: Path | str) -> None:
+    given: dict[str, Any] = {"nats__connect_deadline_s": 5.0, **flags}
+    await servers.bus("operator", **given)
 
 
 async def test_a_foreign_key_is_refused(servers: Secured, stranger: Folder) -> None:

@@ -104,8 +104,10 @@ async def test_look_ups_reach_who_keeps_the_registry(tmp_path: Path) -> None:
         desk = await servers.bus("registry")
         caller = await servers.bus("submitter")
 
+        answers: list[asyncio.Future[None]] = []
+
         def answer(message: Message) -> None:
-            asyncio.get_running_loop().create_task(desk.publish(message.reply, b"found"))
+            answers.append(asyncio.ensure_future(desk.publish(message.reply, b"found")))
 
         await desk.subscribe("cb.registry.*", answer)
         assert (await caller.request("cb.registry.find", b"{}")).data == b"found"

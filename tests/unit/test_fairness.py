@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -73,7 +74,7 @@ def test_every_division_keeps_its_limits(slots: int, claimants: list[Claimant]) 
 
 @asynccontextmanager
 async def two_tenants(
-    folder: Path, work: Capability[..., object], *, is_fair: bool, weight: int = 1
+    folder: Path, work: Capability[..., Any], *, is_fair: bool, weight: int = 1
 ) -> AsyncIterator[tuple[World, World]]:
     """Run one process that serves two brokers; without fairness each tenant's worker has its slots for itself."""
     fairness = Fairness()

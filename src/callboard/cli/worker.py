@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -153,15 +154,14 @@ def _serve(
         note(f"worker {worker.id} is ready and serves {serving(worker, parts)}; Ctrl-C drains it")
 
     port = settings.worker.health_port
-    rest = {"actors": parts.actors, "on_ready": on_ready, "parent_fd": parent_fd}
     if settings.worker.tenants is None:
-        work = host.run_worker(settings, parts.capabilities, health_port=port + slot if port else 0, **rest)
+        serve = partial(host.run_worker, settings, health_port=port + slot if port else 0)
     else:
         from callboard.runtime.tenants import read, run_tenants
 
         served = read(settings.worker.tenants)
-        first = port + slot * len(served) if port else 0
-        work = run_tenants(settings, served, parts.capabilities, health_port=first, **rest)
+        serve = partial(run_tenants, settings, served, health_port=port + slot * len(served) if port else 0)
+    work = serve(capabilities=parts.capabilities, actors=parts.actors, on_ready=on_ready, parent_fd=parent_fd)
     host.run_loop(work)
     host.leave(0)
 

@@ -1,8 +1,8 @@
 """Slots of one process, shared fairly among tenants: a flood of one leaves the others their share.
 
-Each tenant has a connection, a worker and pools of its own; what they share is the number of slots of a capability. That
-is divided anew whenever a task comes or ends, by weights and only among those who have work (max-min fairness). A tenant
-without work keeps one slot's worth of standing credit, so that its next task is seen at once.
+Each tenant has a connection, a worker and pools of its own; what they share is the number of slots of a capability.
+That is divided anew whenever a task comes or ends, by weight and among those who have work only (max-min fairness). A
+tenant without work keeps one slot's worth of standing credit, so that its next task is seen at once.
 """
 
 from __future__ import annotations

@@ -142,6 +142,9 @@ class _Crew:
 
         return ready
 
+    def is_stopping(self) -> bool:
+        return self.stops > 0
+
     def stop(self) -> None:
         self.stops += 1
         for worker in self.workers:
@@ -165,11 +168,11 @@ class _Crew:
 
 async def _keep(tenant: Served, serve: Callable[[], Awaitable[None]], crew: _Crew) -> None:
     """Serve one tenant, again and again while it fails, until all are to stop."""
-    while not crew.stops:
+    while not crew.is_stopping():
         try:
             await serve()
         except CallboardError as error:
             _log.warning(events.TENANT_UNSERVED, tenant=tenant.name, code=error.code, message=str(error))
         until_s = SYSTEM_CLOCK.monotonic() + AGAIN_S
-        while not crew.stops and SYSTEM_CLOCK.monotonic() < until_s:
+        while SYSTEM_CLOCK.monotonic() < until_s and not crew.is_stopping():
             await SYSTEM_CLOCK.sleep(0.1)

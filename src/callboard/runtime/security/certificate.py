@@ -11,15 +11,17 @@ import ipaddress
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 from callboard.runtime.errors import ConfigError
-from callboard.runtime.security.nkey import missing, write_secret
-
-if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
-    from cryptography.x509 import Certificate, CertificateBuilder, Name
+from callboard.runtime.security.nkey import write_secret
 
 CA_DAYS = 3650
 LEAF_DAYS = 397
@@ -38,14 +40,9 @@ class Authority:
         self._clock = clock
 
     def ensure(self, *, rotate: bool = False) -> bool:
-        """Make the authority when it is not there, or in any case with ``rotate``; return whether it is new.
-
-        Raises:
-            MissingExtraError: If the package ``cryptography`` is not installed.
-        """
+        """Make the authority when it is not there, or in any case with ``rotate``; return whether it is new."""
         if not rotate and self.certificate_file.exists() and self.key_file.exists():
             return False
-        x509 = _library()
         key = _new_key()
         name = _name("Callboard development authority")
         now = self._clock.now()
@@ -87,8 +84,6 @@ class Authority:
         authority, signer = self._load()
         if not rotate and key_file.exists() and _is_good(certificate_file, authority, hosts):
             return certificate_file, key_file
-        x509 = _library()
-        from cryptography.x509.oid import ExtendedKeyUsageOID  # noqa: PLC0415 - an extra
 
         key = _new_key()
         # A server is a client of its neighbours in a cluster.
@@ -105,10 +100,7 @@ class Authority:
         self._write(key_file, certificate_file, key, _signed(builder, signer))
         return certificate_file, key_file
 
-    def _load(self) -> tuple[Certificate, EllipticCurvePrivateKey]:
-        x509 = _library()
-        from cryptography.hazmat.primitives.asymmetric import ec  # noqa: PLC0415 - an extra
-        from cryptography.hazmat.primitives.serialization import load_pem_private_key  # noqa: PLC0415 - an extra
+    def _load(self) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
 
         try:
             certificate = x509.load_pem_x509_certificate(self.certificate_file.read_bytes())
@@ -124,9 +116,8 @@ class Authority:
         return certificate, key
 
     def _write(
-        self, key_file: Path, certificate_file: Path, key: EllipticCurvePrivateKey, certificate: Certificate
+        self, key_file: Path, certificate_file: Path, key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate
     ) -> None:
-        from cryptography.hazmat.primitives import serialization  # noqa: PLC0415 - an extra
 
         secret = key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
@@ -138,33 +129,21 @@ class Authority:
 
 def expires_at(certificate_file: Path) -> datetime:
     """Return when a certificate ends."""
-    x509 = _library()
     return x509.load_pem_x509_certificate(certificate_file.read_bytes()).not_valid_after_utc
 
 
-def _library():  # type: ignore[no-untyped-def]  # noqa: ANN202 - a module
-    try:
-        from cryptography import x509  # noqa: PLC0415 - an extra
-    except ImportError as error:
-        raise missing() from error
-    return x509
-
-
-def _new_key() -> EllipticCurvePrivateKey:
-    from cryptography.hazmat.primitives.asymmetric import ec  # noqa: PLC0415 - an extra
+def _new_key() -> ec.EllipticCurvePrivateKey:
 
     return ec.generate_private_key(ec.SECP256R1())
 
 
-def _name(text: str) -> Name:
-    x509 = _library()
-    return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, text)])
+def _name(text: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
 
 
 def _begun(
-    subject: Name, issuer: Name, key: EllipticCurvePrivateKey, *, now: datetime, days: float
-) -> CertificateBuilder:
-    x509 = _library()
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, *, now: datetime, days: float
+) -> x509.CertificateBuilder:
     ends = now + timedelta(days=days)
     return (
         x509.CertificateBuilder()
@@ -177,15 +156,13 @@ def _begun(
     )
 
 
-def _signed(builder: CertificateBuilder, key: EllipticCurvePrivateKey) -> Certificate:
-    from cryptography.hazmat.primitives import hashes  # noqa: PLC0415 - an extra
+def _signed(builder: x509.CertificateBuilder, key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
 
     return builder.sign(key, hashes.SHA256())
 
 
-def _alternatives(hosts: Sequence[str]) -> list[object]:
-    x509 = _library()
-    found: list[object] = []
+def _alternatives(hosts: Sequence[str]) -> list[x509.GeneralName]:
+    found: list[x509.GeneralName] = []
     for host in dict.fromkeys(hosts):
         try:
             found.append(x509.IPAddress(ipaddress.ip_address(host)))
@@ -194,15 +171,12 @@ def _alternatives(hosts: Sequence[str]) -> list[object]:
     return found
 
 
-def _is_good(certificate_file: Path, authority: Certificate, hosts: Sequence[str]) -> bool:
+def _is_good(certificate_file: Path, authority: x509.Certificate, hosts: Sequence[str]) -> bool:
     """Return whether the file holds a certificate of this authority for these hosts."""
-    x509 = _library()
     try:
         found = x509.load_pem_x509_certificate(certificate_file.read_bytes())
         found.verify_directly_issued_by(authority)
-    except (OSError, ValueError, TypeError):
-        return False
-    except Exception:  # noqa: BLE001 - the library's InvalidSignature, which has no base class of its own
+    except (OSError, ValueError, TypeError, InvalidSignature):
         return False
     if not hosts:
         return True

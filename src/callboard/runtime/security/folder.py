@@ -8,7 +8,9 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -17,9 +19,11 @@ from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 from callboard.runtime.errors import ConfigError, ServerStartError
 from callboard.runtime.security import nkey, serverconf
 from callboard.runtime.security import plan as plans
-from callboard.runtime.security.certificate import Authority
 from callboard.runtime.security.plan import LOOPBACK, MAIN, Plan
 from callboard.runtime.security.role import User, inbox
+
+if TYPE_CHECKING:
+    from callboard.runtime.security.certificate import Authority
 
 if sys.platform != "win32":
     import fcntl
@@ -38,7 +42,20 @@ class Folder:
     def __init__(self, path: Path, *, clock: Clock = SYSTEM_CLOCK) -> None:
         """Use ``path``; nothing is read or written yet."""
         self.path = path.absolute()
-        self.authority = Authority(self.path / "tls", clock=clock)
+        self._clock = clock
+
+    @cached_property
+    def authority(self) -> Authority:
+        """The authority that signs the certificates.
+
+        Raises:
+            MissingExtraError: If the package ``cryptography`` is not installed.
+        """
+        try:
+            from callboard.runtime.security.certificate import Authority  # noqa: PLC0415 - needs an extra
+        except ImportError as error:
+            raise nkey.missing() from error
+        return Authority(self.path / "tls", clock=self._clock)
 
     def plan(self) -> Plan:
         """Return what the folder was made from.

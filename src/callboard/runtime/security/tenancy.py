@@ -89,7 +89,7 @@ async def remove(folder: Folder, name: str, *, connector: Connector, clock: Cloc
     folder.write(plan.without_tenant(name))
     await servers.reload(folder, clock=clock)
     shutil.rmtree(folder.path / "users" / name, ignore_errors=True)
-    for file in folder.authority.folder.glob(f"{name}.*"):
+    for file in (folder.path / "tls").glob(f"{name}.*"):
         file.unlink()
     return len(names)
 
