@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
-from callboard.runtime import events, ids, logs, metrics, subjects
+from callboard.runtime import events, ids, logs, metrics, subjects, tracing
 from callboard.runtime.actor import shutdown
 from callboard.runtime.actor.actor import Actor
 from callboard.runtime.actor.hosting import ActorHost
@@ -145,7 +145,8 @@ async def connect(
         loaded = settings.model_copy(update={"nats": settings.nats.model_copy(update={"url": url})})
     bus = await connector(loaded)(name)
     try:
-        yield Client(bus, claim_check_bytes=int(loaded.work.claim_check_bytes))
+        with tracing.running(loaded.trace):
+            yield Client(bus, claim_check_bytes=int(loaded.work.claim_check_bytes))
     finally:
         await bus.close()
 
@@ -280,7 +281,8 @@ async def run_worker(
         if on_ready is not None:
             on_ready(worker)
 
-    with _signals(worker, on_signal) if has_signals else contextlib.nullcontext(), _lifeline(worker, parent_fd):
+    signals = _signals(worker, on_signal) if has_signals else contextlib.nullcontext()
+    with signals, _lifeline(worker, parent_fd), tracing.running(settings.trace):
         async with _health(worker, host=settings.worker.health_host, port=port):
             watcher = asyncio.create_task(_leave_stuck(worker), name="host-stuck")
             try:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, TypedDict, Unpack
 from urllib.parse import unquote, urlsplit
 
 from callboard.runtime.errors import ConfigError
 
 _PORT = 4222
+_SEED = re.compile(r"SU[A-Z2-7]{56}")
 _SCHEMES = {"nats", "tls", "ws", "wss"}
 # The first that fits; our own certificate's troubles come as alerts of the server.
 _TLS_ADVICE = (
@@ -80,7 +83,7 @@ class Address:
             who: Goes before what a URL says.
 
         Raises:
-            ConfigError: If a URL is malformed, or the URLs disagree about who we are.
+            ConfigError: If a URL is malformed, the URLs disagree about who we are, or a seed or a file is not usable.
         """
         user, password, token = who.get("user"), who.get("password"), who.get("token")
         listed = servers.split(",") if isinstance(servers, str) else list(servers)
@@ -105,6 +108,7 @@ class Address:
         self._options: dict[str, Any] = {}
         secrets = {"user": user, "password": password, "token": token}
         self._secrets = {key: _hidden(value) for key, value in secrets.items() if value is not None}
+        _check_files(who.get("nkey_seed"), who.get("creds"))
         renamed = {"nkeys_seed_str": who.get("nkey_seed"), "user_credentials": who.get("creds")}
         self._options |= {key: value for key, value in renamed.items() if value is not None}
         self._add_tls(who.get("tls_ca"), who.get("tls_cert"), who.get("tls_key"), who.get("tls_hostname"))
@@ -118,9 +122,11 @@ class Address:
         return ", ".join(self.urls)
 
     def options(self, guard: Callable[[], None]) -> dict[str, Any]:
-        """Return what the client needs to know; it calls ``guard`` each time before it sends a secret.
+        """Return what the client needs to know; it calls ``guard`` each time before it says who we are.
 
-        Secrets are handed over as functions, so that they show up in no repr of the client or its options.
+        Secrets are handed over as functions, so that they show up in no repr of the client or its options. Where TLS is
+        asked for, there always is one: the client asks for a token beside any other way to log in, or in place of none,
+        and an empty one counts as none.
         """
 
         def guarded(secret: Callable[[], str]) -> Callable[[], str]:
@@ -130,10 +136,7 @@ class Address:
 
             return tell
 
-        secrets = dict(self._secrets)
-        if self.wants_tls and "password" not in secrets:
-            # An nkey is no secret to send, so nothing would call the guard; a token goes along with any of them.
-            secrets.setdefault("token", _hidden(""))
+        secrets = {"token": _hidden("")} | self._secrets if self.wants_tls else self._secrets
         return self._options | {key: guarded(secret) for key, secret in secrets.items()}
 
     def refresh(self) -> None:
@@ -167,6 +170,19 @@ def _load(context: ssl.SSLContext, ca: str | None, cert: str | None, key: str | 
         context.load_verify_locations(ca)
     if cert is not None:
         context.load_cert_chain(cert, key)
+
+
+def _check_files(seed: str | None, creds: str | None) -> None:
+    """Refuse what the client would take for a server that does not answer."""
+    if seed is not None and not _SEED.fullmatch(seed.strip()):
+        message = "the nkey seed is not usable: that of a user has 58 characters and begins with SU"
+        raise ConfigError(message)
+    if creds is not None:
+        try:
+            Path(creds).read_bytes()
+        except OSError as error:
+            message = f"the credentials file {creds} cannot be read: {error.strerror}"
+            raise ConfigError(message) from error
 
 
 def _hidden(secret: str) -> Callable[[], str]:
