@@ -17,6 +17,7 @@ from callboard.runtime.security import tenancy
 from callboard.runtime.security.plan import Tenant
 from callboard.runtime.tenants import read, run_tenants
 from callboard.runtime.worker import Worker
+from tests.support.eventually import eventually
 from tests.support.secured import planned, secured
 
 FLOOD = 10_000
@@ -51,8 +52,7 @@ async def measure(folder: Path) -> tuple[float, float, int]:
         ready: list[Worker] = []
         settings = Settings.load(file=[], env={}, flags={"worker.concurrency": SLOTS})
         running = asyncio.create_task(run_tenants(settings, served, [work], on_ready=ready.append))
-        while len(ready) < len(served):
-            await asyncio.sleep(0.05)
+        await eventually(lambda: len(ready) == len(served))
         flood, few = [Client(await servers.bus("submitter", account=name)) for name in ("a", "b")]
         alone_s = sorted([await _few(few) for _ in range(ROUNDS)])
         await flood.submit_many("work", list(range(FLOOD)))

@@ -21,21 +21,18 @@ from nats.aio.subscription import Subscription as ClientSubscription
 from callboard.runtime import events
 from callboard.runtime.bus.base import ServerInfo
 from callboard.runtime.bus.header import Headers
-from callboard.runtime.bus.jetstream_address import Address, Credentials, tls_advice
+from callboard.runtime.bus.jetstream_address import Address, Credentials, dial_error, tls_advice
 from callboard.runtime.bus.jetstream_bus import JetStreamBus
 from callboard.runtime.bus.jetstream_link import Listener, Raw, Sink
 from callboard.runtime.bus.jetstream_state import LinkState, within
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 from callboard.runtime.errors import (
     BackpressureError,
-    BusAuthError,
     BusClosedError,
-    BusConnectError,
     BusError,
     BusTimeoutError,
     CallboardError,
     InvalidHeaderError,
-    MissingExtraError,
     PayloadTooLargeError,
 )
 from callboard.runtime.ids import new_token
@@ -250,7 +247,8 @@ class NatsLink(LinkState):
             raise
         failure = task.exception() if task.done() and not task.cancelled() else None
         await self._abandon(client, task)
-        raise self._dial_error(failure or (last[0] if last else None), deadline_s, is_refused=refused.done())
+        cause = failure or (last[0] if last else None)
+        raise dial_error(self._address.text, cause, deadline_s, is_refused=refused.done())
 
     async def _connect(self, client: _Client, on_error: Callable[[Exception], Coroutine[Any, Any, None]]) -> None:
         def guard() -> None:
@@ -292,26 +290,14 @@ class NatsLink(LinkState):
         )
 
     async def _abandon(self, client: _Client, task: asyncio.Task[None]) -> None:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        # The client swallows a cancellation that meets the end of one of its attempts, and would try for ever.
+        while not task.done():
+            task.cancel()
+            await asyncio.wait({task}, timeout=_RECONNECT_S)
+        if not task.cancelled():
+            # Looked at, or the loop would complain.
+            task.exception()
         await _dispose(client)
-
-    def _dial_error(self, error: BaseException | None, deadline_s: float, *, is_refused: bool) -> CallboardError:
-        servers = self._address.text
-        advice = tls_advice(str(error))
-        if advice is not None:
-            return BusAuthError(f"no secure connection to the server at {servers}: {advice} ({error})")
-        if is_refused:
-            return BusAuthError(f"the server at {servers} refused the credentials: check user, password, token or nkey")
-        if isinstance(error, ImportError):
-            return MissingExtraError("nkeys and .creds files need one more package: pip install 'callboard[nkeys]'")
-        if isinstance(error, nats.errors.SecureConnRequiredError):
-            text = f"the server at {servers} does not speak TLS, as its URL demands ({error}); nothing was sent to it: "
-            return BusConnectError(f"{text}set up TLS there, or write nats:// where others may read along")
-        return BusConnectError(
-            f"no NATS server at {servers} answered within {deadline_s:g} s ({error or 'no answer'}): start one with "
-            "`nats-server -js`, or check the address"
-        )
 
     def _choose(self, servers: list[Server], _info: dict[str, Any]) -> tuple[Server | None, float]:
         """Return where to go next and after which pause; the client calls this before each attempt to reconnect."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypedDict, Unpack
 from urllib.parse import unquote, urlsplit
 
-from callboard.runtime.errors import ConfigError
+from callboard.runtime.errors import BusAuthError, BusConnectError, CallboardError, ConfigError, MissingExtraError
 
 _PORT = 4222
 _SEED = re.compile(r"SU[A-Z2-7]{56}")
@@ -35,10 +35,6 @@ _TLS_ADVICE = (
     (
         "certificate verify failed",
         "its certificate is of an authority that we do not trust: set nats.tls_ca_file to that authority's",
-    ),
-    (
-        "secure connection required",
-        "it offers no TLS, and the settings ask for it: switch TLS on at the server; nothing was sent in the clear",
     ),
     ("[ssl", "the TLS handshake failed: is it a TLS server, and of this decade?"),
 )
@@ -163,6 +159,24 @@ class Address:
 def tls_advice(text: str) -> str | None:
     """Return what to do about a failed TLS handshake, by the text of its error; None when it was something else."""
     return next((advice for sign, advice in _TLS_ADVICE if sign in text.lower()), None)
+
+
+def dial_error(servers: str, error: BaseException | None, deadline_s: float, *, is_refused: bool) -> CallboardError:
+    """Return what kept us from connecting, and what to do about it."""
+    advice = tls_advice(str(error))
+    if advice is not None:
+        return BusAuthError(f"no secure connection to the server at {servers}: {advice} ({error})")
+    if is_refused:
+        return BusAuthError(f"the server at {servers} refused the credentials: check user, password, token or nkey")
+    if isinstance(error, ImportError):
+        return MissingExtraError("nkeys and .creds files need one more package: pip install 'callboard[nkeys]'")
+    if "secure connection required" in str(error):
+        text = f"the server at {servers} does not speak TLS, as its URL demands ({error}); nothing was sent to it: "
+        return BusConnectError(f"{text}set up TLS there, or write nats:// where others may read along")
+    return BusConnectError(
+        f"no NATS server at {servers} answered within {deadline_s:g} s ({error or 'no answer'}): start one with "
+        "`nats-server -js`, or check the address"
+    )
 
 
 def _load(context: ssl.SSLContext, ca: str | None, cert: str | None, key: str | None) -> None:
