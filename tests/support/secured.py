@@ -17,7 +17,7 @@ import msgspec
 from callboard.runtime.bus import provision, topology
 from callboard.runtime.bus.base import Bus
 from callboard.runtime.config import Settings
-from callboard.runtime.errors import BusError
+from callboard.runtime.errors import BusError, TopologyError
 from callboard.runtime.host import connector
 from callboard.runtime.security.folder import Folder
 from callboard.runtime.security.plan import MAIN, Plan, Server, unit
@@ -128,7 +128,18 @@ class Secured:
         (bus,) = found
         fitting = topology.fit(settings.topology, store_bytes=4 << 30)
         wanted = topology.declared(fitting, capabilities=capabilities, work=settings.work)
-        await provision.apply(bus, await provision.plan(bus, wanted))
+
+        async def is_made() -> bool:
+            # the servers of a cluster find each other one after the other
+            try:
+                await provision.apply(bus, await provision.plan(bus, wanted))
+            except TopologyError as error:
+                if "no suitable peers" in str(error):
+                    return False
+                raise
+            return True
+
+        await eventually(is_made, within_s=40, what="all servers of the cluster")
 
     async def close(self) -> None:
         """Close the connections and end the servers."""

@@ -180,6 +180,8 @@ class Folder:
         settings: dict[str, dict[str, object]] = {"nats": dict(nats)}
         if user.role in {"worker", "host", "registry"}:
             settings["worker"] = {"user": user.name}
+            # only its own users may keep the registry's records and answer look-ups
+            settings["registry"] = {"host": user.role == "registry"}
         if len(plan.servers) > 1:
             settings["topology"] = {"replicas": len(plan.servers)}
         head = (
@@ -187,7 +189,7 @@ class Folder:
         )
         nkey.write_secret(folder / "settings.yaml", (head + _yaml(settings)).encode())
         lines = [
-            f"CALLBOARD_{section.upper()}__{key.upper()}={value}"
+            f"CALLBOARD_{section.upper()}__{key.upper()}={_plain(value)}"
             for section, values in settings.items()
             for key, value in values.items()
         ]
@@ -224,3 +226,8 @@ def _yaml(settings: Mapping[str, Mapping[str, object]]) -> str:
     for section, values in settings.items():
         lines += [f"{section}:", *(f"  {key}: {json.dumps(value)}" for key, value in values.items())]
     return "\n".join(lines) + "\n"
+
+
+def _plain(value: object) -> str:
+    """Return a value as a variable carries it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
