@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -33,6 +35,7 @@ _FLAGS = {
     "max_cpu_s": "--max-cpu",
     "max_task_s": "--max-task",
     "max_open_files": "--max-open-files",
+    "tenants": "--tenants",
 }
 _OTHER_FLAGS = {"turns": "--turns", "log_level": "--log-level"}
 _STRATEGIES = ("cooperative", "immediate", "finish-step", "checkpoint")
@@ -48,6 +51,11 @@ def _worker_options(function: F) -> F:
         click.argument("modules", nargs=-1, required=True, metavar="MODULE..."),
         click.option("--concurrency", type=click.IntRange(1, 4096), help="Slots of each process.  [default: 8]"),
         click.option("--pool", help="Serve only this pool's capabilities and those that name none."),
+        click.option(
+            "--tenants",
+            type=click.Path(path_type=Path, dir_okay=False),
+            help="File of tenants to work for; they share the slots fairly.",
+        ),
         click.option("--turns", type=click.IntRange(1, 65_536), help="Turns of actors at once.  [default: 256]"),
         click.option("--labels", metavar="K=V,...", help="Facts for selection, such as gpu=yes,zone=a."),
         click.option("--drain-grace", "drain_grace_s", type=SPAN, help="Time to finish after a stop.  [default: 30s]"),
@@ -223,17 +231,15 @@ def _serve(
         note(f"worker {worker.id} is ready and serves {serving(worker, parts)}; Ctrl-C drains it")
 
     port = settings.worker.health_port
-    host.run_loop(
-        host.run_worker(
-            settings,
-            parts.capabilities,
-            actors=parts.actors,
-            on_ready=on_ready,
-            parent_fd=parent_fd,
-            group=group,
-            health_port=port + slot if port else 0,
-        )
-    )
+    if settings.worker.tenants is None:
+        serve = partial(host.run_worker, settings, group=group, health_port=port + slot if port else 0)
+    else:
+        from callboard.runtime.tenants import read, run_tenants
+
+        served = read(settings.worker.tenants)
+        serve = partial(run_tenants, settings, served, health_port=port + slot * len(served) if port else 0)
+    work = serve(capabilities=parts.capabilities, actors=parts.actors, on_ready=on_ready, parent_fd=parent_fd)
+    host.run_loop(work)
     host.leave(0)
 
 

@@ -8,7 +8,12 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
+from callboard.runtime import events, logs, subjects
+from callboard.runtime.bus.base import Message
 from callboard.runtime.errors import DecodeError
+
+_SHOWN = 80
+_log = logs.get_logger(__name__)
 
 WorkerStatus = Literal["starting", "ready", "deaf", "draining", "stopped"]
 
@@ -105,3 +110,18 @@ def decode_beat(data: bytes) -> Beat:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         message = f"this is not a heartbeat: {error}"
         raise DecodeError(message) from error
+
+
+def heard(message: Message) -> Beat | None:
+    """Return the beat that came in, None for what is none or speaks for another worker than its subject.
+
+    The subject is the broker's word about who sent it, as far as its users are limited to theirs.
+    """
+    try:
+        beat = decode_beat(message.data)
+    except DecodeError:
+        return None
+    if message.subject != subjects.beat(beat.worker):
+        _log.warning(events.BEAT_FORGED, subject=message.subject, worker=beat.worker[:_SHOWN])
+        return None
+    return beat

@@ -243,6 +243,9 @@ class WorkerSettings(Section):
         max_cpu_s: A process that has used so much CPU time is replaced; five seconds of it later it is killed.
         max_task_s: Longest run of a task, also of capabilities that allow more.
         max_open_files: Files and sockets that a process may have open.
+        user: Our name among the server's users; it stands before the worker's id in its subjects, and the server lets
+            it beat and answer pings for its own workers only. None on a server without users.
+        tenants: A file that lists tenants to work for, in place of the one that ``nats`` names; they share the slots.
     """
 
     processes: Annotated[int, Field(ge=1, le=512)] = 1
@@ -257,6 +260,8 @@ class WorkerSettings(Section):
     max_block_s: Seconds = 60.0
     health_port: Port = 0
     health_host: str = "127.0.0.1"
+    user: Annotated[str, Field(pattern=_NAME)] | None = None
+    tenants: Path | None = None
     group_port: Port = 0
     recycle_tasks: Annotated[int, Field(ge=0)] = 0
     recycle_rss_bytes: BytesOrZero = 0

@@ -16,6 +16,8 @@ WORKER_DRAIN_BEGUN: Final = "callboard.v1.worker.drain_begun"  # info: worker, n
 WORKER_WORN: Final = "callboard.v1.worker.worn"  # info: worker, why; another process takes its place
 WORKER_STOPPED: Final = "callboard.v1.worker.stopped"  # info: worker, exit_code
 WORKER_FAILED: Final = "callboard.v1.worker.failed"  # error: worker, code, message
+TENANT_UNSERVED: Final = "callboard.v1.tenant.unserved"  # warning: tenant, code, message; tried again
+BEAT_FORGED: Final = "callboard.v1.beat.forged"  # warning: subject, worker; it speaks for another, and is dropped
 
 # --- process -----------------------------------------------------------------------------------------------------
 

@@ -15,7 +15,9 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from callboard.runtime import events, limits, logs, metrics, subjects, tracing
+from msgspec.structs import replace
+
+from callboard.runtime import events, ids, limits, logs, metrics, subjects, tracing
 from callboard.runtime.actor import shutdown
 from callboard.runtime.actor.actor import Actor
 from callboard.runtime.actor.hosting import ActorHost
@@ -27,6 +29,7 @@ from callboard.runtime.client import Client
 from callboard.runtime.clock import SYSTEM_CLOCK
 from callboard.runtime.config import Settings
 from callboard.runtime.errors import CallboardError, ConfigError
+from callboard.runtime.fairness import Seat
 from callboard.runtime.health import Health, HealthServer
 from callboard.runtime.pool import PoolRules
 from callboard.runtime.processes import RETIRE, tell_worn
@@ -273,6 +276,8 @@ async def run_worker(
     health_port: int | None = None,
     connect: Connect | None = None,
     on_signal: Callable[[], None] | None = None,
+    seat: Seat | None = None,
+    has_signals: bool = True,
 ) -> None:
     """Serve until SIGTERM or SIGINT; the first drains, the second stops at once. Returns after a clean end.
 
@@ -286,6 +291,8 @@ async def run_worker(
         health_port: Port of the health endpoint in place of the setting's.
         connect: How to connect in place of the settings'; for tests.
         on_signal: Called at each signal, before the worker stops.
+        seat: Its tenant's place, where one process works for several.
+        has_signals: Whether signals stop it; else whoever runs it does by ``Worker.stop``.
 
     Raises:
         ModuleLoadError: If there is nothing to serve in the pool.
@@ -296,7 +303,9 @@ async def run_worker(
     use_retry(capabilities, settings)
     use_limit(capabilities, settings)
     open_bus = _verified(connect or connector(settings))
-    worker = Worker(capabilities, open_bus, actors=actors, options=worker_options(settings, group=group))
+    worker_id = ids.new_worker_id(settings.worker.user)
+    options = replace(worker_options(settings, group=group), seat=seat)
+    worker = Worker(capabilities, open_bus, actors=actors, options=options, worker_id=worker_id)
     port = settings.worker.health_port if health_port is None else health_port
 
     def ready() -> None:
@@ -304,7 +313,8 @@ async def run_worker(
         if on_ready is not None:
             on_ready(worker)
 
-    with _signals(worker, on_signal), _lifeline(worker, parent_fd), tracing.running(settings.trace):
+    signals = _signals(worker, on_signal) if has_signals else contextlib.nullcontext()
+    with signals, _lifeline(worker, parent_fd), tracing.running(settings.trace):
         async with _health(worker, host=settings.worker.health_host, port=port):
             watchers = [asyncio.create_task(_leave_stuck(worker), name="host-stuck")]
             if parent_fd is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from callboard.runtime.bus.base import Bus
@@ -28,6 +28,7 @@ class PoolSet:
         self,
         capabilities: Sequence[Capability[..., Any]],
         *,
+        make: Callable[..., Pool] = Pool,
         concurrency: int,
         bus: Bus,
         **parts: Any,  # noqa: ANN401 - each pool's own
@@ -36,17 +37,19 @@ class PoolSet:
 
         Args:
             capabilities: What the worker serves.
+            make: Makes one; where several tenants share the slots, one that takes its tenant's share.
             concurrency: Slots of those that name no number.
             bus: The worker's connection.
             parts: What else each ``Pool`` is made of.
         """
         self._concurrency = concurrency
+        self._new = make
         self._bus = bus
         self._parts = parts
         self.pools: dict[str, Pool] = {each.name: self._make(each) for each in capabilities}
 
     def _make(self, capability: Capability[..., Any]) -> Pool:
-        return Pool(capability, slots=capability.concurrency or self._concurrency, bus=self._bus, **self._parts)
+        return self._new(capability, slots=capability.concurrency or self._concurrency, bus=self._bus, **self._parts)
 
     async def open_by_label(self, name: str, numbers: ConsumerNumbers) -> None:
         """Open a pool by label on the slots of its capability.

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from callboard.runtime import subjects
 from callboard.runtime.bus.base import Bus
+from callboard.runtime.bus.provision import ensure_consumer
 from callboard.runtime.bus.topology import ConsumerNumbers, due_consumer, task_consumers
 from callboard.runtime.errors import TopologyError
 
@@ -28,11 +29,10 @@ async def ensure_consumers(bus: Bus, capabilities: Iterable[str], numbers: Consu
     """Create what consumers of the capabilities are missing; those that exist stay as they are.
 
     Raises:
-        TopologyError: If the broker refuses one.
+        TopologyError: If the broker refuses one; says how a person who may make it does.
     """
     for name in capabilities:
         lanes = [(subjects.WORK, config) for config in task_consumers(name, numbers)]
         lanes.append((subjects.LATER, due_consumer(name, numbers)))
         for stream, config in lanes:
-            if await bus.consumer_info(stream, config.name) is None:
-                await bus.create_consumer(stream, config)
+            await ensure_consumer(bus, stream, config, capability=name)

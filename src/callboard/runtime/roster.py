@@ -9,7 +9,8 @@ import msgspec
 from msgspec import Struct
 
 from callboard.runtime import labels, subjects
-from callboard.runtime.beat import Beat, decode_beat
+from callboard.runtime.beat import Beat
+from callboard.runtime.beat import heard as heard_beat
 from callboard.runtime.bus.base import Bus, Message
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 from callboard.runtime.control import Order
@@ -56,10 +57,9 @@ class Roster:
         self._clock = clock
 
     def hear(self, message: Message) -> None:
-        """Take in a message from ``cb.beat.*``; what is no beat is left out."""
-        try:
-            beat = decode_beat(message.data)
-        except DecodeError:
+        """Take in a message from ``cb.beat.>``; what is no beat is left out."""
+        beat = heard_beat(message)
+        if beat is None:
             return
         if beat.status == "stopped":
             self.beats.pop(beat.worker, None)

@@ -19,7 +19,7 @@ from callboard.runtime.actor.definition import ActorType
 from callboard.runtime.actor.hosting import ActorHost
 from callboard.runtime.actor.offer import with_offers
 from callboard.runtime.actor.shutdown import END_WAIT_S, Drain
-from callboard.runtime.beat import Beat, WorkerStatus, decode_beat, encode_beat
+from callboard.runtime.beat import Beat, WorkerStatus, encode_beat, heard
 from callboard.runtime.blobs import BlobStore
 from callboard.runtime.bus.base import Bus, KvEntry, Message, Subscription
 from callboard.runtime.bus.kv import Bucket
@@ -29,7 +29,7 @@ from callboard.runtime.client import Client
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 from callboard.runtime.commit import Committer
 from callboard.runtime.control import CONFIG_BUCKET, PAUSE_PREFIX, decode_cancel, decode_order
-from callboard.runtime.errors import BusError, CallboardError, DecodeError
+from callboard.runtime.errors import BusError, CallboardError
 from callboard.runtime.label_pools import LabelPools
 from callboard.runtime.lease import KeeperThread, LeaseKeeper
 from callboard.runtime.pool import MAX_STALL_S, Pool
@@ -165,7 +165,7 @@ class Worker:
             TopologyError: If its streams are missing.
             CallboardError: If the worker went deaf and could not recover, or a thread could not be stopped.
         """
-        bus = await self._connect(f"{self.id}")
+        bus = await self._connect(self.id)
         bus.on_reconnect(self._count_reconnect)
         try:
             await self._serve(bus, on_ready)
@@ -229,20 +229,14 @@ class Worker:
         self._committer = committer
         blobs = BlobStore(bus)
         loop = asyncio.get_running_loop()
+        rules = options.settle_rules
         settler = Settler(
-            bus,
-            committer,
-            keeper,
-            blobs,
-            clock=clock,
-            told=self,
-            spawn=self._fire,
-            soon=loop.call_soon,
-            rules=options.settle_rules,
+            bus, committer, keeper, blobs, clock=clock, told=self, spawn=self._fire, soon=loop.call_soon, rules=rules
         )
         questions = Questions(bus, keeper, clock=clock, holds_wait_s=options.holds_wait_s, peers=self._known_peers)
         self._pool_set = PoolSet(
             self._capabilities,
+            make=Pool if options.seat is None else options.seat.pool,
             concurrency=options.concurrency,
             bus=bus,
             settler=settler,
@@ -354,9 +348,8 @@ class Worker:
             self._fire(pool.pause() if entry.data is not None else pool.resume(), "pool-pause")
 
     def _on_beat(self, message: Message) -> None:
-        try:
-            beat = decode_beat(message.data)
-        except DecodeError:
+        beat = heard(message)
+        if beat is None:
             return
         if self.host is not None:
             self.host.heard(beat)

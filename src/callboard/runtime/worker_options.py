@@ -7,6 +7,7 @@ from msgspec import Struct
 from callboard.runtime.actor.services import ActorRules
 from callboard.runtime.actor.shutdown import COOPERATIVE, Shutdown
 from callboard.runtime.capability import DEFAULT_CONCURRENCY
+from callboard.runtime.fairness import Seat
 from callboard.runtime.pool import PoolRules
 from callboard.runtime.settle import SettleRules
 
@@ -21,6 +22,7 @@ class WorkerOptions(Struct, frozen=True, kw_only=True):
         drain_grace_s: How long running work may go on after a stop was asked for.
         shutdown: What becomes of running work meanwhile; see ``callboard.runtime.actor.shutdown``.
         max_block_s: The lease of a handler that blocks the loop is kept this long.
+        seat: Its tenant's place among the workers of one process that share their slots.
         hosts_registry: Whether it takes part in hosting the registry: it leads it, or stands by, and enters the agents
             that it hosts.
     """
@@ -39,4 +41,5 @@ class WorkerOptions(Struct, frozen=True, kw_only=True):
     pool_rules: PoolRules = PoolRules()
     settle_rules: SettleRules = SettleRules()
     actor_rules: ActorRules = ActorRules()
+    seat: Seat | None = None
     hosts_registry: bool = True
