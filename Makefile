@@ -64,6 +64,10 @@ chaos: $(VENV)/.dev ## kill workers and servers under 5,000 tasks and account fo
 chaos-turns: $(VENV)/.dev ## kill hosts and servers under 1,000 long turns (CHAOS="--turns 100 --servers 3 --server-freezes 2")
 	@$(BIN)/python -m tests.chaos.turn_ledger $(CHAOS)
 
+.PHONY: chaos-upgrade
+chaos-upgrade: $(VENV)/.dev ## replace the workers of the version before under 200 open turns (CHAOS="--back")
+	@$(BIN)/python -m tests.chaos.upgrade $(CHAOS)
+
 .PHONY: chaos-takeover
 chaos-takeover: $(VENV)/.dev ## kill the host of a turn 200 times and time its heirs (CHAOS="--kills 20")
 	@$(BIN)/python -m tests.chaos.takeover $(CHAOS)

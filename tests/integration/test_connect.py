@@ -218,5 +218,5 @@ async def test_tls_is_spoken_and_checked(make_server: Callable[..., NatsServer],
     await server.start()
     await bus.flush()
     await bus.close()
-    with pytest.raises(BusConnectError, match=r"(?i)certificate"):
+    with pytest.raises(BusAuthError, match=r"(?i)certificate"):
         await connect(server.url.replace("nats:", "tls:"), name="test", connect_deadline_s=0.5)

@@ -59,6 +59,7 @@ CODES = {
     "NoAgentError": "no_agent",
     "NoRespondersError": "no_responders",
     "NotFoundError": "not_found",
+    "QuotaExceededError": "quota_exceeded",
     "PayloadTooLargeError": "payload_too_large",
     "PermissionDeniedError": "permission_denied",
     "PortInUseError": "port_in_use",

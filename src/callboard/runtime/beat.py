@@ -8,7 +8,12 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
+from callboard.runtime import events, logs, subjects
+from callboard.runtime.bus.base import Message
 from callboard.runtime.errors import DecodeError
+
+_SHOWN = 80
+_log = logs.get_logger(__name__)
 
 WorkerStatus = Literal["starting", "ready", "deaf", "draining", "stopped"]
 
@@ -41,6 +46,7 @@ class ActorLoad(Struct, frozen=True, kw_only=True):
         partitions: Those it owns now.
         active: Actors in its memory.
         running: Those of them in mid-turn.
+        waiting: Those of them with mail that is not handled yet, the ones in mid-turn included.
         version: Version of the type's state.
         fingerprint: Of the type's handlers and state, so that hosts with other code can be told apart.
         of: Partitions of the deployment, by which an actor's partition follows from its key; 0 when it is not said.
@@ -57,6 +63,7 @@ class ActorLoad(Struct, frozen=True, kw_only=True):
     of: int = 0
     only: list[int] = []
     busy: dict[str, int] = {}
+    waiting: int = 0
 
 
 class Beat(Struct, frozen=True, kw_only=True):
@@ -64,6 +71,7 @@ class Beat(Struct, frozen=True, kw_only=True):
 
     Attributes:
         server: Name of the server that its keeper, who answers pings, is connected to; "" when it is not known.
+        group: Id of the parent process that keeps it, which takes orders for all its children; "" without one.
         fetched_at: When the broker last answered its pulls; a worker that is connected and deaf stops moving it.
     """
 
@@ -79,6 +87,7 @@ class Beat(Struct, frozen=True, kw_only=True):
     labels: dict[str, str]
     capabilities: list[CapabilityLoad]
     server: str = ""
+    group: str = ""
     actors: list[ActorLoad] = []
 
 
@@ -101,3 +110,18 @@ def decode_beat(data: bytes) -> Beat:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         message = f"this is not a heartbeat: {error}"
         raise DecodeError(message) from error
+
+
+def heard(message: Message) -> Beat | None:
+    """Return the beat that came in, None for what is none or speaks for another worker than its subject.
+
+    The subject is the broker's word about who sent it, as far as its users are limited to theirs.
+    """
+    try:
+        beat = decode_beat(message.data)
+    except DecodeError:
+        return None
+    if message.subject != subjects.beat(beat.worker):
+        _log.warning(events.BEAT_FORGED, subject=message.subject, worker=beat.worker[:_SHOWN])
+        return None
+    return beat

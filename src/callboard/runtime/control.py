@@ -12,11 +12,23 @@ PAUSE_PREFIX = "pause."
 
 
 class Order(Struct, frozen=True, kw_only=True):
-    """Body of ``cb.ctl.worker.<worker>``: ``op`` is ``drain``, or ``slots`` with a capability and a number."""
+    """Body of ``cb.ctl.worker.<worker>``, to a worker or to the parent of a group of them.
+
+    Attributes:
+        op: ``drain``; ``stop``, which waits for nothing; ``slots`` to a worker; ``scale`` to a group.
+        capability: Whose slots.
+        slots: How many it has from now on.
+        processes: How many processes a group of a fixed size has from now on.
+        min: The fewest that a group that scales itself has from now on; None leaves it as it is.
+        max: The most.
+    """
 
     op: str
     capability: str = ""
     slots: int = 0
+    processes: int | None = None
+    min: int | None = None
+    max: int | None = None
 
 
 class CancelRequest(Struct, frozen=True, kw_only=True):

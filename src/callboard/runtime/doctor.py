@@ -23,6 +23,7 @@ from callboard.runtime.control import CONFIG_BUCKET
 from callboard.runtime.errors import BusError, CallboardError
 from callboard.runtime.finding import Finding, count
 from callboard.runtime.host import Connect
+from callboard.runtime.labels import told
 from callboard.runtime.server_folder import running
 from callboard.runtime.version import VERSION
 
@@ -68,7 +69,7 @@ async def _examine_broker(bus: Bus, settings: Settings, clock: Clock) -> AsyncIt
         return
     heard = await roster.heard(bus, clock=clock)
     beats = heard.alive
-    looks = [_clock(bus, clock), _dead(bus), _work(bus, beats), _paused(bus), _consumers(bus, settings)]
+    looks = [_clock(bus, clock), _dead(bus), _work(bus, heard), _paused(bus), _consumers(bus, settings)]
     if settings.actors.audit:
         looks.append(_audit(bus, clock))
     for look in looks:
@@ -276,12 +277,11 @@ async def _audit(bus: Bus, clock: Clock) -> Finding:
 # --- who works
 
 
-async def _work(bus: Bus, beats: list[Beat]) -> Finding:
-    offered = {load.name for beat in beats for load in beat.capabilities}
-    lonely = [q for q in await lookup.queues(bus) if q.waiting and q.capability not in offered]
+async def _work(bus: Bus, heard: roster.Roster) -> Finding:
+    lonely = [q for q in await lookup.queues(bus) if q.waiting and not heard.serving(q.capability)]
     if lonely:
-        text = ", ".join(f"{q.capability} ({q.waiting} waiting)" for q in lonely)
-        fix = "start a worker that has the capability; the tasks wait and are not lost"
+        text = ", ".join(f"{told(q.capability)} ({q.waiting} waiting)" for q in lonely)
+        fix = "start a worker that has the capability and the labels; the tasks wait and are not lost"
         return Finding(check="unoffered", level="problem", text=f"nobody alive offers {text}", fix=fix)
     return Finding(check="unoffered", level="ok", text="every capability with waiting work is offered")
 

@@ -30,6 +30,7 @@ from callboard.runtime.error_base import (
     NotFoundError,
     PayloadTooLargeError,
     PermissionDeniedError,
+    QuotaExceededError,
     TopologyError,
 )
 
@@ -73,6 +74,7 @@ __all__ = [
     "PayloadTooLargeError",
     "PermissionDeniedError",
     "PortInUseError",
+    "QuotaExceededError",
     "RegistryAwayError",
     "RegistryError",
     "ReplyGoneError",

@@ -15,7 +15,9 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from callboard.runtime import events, logs, metrics, subjects, tracing
+from msgspec.structs import replace
+
+from callboard.runtime import events, ids, limits, logs, metrics, subjects, tracing
 from callboard.runtime.actor import shutdown
 from callboard.runtime.actor.actor import Actor
 from callboard.runtime.actor.hosting import ActorHost
@@ -27,8 +29,10 @@ from callboard.runtime.client import Client
 from callboard.runtime.clock import SYSTEM_CLOCK
 from callboard.runtime.config import Settings
 from callboard.runtime.errors import CallboardError, ConfigError
+from callboard.runtime.fairness import Seat
 from callboard.runtime.health import Health, HealthServer
 from callboard.runtime.pool import PoolRules
+from callboard.runtime.processes import RETIRE, tell_worn
 from callboard.runtime.registry.handle import finder_now
 from callboard.runtime.retry import RetryPolicy
 from callboard.runtime.server_folder import DataFolder
@@ -156,13 +160,14 @@ async def connect(
         await bus.close()
 
 
-def worker_options(settings: Settings) -> WorkerOptions:
-    """Return what a worker needs to know."""
+def worker_options(settings: Settings, *, group: str = "") -> WorkerOptions:
+    """Return what a worker needs to know; ``group`` is the id of the parent that keeps it."""
     work, worker = settings.work, settings.worker
     return WorkerOptions(
         concurrency=worker.concurrency,
         pool=None if worker.pool == DEFAULT_POOL else worker.pool,
         labels=dict(worker.labels),
+        group=group,
         ack_wait_s=work.ack_wait_s,
         extend_every_s=work.extend_every_s,
         max_ack_pending=work.max_ack_pending,
@@ -211,6 +216,25 @@ def use_retry(capabilities: Sequence[Capability[..., Any]], settings: Settings) 
             capability.retry = policy
 
 
+def use_limit(capabilities: Sequence[Capability[..., Any]], settings: Settings) -> None:
+    """Let no run of a task last longer than ``worker.max_task_s``."""
+    limit_s = settings.worker.max_task_s
+    for capability in capabilities if limit_s else ():
+        capability.timeout_s = min(limit_s, capability.timeout_s or limit_s)
+
+
+def limits_of(settings: Settings) -> limits.Limits:
+    """Return what a worker process may use."""
+    worker = settings.worker
+    return limits.Limits(
+        memory_bytes=worker.max_memory_bytes,
+        cpu_s=worker.max_cpu_s,
+        open_files=worker.max_open_files,
+        tasks=worker.recycle_tasks,
+        rss_bytes=worker.recycle_rss_bytes,
+    )
+
+
 def configure_logs(settings: Settings, *, slot: int = 0) -> None:
     """Send logs where the settings say; each process of a group has a log file of its own."""
     file = settings.log.file
@@ -250,9 +274,12 @@ async def run_worker(
     actors: Sequence[type[Actor]] = (),
     on_ready: Callable[[Worker], None] | None = None,
     parent_fd: int | None = None,
+    group: str = "",
     health_port: int | None = None,
     connect: Connect | None = None,
     on_signal: Callable[[], None] | None = None,
+    seat: Seat | None = None,
+    has_signals: bool = True,
 ) -> None:
     """Serve until SIGTERM or SIGINT; the first drains, the second stops at once. Returns after a clean end.
 
@@ -262,9 +289,12 @@ async def run_worker(
         actors: Classes of the actors to host.
         on_ready: Called once, when it pulls.
         parent_fd: A pipe whose end means that the parent died: then it stops at once.
+        group: Id of that parent, for beats.
         health_port: Port of the health endpoint in place of the setting's.
         connect: How to connect in place of the settings'; for tests.
         on_signal: Called at each signal, before the worker stops.
+        seat: Its tenant's place, where one process works for several.
+        has_signals: Whether signals stop it; else whoever runs it does by ``Worker.stop``.
 
     Raises:
         ModuleLoadError: If there is nothing to serve in the pool.
@@ -273,8 +303,11 @@ async def run_worker(
         PortInUseError: If the health port is taken.
     """
     use_retry(capabilities, settings)
+    use_limit(capabilities, settings)
     open_bus = _verified(connect or connector(settings))
-    worker = Worker(capabilities, open_bus, actors=actors, options=worker_options(settings))
+    worker_id = ids.new_worker_id(settings.worker.user)
+    options = replace(worker_options(settings, group=group), seat=seat)
+    worker = Worker(capabilities, open_bus, actors=actors, options=options, worker_id=worker_id)
     port = settings.worker.health_port if health_port is None else health_port
 
     def ready() -> None:
@@ -282,16 +315,20 @@ async def run_worker(
         if on_ready is not None:
             on_ready(worker)
 
-    with _signals(worker, on_signal), _lifeline(worker, parent_fd), tracing.running(settings.trace):
+    signals = _signals(worker, on_signal) if has_signals else contextlib.nullcontext()
+    with signals, _lifeline(worker, parent_fd), tracing.running(settings.trace):
         async with _health(worker, host=settings.worker.health_host, port=port):
-            watcher = asyncio.create_task(_leave_stuck(worker), name="host-stuck")
+            watchers = [asyncio.create_task(_leave_stuck(worker), name="host-stuck")]
+            if parent_fd is not None:
+                watchers.append(asyncio.create_task(_watch_wear(worker, settings, parent_fd), name="host-wear"))
             try:
                 await worker.run(ready)
             except CallboardError as error:
                 _log.error(events.WORKER_FAILED, worker=worker.id, code=error.code)
                 raise
             finally:
-                watcher.cancel()
+                for watcher in watchers:
+                    watcher.cancel()
     _log.info(events.WORKER_STOPPED, worker=worker.id, exit_code=0)
 
 
@@ -304,6 +341,20 @@ def leave(status: int) -> None:
         sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
+
+
+async def _watch_wear(worker: Worker, settings: Settings, parent_fd: int) -> None:
+    """Ask the parent for a successor when this process has done or used enough."""
+
+    def done() -> int:
+        turns = worker.host.services.stats.values() if worker.host is not None else ()
+        return sum(pool.stats.started for pool in worker.pools.values()) + sum(each.started for each in turns)
+
+    def on_worn(why: str) -> None:
+        _log.info(events.WORKER_WORN, worker=worker.id, why=why)
+        tell_worn(parent_fd)
+
+    await limits.watch(limits_of(settings), tasks=done, on_worn=on_worn)
 
 
 async def _leave_stuck(worker: Worker) -> None:
@@ -351,13 +402,18 @@ def _signals(worker: Worker, on_signal: Callable[[], None] | None) -> Iterator[N
         _log.info(events.WORKER_DRAIN_BEGUN, worker=worker.id, now=count > 1, shutdown=worker.options.shutdown.name)
         worker.stop(now=count > 1)
 
+    def retire() -> None:
+        _log.info(events.WORKER_DRAIN_BEGUN, worker=worker.id, now=False, shutdown=worker.options.shutdown.name)
+        worker.retire()
+
     caught = (signal.SIGTERM, signal.SIGINT)
     for number in caught:
         loop.add_signal_handler(number, stop)
+    loop.add_signal_handler(RETIRE, retire)
     try:
         yield
     finally:
-        for number in caught:
+        for number in (*caught, RETIRE):
             loop.remove_signal_handler(number)
 
 
@@ -452,4 +508,5 @@ def view_of(worker: Worker) -> metrics.WorkerView:
         late_extensions=worker.keeper.late_extensions,
         reconnects=worker.reconnects,
         loop_lag_s=worker.loop_lag_s,
+        unmatched=sum(worker.label_pools.unmatched.values()) if worker.label_pools is not None else 0,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -18,20 +19,22 @@ from callboard.runtime.actor.definition import ActorType
 from callboard.runtime.actor.hosting import ActorHost
 from callboard.runtime.actor.offer import with_offers
 from callboard.runtime.actor.shutdown import END_WAIT_S, Drain
-from callboard.runtime.beat import Beat, WorkerStatus, decode_beat, encode_beat
+from callboard.runtime.beat import Beat, WorkerStatus, encode_beat, heard
 from callboard.runtime.blobs import BlobStore
 from callboard.runtime.bus.base import Bus, KvEntry, Message, Subscription
 from callboard.runtime.bus.kv import Bucket
-from callboard.runtime.bus.topology import due_consumer, task_consumers
-from callboard.runtime.capability import MAX_CONCURRENCY, Capability, served
+from callboard.runtime.capability import Capability, served
 from callboard.runtime.claim import Claim
 from callboard.runtime.client import Client
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 from callboard.runtime.commit import Committer
 from callboard.runtime.control import CONFIG_BUCKET, PAUSE_PREFIX, decode_cancel, decode_order
-from callboard.runtime.errors import BusError, CallboardError, DecodeError, TopologyError
+from callboard.runtime.errors import BusError, CallboardError
+from callboard.runtime.label_pools import LabelPools
 from callboard.runtime.lease import KeeperThread, LeaseKeeper
 from callboard.runtime.pool import MAX_STALL_S, Pool
+from callboard.runtime.pool_set import WRONG_ORDER, PoolSet
+from callboard.runtime.provide import ensure_consumers, ensure_streams
 from callboard.runtime.questions import Questions
 from callboard.runtime.registry import house
 from callboard.runtime.registry.actor import Registry
@@ -44,7 +47,6 @@ from callboard.runtime.worker_options import WorkerOptions
 __all__ = ["Worker", "WorkerOptions"]
 
 TICK_S = 0.05
-WRONG_ORDER = f"orders are drain, and slots with a capability of this worker and 1 to {MAX_CONCURRENCY} of them"
 PEER_ALIVE_S = 3.0
 # Two beats: whoever is alive was heard by then.
 KNOW_PEERS_S = 2.0
@@ -59,10 +61,14 @@ class Worker:
         id: Its name in beats, records and orders.
         pools: By capability.
         house: Its part of the registry; None while it hosts none.
+        label_pools: Follows those of its pools that ask for labels; None before it runs.
         status: starting, ready, deaf (connected and not fetching), draining, stopped.
         reconnects: How often its link to the broker came back.
         loop_lag_s: How late its event loop was at the last tick, 20 times a second.
     """
+
+    label_pools: LabelPools | None = None
+    _pool_set: PoolSet | None = None
 
     def __init__(
         self,
@@ -94,8 +100,10 @@ class Worker:
         self.options = options or WorkerOptions()
         self._types = [ActorType.of(cls) for cls in actors]
         house.check_names(self._types)
-        wanted = served(capabilities, self.options.pool, has_actors=bool(self._types))
-        slots = self.options.concurrency
+        for kind in self._types:
+            kind.prepare()
+        bears, slots = self.options.labels, self.options.concurrency
+        wanted = served(capabilities, self.options.pool, has_actors=bool(self._types), labels=bears)
         wanted = with_offers(wanted, self._types, slots=slots, stage=lambda: self.host, clock=clock)
         for capability in wanted:
             capability.prepare()
@@ -110,11 +118,11 @@ class Worker:
         self._keeper_in_thread = keeper_in_thread
         self._peers: dict[str, float] = {}
         self._stop = asyncio.Event()
-        self._stop_now = False
+        self._stop_now = self._is_retired = False
+        self._hurry_s = math.inf
         self._stuck: CallboardError | None = None
         self.host: ActorHost | None = None
-        self.reconnects = 0
-        self.loop_lag_s = 0.0
+        self.reconnects, self.loop_lag_s = 0, 0.0
         self._started_at = clock.now()
         self._fetched_s: float | None = None
         self._subscriptions: list[Subscription] = []
@@ -134,7 +142,20 @@ class Worker:
     def stop(self, *, now: bool = False) -> None:
         """Ask it to drain and end as ``options.shutdown`` says; with ``now`` at once. May be called more than once."""
         self._stop_now = self._stop_now or now
+        if self._is_retired:
+            self._hurry_s = min(self._hurry_s, self._clock.monotonic() + self.options.drain_grace_s)
         self._stop.set()
+
+    @property
+    def offers(self) -> dict[str, int]:
+        """What it serves, with the slots of each; known before it runs."""
+        return {each.name: each.concurrency or self.options.concurrency for each in self._capabilities}
+
+    def retire(self) -> None:
+        """Ask it to take nothing new, finish what runs however long that takes, and end; ``stop`` hurries it."""
+        if not self._stop.is_set():
+            self._is_retired = True
+            self._stop.set()
 
     async def run(self, on_ready: Callable[[], None] | None = None) -> None:
         """Serve until ``stop``; returns when everything is settled or handed back.
@@ -144,7 +165,7 @@ class Worker:
             TopologyError: If its streams are missing.
             CallboardError: If the worker went deaf and could not recover, or a thread could not be stopped.
         """
-        bus = await self._connect(f"{self.id}")
+        bus = await self._connect(self.id)
         bus.on_reconnect(self._count_reconnect)
         try:
             await self._serve(bus, on_ready)
@@ -155,7 +176,8 @@ class Worker:
             raise self._stuck
 
     async def _serve(self, bus: Bus, on_ready: Callable[[], None] | None) -> None:
-        await self._ensure_consumers(bus)
+        await ensure_streams(bus)
+        await ensure_consumers(bus, (each.name for each in self._capabilities), self.options)
         self.client = Client(bus, clock=self._clock)
         # pools run their handlers in the context that they are made in
         finder_now.set(self.client)
@@ -175,6 +197,8 @@ class Worker:
                     await self._listen(bus)
                     for pool in self.pools.values():
                         await pool.open()
+                    if self._pool_set is not None and self.pools:
+                        background.append(await self._follow_labels(bus, self._pool_set))
                     await self._open_registry(bus)
                     if self._types:
                         background.append(await self._host_actors(bus, group))
@@ -205,32 +229,26 @@ class Worker:
         self._committer = committer
         blobs = BlobStore(bus)
         loop = asyncio.get_running_loop()
+        rules = options.settle_rules
         settler = Settler(
-            bus,
-            committer,
-            keeper,
-            blobs,
-            clock=clock,
-            told=self,
-            spawn=self._fire,
-            soon=loop.call_soon,
-            rules=options.settle_rules,
+            bus, committer, keeper, blobs, clock=clock, told=self, spawn=self._fire, soon=loop.call_soon, rules=rules
         )
         questions = Questions(bus, keeper, clock=clock, holds_wait_s=options.holds_wait_s, peers=self._known_peers)
-        for capability in self._capabilities:
-            self.pools[capability.name] = Pool(
-                capability,
-                slots=capability.concurrency or options.concurrency,
-                bus=bus,
-                settler=settler,
-                committer=committer,
-                keeper=keeper,
-                questions=questions,
-                blobs=blobs,
-                clock=clock,
-                rules=options.pool_rules,
-                spawn=self._spawn,
-            )
+        self._pool_set = PoolSet(
+            self._capabilities,
+            make=Pool if options.seat is None else options.seat.pool,
+            concurrency=options.concurrency,
+            bus=bus,
+            settler=settler,
+            committer=committer,
+            keeper=keeper,
+            questions=questions,
+            blobs=blobs,
+            clock=clock,
+            rules=options.pool_rules,
+            spawn=self._spawn,
+        )
+        self.pools = self._pool_set.pools
         return committer
 
     async def _open_registry(self, bus: Bus) -> None:
@@ -243,6 +261,19 @@ class Worker:
 
     def _is_dead(self, worker: str) -> bool:
         return self.host is not None and self.host.liveness.is_dead(worker, self._clock.monotonic())
+
+    async def _follow_labels(self, bus: Bus, pools: PoolSet) -> asyncio.Task[None]:
+        """Open the pools by label that have work, now and later."""
+        self.label_pools = LabelPools(
+            bus,
+            frozenset(self.pools),
+            labels=self.options.labels,
+            open_pool=partial(pools.open_by_label, numbers=self.options),
+            clock=self._clock,
+        )
+        await self.label_pools.open()
+        self._subscriptions.append(self.label_pools)
+        return asyncio.create_task(self.label_pools.run(), name="label-pools")
 
     async def _host_actors(self, bus: Bus, group: asyncio.TaskGroup) -> asyncio.Task[None]:
         """Start the actors' side and wait until it takes mail."""
@@ -263,25 +294,16 @@ class Worker:
         waiter.cancel()
         return task
 
-    async def _ensure_consumers(self, bus: Bus) -> None:
-        for stream in (subjects.WORK, subjects.LATER, subjects.LEDGER, subjects.DEAD):
-            if await bus.stream_info(stream) is None:
-                message = f"stream {stream} is missing: run 'callboard provision', or 'callboard up' for a local server"
-                raise TopologyError(message)
-        for capability in self._capabilities:
-            lanes = [(subjects.WORK, config) for config in task_consumers(capability.name, self.options)]
-            lanes.append((subjects.LATER, due_consumer(capability.name, self.options)))
-            for stream, config in lanes:
-                if await bus.consumer_info(stream, config.name) is None:
-                    await bus.create_consumer(stream, config)
-
     async def _drain(self, bus: Bus) -> None:
         self.status = "draining"
         options = self.options
         drain = Drain(
-            options.shutdown, clock=self._clock, configured_s=options.drain_grace_s, is_now=lambda: self._stop_now
+            options.shutdown,
+            clock=self._clock,
+            configured_s=math.inf if self._is_retired else options.drain_grace_s,
+            is_now=lambda: self._stop_now or self._clock.monotonic() >= self._hurry_s,
         )
-        for pool in self.pools.values():
+        for pool in list(self.pools.values()):
             await pool.drain()
         if crash.point:
             crash.at("in-drain")
@@ -326,12 +348,13 @@ class Worker:
             self._fire(pool.pause() if entry.data is not None else pool.resume(), "pool-pause")
 
     def _on_beat(self, message: Message) -> None:
-        try:
-            beat = decode_beat(message.data)
-        except DecodeError:
+        beat = heard(message)
+        if beat is None:
             return
         if self.host is not None:
             self.host.heard(beat)
+        if self.label_pools is not None:
+            self.label_pools.hear(beat)
         for load in beat.capabilities:
             if load.name in self.pools:
                 self.pools[load.name].doubt.heard(load.newest)
@@ -366,12 +389,9 @@ class Worker:
         except msgspec.DecodeError as error:
             self._reply(bus, message, {"worker": self.id, "error": f"not an order: {error}"})
             return
-        pool = self.pools.get(order.capability)
-        if order.op == "drain":
-            self.stop()
-        elif order.op == "slots" and pool is not None and 0 < order.slots <= MAX_CONCURRENCY:
-            pool.slots = order.slots
-        else:
+        if order.op in ("drain", "stop"):
+            self.stop(now=order.op == "stop")
+        elif self._pool_set is None or order.op != "slots" or not self._pool_set.resize(order):
             self._reply(bus, message, {"worker": self.id, "error": WRONG_ORDER})
             return
         self._reply(bus, message, {"worker": self.id, "ok": True})
@@ -405,6 +425,7 @@ class Worker:
                 at=now,
                 fetched_at=None if fetched_s is None else now - timedelta(seconds=max(0.0, now_s - fetched_s)),
                 labels=self.options.labels,
+                group=self.options.group,
                 capabilities=[pool.load() for pool in list(self.pools.values())],
                 actors=self.host.load() if self.host is not None else [],
                 server=self.keeper.server,

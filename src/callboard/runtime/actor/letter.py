@@ -19,6 +19,7 @@ from callboard.runtime.bus import header
 from callboard.runtime.bus.base import Bus, Stored, Write
 from callboard.runtime.errors import ConflictError, DecodeError
 from callboard.runtime.record import Failure
+from callboard.runtime.redact import without_secrets
 
 
 class MailLetter(Struct, frozen=True, kw_only=True):
@@ -69,7 +70,7 @@ async def letter_of(
     Raises:
         BusError: If that cannot be stored now.
     """
-    headers = dict(mail.headers)
+    headers = without_secrets(mail.headers)
     data = b"" if payload.is_stowed(headers) else await payload.stow(blobs, mail.data, headers)
     return MailLetter(
         v=1,

@@ -33,6 +33,7 @@ def _load_of(kind: ActorType, owned: Sequence[Partition], *, partitions: int) ->
         partitions=[partition.number for partition in owned],
         active=sum(len(partition.activations) for partition in owned),
         running=sum(partition.running for partition in owned),
+        waiting=sum(partition.waiting for partition in owned),
         version=kind.version,
         fingerprint=kind.fingerprint,
         of=partitions,

@@ -173,6 +173,7 @@ class ConsumerInfo(Struct, frozen=True, kw_only=True):
 
     Attributes:
         is_cold: It has handed out messages before, but none since its server (or leader) began.
+        delivered_seq: The highest sequence that it has handed out; 0 for none.
     """
 
     stream: str
@@ -181,6 +182,7 @@ class ConsumerInfo(Struct, frozen=True, kw_only=True):
     ack_pending: int
     redelivered: int
     is_cold: bool = False
+    delivered_seq: int = 0
 
 
 class ServerInfo(Struct, frozen=True, kw_only=True):

@@ -21,21 +21,18 @@ from nats.aio.subscription import Subscription as ClientSubscription
 from callboard.runtime import events
 from callboard.runtime.bus.base import ServerInfo
 from callboard.runtime.bus.header import Headers
-from callboard.runtime.bus.jetstream_address import Address, Credentials
+from callboard.runtime.bus.jetstream_address import Address, Credentials, dial_error, tls_advice
 from callboard.runtime.bus.jetstream_bus import JetStreamBus
 from callboard.runtime.bus.jetstream_link import Listener, Raw, Sink
 from callboard.runtime.bus.jetstream_state import LinkState, within
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 from callboard.runtime.errors import (
     BackpressureError,
-    BusAuthError,
     BusClosedError,
-    BusConnectError,
     BusError,
     BusTimeoutError,
     CallboardError,
     InvalidHeaderError,
-    MissingExtraError,
     PayloadTooLargeError,
 )
 from callboard.runtime.ids import new_token
@@ -231,7 +228,9 @@ class NatsLink(LinkState):
                 self._failed(error)
             else:
                 last[:] = [error]
-                if any(sign in str(error).lower() for sign in _REFUSED_AUTH) and not refused.done():
+                # one server of several may have a bad certificate; what users it has all of them have
+                is_final = len(self._address.urls) == 1 and tls_advice(str(error)) is not None
+                if (is_final or any(sign in str(error).lower() for sign in _REFUSED_AUTH)) and not refused.done():
                     refused.set_result(None)
 
         task = self.loop.create_task(self._connect(client, on_error), name="bus-connect")
@@ -248,7 +247,8 @@ class NatsLink(LinkState):
             raise
         failure = task.exception() if task.done() and not task.cancelled() else None
         await self._abandon(client, task)
-        raise self._dial_error(failure or (last[0] if last else None), deadline_s, is_refused=refused.done())
+        cause = failure or (last[0] if last else None)
+        raise dial_error(self._address.text, cause, deadline_s, is_refused=refused.done())
 
     async def _connect(self, client: _Client, on_error: Callable[[Exception], Coroutine[Any, Any, None]]) -> None:
         def guard() -> None:
@@ -290,27 +290,19 @@ class NatsLink(LinkState):
         )
 
     async def _abandon(self, client: _Client, task: asyncio.Task[None]) -> None:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        # The client swallows a cancellation that meets the end of one of its attempts, and would try for ever.
+        while not task.done():
+            task.cancel()
+            await asyncio.wait({task}, timeout=_RECONNECT_S)
+        if not task.cancelled():
+            # Looked at, or the loop would complain.
+            task.exception()
         await _dispose(client)
-
-    def _dial_error(self, error: BaseException | None, deadline_s: float, *, is_refused: bool) -> CallboardError:
-        servers = self._address.text
-        if is_refused:
-            return BusAuthError(f"the server at {servers} refused the credentials: check user, password, token or nkey")
-        if isinstance(error, ImportError):
-            return MissingExtraError("nkeys and .creds files need one more package: pip install 'callboard[nkeys]'")
-        if isinstance(error, nats.errors.SecureConnRequiredError):
-            text = f"the server at {servers} does not speak TLS, as its URL demands ({error}); nothing was sent to it: "
-            return BusConnectError(f"{text}set up TLS there, or write nats:// where others may read along")
-        return BusConnectError(
-            f"no NATS server at {servers} answered within {deadline_s:g} s ({error or 'no answer'}): start one with "
-            "`nats-server -js`, or check the address"
-        )
 
     def _choose(self, servers: list[Server], _info: dict[str, Any]) -> tuple[Server | None, float]:
         """Return where to go next and after which pause; the client calls this before each attempt to reconnect."""
         self._attempts += 1
+        self._address.refresh()
         others = [server for server in servers if server.uri.netloc != self._avoided] or servers
         # All clients of a server that died come at once: the first attempt is spread as well.
         pause_s = random.uniform(0, 0.05) if self._attempts == 1 else _RECONNECT_S * random.uniform(0.5, 1.5)

@@ -29,6 +29,7 @@ from callboard.runtime.errors import (
     ConflictError,
     NotFoundError,
     PayloadTooLargeError,
+    QuotaExceededError,
 )
 
 Json = dict[str, Any]
@@ -42,6 +43,8 @@ _CONFLICTS = {10070, 10071, 10164, 10177, 10201}
 # the first copy of a message is on its way through the replicas and may yet fail: nobody knows, so ask again
 _UNDECIDED = {10158}
 _FULL = {10023, 10047, 10077, 10122, 10175, 10210, 10211}
+# of the account: resources, consumers, streams, memory
+_QUOTA = {10002, 10026, 10027, 10028}
 _TOO_LARGE = {10054, 10097, 10199}
 _MISSING = {CONSUMER_MISSING, STREAM_MISSING, 10037, 10043}
 _LAST_SEQ = re.compile(r"wrong last sequence: (\d+)")
@@ -125,6 +128,8 @@ def to_error(code: int, err_code: int, text: str, *, what: str) -> BusError:
         return BusTimeoutError(message)
     if err_code in _TOO_LARGE:
         return PayloadTooLargeError(message)
+    if err_code in _QUOTA:
+        return QuotaExceededError(f"{message}: the account is at its limit; make room or have an operator raise it")
     if err_code in _FULL or code == _BATCH_LIMIT:
         return BackpressureError(message)
     if err_code in _MISSING:
@@ -308,4 +313,5 @@ def to_consumer_info(body: Mapping[str, Any]) -> ConsumerInfo:
         redelivered=body.get("num_redelivered", 0),
         # the time of the last delivery is kept in memory only (seen with nats-server 2.15.1)
         is_cold=delivered.get("consumer_seq", 0) > 0 and "last_active" not in delivered,
+        delivered_seq=delivered.get("stream_seq", 0),
     )

@@ -103,6 +103,7 @@ class MemoryConsumer:
             ack_pending=len(self._pending),
             redelivered=sum(1 for pending in self._pending.values() if pending.delivered > 1),
             is_cold=self._is_cold,
+            delivered_seq=self._cursor - 1,
         )
 
     def attach(self, taker: Taker) -> None:

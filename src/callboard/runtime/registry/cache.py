@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 import msgspec
 
 from callboard.runtime import subjects
-from callboard.runtime.beat import decode_beat
+from callboard.runtime.beat import heard
 from callboard.runtime.bus.base import Bus, KvEntry, Message, Subscription
 from callboard.runtime.bus.kv import Bucket, Watch
 from callboard.runtime.clock import Clock
@@ -304,9 +304,8 @@ class RegistryCache:
             self.take(found, entry.revision)
 
     def _on_beat(self, message: Message) -> None:
-        try:
-            beat = decode_beat(message.data)
-        except DecodeError:
+        beat = heard(message)
+        if beat is None:
             return
         now_s = self._clock.monotonic()
         self.presence.heard(beat, now_s)
