@@ -81,6 +81,7 @@ def start(session: Session, /, modules: tuple[str, ...], *, processes: int | Non
 @command.command("child", hidden=True)
 @_worker_options
 @click.option("--slot", type=int, required=True)
+@click.option("--restarts", type=int, default=0)
 @click.option("--parent-fd", type=int, required=True)
 @click.option("--parent-pid", type=int, required=True)
 @click.option("--quiet", is_flag=True)
@@ -91,6 +92,7 @@ def child(
     modules: tuple[str, ...],
     *,
     slot: int,
+    restarts: int,
     parent_fd: int,
     parent_pid: int,
     quiet: bool,
@@ -102,7 +104,7 @@ def child(
     os.set_inheritable(parent_fd, False)  # noqa: FBT003 - positional only
     die_with_parent(parent_pid)
     settings = _settings(session, flags, processes=1)
-    _serve(session, settings, modules, slot=slot, parent_fd=parent_fd, is_quiet=quiet)
+    _serve(session, settings, modules, slot=slot, restarts=restarts, parent_fd=parent_fd, is_quiet=quiet)
 
 
 def _settings(session: Session, /, flags: dict[str, Any], *, processes: int | None) -> Settings:
@@ -119,6 +121,7 @@ def _serve(
     modules: Sequence[str],
     *,
     slot: int = 0,
+    restarts: int = 0,
     parent_fd: int | None = None,
     is_quiet: bool = False,
 ) -> None:
@@ -155,6 +158,7 @@ def _serve(
             on_ready=on_ready,
             parent_fd=parent_fd,
             health_port=port + slot if port else 0,
+            restarts=restarts,
         )
     )
     host.leave(0)
@@ -193,7 +197,10 @@ def _supervise(session: Session, /, settings: Settings, modules: Sequence[str], 
     async def work() -> int:
         notice = DeathNotice(host.connector(settings))
         group = ProcessGroup(
-            lambda slot, fd: [*parts, "--slot", str(slot), "--parent-fd", str(fd)],
+            lambda slot, fd: [
+                *parts,
+                *("--slot", str(slot), "--parent-fd", str(fd), "--restarts", str(group.restarts(slot))),
+            ],
             count=settings.worker.processes,
             stop_grace_s=settings.worker.drain_grace_s,
             on_death=notice.tell,

@@ -20,6 +20,9 @@ class CapabilityLoad(Struct, frozen=True, kw_only=True):
         busy: Slots that run a task now.
         unsettled: Finished tasks whose record is on its way.
         backlog: Tasks the broker still had waiting at the last delivery.
+        ended: Tasks it ended since its process began: completed, failed, cancelled or expired.
+        again: Claims it gave up for another run since then: retried, returned, postponed, dropped or lapsed.
+        run_times_s: Times of its latest runs of the handler, some 20 of the latest 256 spread evenly over their order.
     """
 
     name: str
@@ -29,6 +32,9 @@ class CapabilityLoad(Struct, frozen=True, kw_only=True):
     unsettled: int
     backlog: int
     is_paused: bool = False
+    ended: int = 0
+    again: int = 0
+    run_times_s: list[float] = []
 
 
 class ActorLoad(Struct, frozen=True, kw_only=True):
@@ -38,6 +44,9 @@ class ActorLoad(Struct, frozen=True, kw_only=True):
         partitions: Those it owns now.
         active: Actors in its memory.
         running: Those of them in mid-turn.
+        waiting: Mails in their mailboxes, as far as the owner has read.
+        ended: Turns committed since its process began.
+        run_times_s: Of its latest turns, as in ``CapabilityLoad``.
         version: Version of the type's state.
         fingerprint: Of the type's handlers and state, so that hosts with other code can be told apart.
     """
@@ -48,6 +57,9 @@ class ActorLoad(Struct, frozen=True, kw_only=True):
     running: int
     version: int
     fingerprint: str
+    waiting: int = 0
+    ended: int = 0
+    run_times_s: list[float] = []
 
 
 class Beat(Struct, frozen=True, kw_only=True):
@@ -55,6 +67,7 @@ class Beat(Struct, frozen=True, kw_only=True):
 
     Attributes:
         server: Name of the server that its keeper, who answers pings, is connected to; "" when it is not known.
+        restarts: How often its parent has started a process anew in its place.
         fetched_at: When the broker last answered its pulls; a worker that is connected and deaf stops moving it.
     """
 
@@ -71,6 +84,7 @@ class Beat(Struct, frozen=True, kw_only=True):
     capabilities: list[CapabilityLoad]
     server: str = ""
     actors: list[ActorLoad] = []
+    restarts: int = 0
 
 
 _decoder = msgspec.json.Decoder(Beat)

@@ -242,6 +242,7 @@ async def run_worker(
     health_port: int | None = None,
     connect: Connect | None = None,
     on_signal: Callable[[], None] | None = None,
+    restarts: int = 0,
 ) -> None:
     """Serve until SIGTERM or SIGINT; the first drains, the second stops at once. Returns after a clean end.
 
@@ -254,6 +255,7 @@ async def run_worker(
         health_port: Port of the health endpoint in place of the setting's.
         connect: How to connect in place of the settings'; for tests.
         on_signal: Called at each signal, before the worker stops.
+        restarts: How often the parent has started a process anew in this one's place; beats tell it.
 
     Raises:
         ModuleLoadError: If there is nothing to serve in the pool.
@@ -264,6 +266,7 @@ async def run_worker(
     use_retry(capabilities, settings)
     open_bus = _verified(connect or connector(settings))
     worker = Worker(capabilities, open_bus, actors=actors, options=worker_options(settings))
+    worker.restarts = restarts
     port = settings.worker.health_port if health_port is None else health_port
 
     def ready() -> None:

@@ -37,7 +37,7 @@ from callboard.runtime.record import failure_of
 from callboard.runtime.screen import needs_questions
 from callboard.runtime.settle import Settler
 from callboard.runtime.slot import Slot
-from callboard.runtime.stats import PoolStats
+from callboard.runtime.stats import AGAIN, FINAL, PoolStats
 from callboard.runtime.subjects import Lane
 
 MAX_STALL_S = 2.0
@@ -245,6 +245,9 @@ class Pool:
             ),
             backlog=sum(self._lanes.backlog.values()),
             is_paused=self.is_paused,
+            ended=self.stats.total(FINAL),
+            again=self.stats.total(AGAIN),
+            run_times_s=self.stats.latest.sample(),
         )
 
     def last_fetch(self) -> float | None:
@@ -434,8 +437,7 @@ class Pool:
     def finished(self, claim: Claim, outcome: Outcome) -> None:
         """Settle a run that ended."""
         if claim.started_at is not None:
-            self.stats.started += 1
-            self.stats.run_time.observe(self.clock.monotonic() - claim.started_at)
+            self.stats.ran(self.clock.monotonic() - claim.started_at)
         self._settler.settle(claim, outcome)
 
     def sweep(self, now_s: float, now: datetime) -> None:

@@ -80,6 +80,7 @@ class Worker:
         pools: By capability.
         status: starting, ready, deaf (connected and not fetching), draining, stopped.
         reconnects: How often its link to the broker came back.
+        restarts: How often its parent has started a process anew in its place.
         loop_lag_s: How late its event loop was at the last tick, 20 times a second.
     """
 
@@ -132,7 +133,7 @@ class Worker:
         self._stop_now = False
         self._stuck: CallboardError | None = None
         self.host: ActorHost | None = None
-        self.reconnects = 0
+        self.reconnects = self.restarts = 0
         self.loop_lag_s = 0.0
         self._started_at = clock.now()
         self._fetched_s: float | None = None
@@ -406,6 +407,7 @@ class Worker:
                 capabilities=[pool.load() for pool in list(self.pools.values())],
                 actors=self.host.load() if self.host is not None else [],
                 server=self.keeper.server,
+                restarts=self.restarts,
             )
         )
 

@@ -209,7 +209,10 @@ class ActorHost:
     def load(self) -> list[ActorLoad]:
         """Return what the beat says of our actors; called from the keeper's thread, reads plain values only."""
         owned = sorted(self.partitions.items())
-        return [load_of(kind, [p for (name, _), p in owned if name == kind.name]) for kind in list(self.types.values())]
+        return [
+            load_of(kind, [p for (name, _), p in owned if name == kind.name], self.services.stats[kind.name])
+            for kind in list(self.types.values())
+        ]
 
     def problem(self) -> str | None:
         """Return why mail cannot be read now, or None."""

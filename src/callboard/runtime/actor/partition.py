@@ -21,6 +21,7 @@ from callboard.runtime.bus import header
 from callboard.runtime.bus.base import Stored, Tail, Write
 from callboard.runtime.errors import BusError, ConflictError, DecodeError, InvalidNameError
 from callboard.runtime.record import failure_of
+from callboard.runtime.stats import TurnStats
 
 _log = logs.get_logger(__name__)
 
@@ -308,12 +309,12 @@ class Partition:
     @property
     def depth(self) -> int:
         """Mails waiting in all, as far as they were seen here."""
-        return sum(activation.mailbox.depth for activation in self.activations.values())
+        return sum(activation.mailbox.depth for activation in list(self.activations.values()))
 
     @property
     def running(self) -> int:
         """Turns under way."""
-        return sum(1 for activation in self.activations.values() if activation.turn is not None)
+        return sum(1 for activation in list(self.activations.values()) if activation.turn is not None)
 
     def next_cursor(
         self, *, epoch: int | None = None, owner: str | None = None, held: dict[str, str] | None = None
@@ -452,8 +453,8 @@ class Partition:
         _log.error(events.MAIL_DEAD_LETTERED, actor=str(mail.address), seq=mail.seq, attempts=0, code=failure.code)
 
 
-def load_of(kind: ActorType, owned: Sequence[Partition]) -> ActorLoad:
-    """Return what the beat says of a type, given the partitions of it that the worker owns."""
+def load_of(kind: ActorType, owned: Sequence[Partition], stats: TurnStats) -> ActorLoad:
+    """Return what the beat says of a type, given the partitions of it that the worker owns and what it counted."""
     return ActorLoad(
         kind=kind.name,
         partitions=[partition.number for partition in owned],
@@ -461,6 +462,9 @@ def load_of(kind: ActorType, owned: Sequence[Partition]) -> ActorLoad:
         running=sum(partition.running for partition in owned),
         version=kind.version,
         fingerprint=kind.fingerprint,
+        waiting=sum(partition.depth for partition in owned),
+        ended=stats.committed,
+        run_times_s=stats.latest.sample(),
     )
 
 

@@ -248,7 +248,19 @@ def to_stream_info(body: Mapping[str, Any]) -> StreamInfo:
         consumers=state.get("consumer_count", 0),
         first_time=to_time(state.get("first_ts", "")),
         leader="" if cluster is None else cluster.get("leader") or None,
+        lagging=tuple(_lag(peer) for peer in (cluster or {}).get("replicas") or () if not _is_current(peer)),
+        deleted=state.get("num_deleted", 0),
+        lost_bytes=(state.get("lost") or {}).get("bytes", 0),
     )
+
+
+def _is_current(peer: Mapping[str, Any]) -> bool:
+    return bool(peer.get("current")) and not peer.get("offline")
+
+
+def _lag(peer: Mapping[str, Any]) -> str:
+    how = "is offline" if peer.get("offline") else f"is {peer.get('lag', 0)} operations behind"
+    return f"{peer.get('name', 'a follower')} {how}"
 
 
 def _from_source(source: Source) -> Json:
@@ -308,4 +320,6 @@ def to_consumer_info(body: Mapping[str, Any]) -> ConsumerInfo:
         redelivered=body.get("num_redelivered", 0),
         # the time of the last delivery is kept in memory only (seen with nats-server 2.15.1)
         is_cold=delivered.get("consumer_seq", 0) > 0 and "last_active" not in delivered,
+        deliveries=delivered.get("consumer_seq", 0),
+        delivered_seq=delivered.get("stream_seq", 0),
     )
