@@ -47,6 +47,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "replay": ("replay", "Show an actor as it was: at a moment, turn by turn, and what changed."),
     "log": ("log", "Look through the history of messages."),
     "provision": ("provision", "Create or update streams; --plan shows the difference."),
+    "top": ("top", "Watch pools, actors, workers and streams, live."),
     "doctor": ("doctor", "Check server, streams, disk, clock and workers, and say what to do."),
     "config": ("config", "Show every setting and where it came from."),
     "schema": ("schema", "Print the JSON Schema of a record, or of an actor's messages."),
