@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 from callboard.runtime import events, logs, metrics, subjects
 from callboard.runtime.actor import shutdown
 from callboard.runtime.actor.actor import Actor
-from callboard.runtime.actor.hosting import ActorHost
 from callboard.runtime.actor.services import ActorRules
 from callboard.runtime.bus import provision, topology
 from callboard.runtime.bus.base import Bus
@@ -32,6 +31,7 @@ from callboard.runtime.pool import PoolRules
 from callboard.runtime.retry import RetryPolicy
 from callboard.runtime.server_folder import DataFolder
 from callboard.runtime.settle import SettleRules
+from callboard.runtime.view import view_of
 from callboard.runtime.worker import Worker, WorkerOptions
 
 T = TypeVar("T")
@@ -398,50 +398,3 @@ async def _health(worker: Worker, *, host: str, port: int) -> AsyncIterator[None
         yield
     finally:
         await server.close()
-
-
-def actor_views(actors: ActorHost) -> list[metrics.ActorView]:
-    """Return the counters of each actor type at this moment."""
-    views = []
-    for load in actors.load():
-        mine = [found for (kind, _), found in actors.partitions.items() if kind == load.kind]
-        views.append(
-            metrics.ActorView(
-                kind=load.kind,
-                partitions=len(load.partitions),
-                active=load.active,
-                running=load.running,
-                waiting=sum(partition.depth for partition in mine),
-                stats=actors.services.stats[load.kind],
-            )
-        )
-    return views
-
-
-def view_of(worker: Worker) -> metrics.WorkerView:
-    """Return a worker's counters at this moment, for the metrics endpoint."""
-    pools = []
-    for name, pool in worker.pools.items():
-        load = pool.load()
-        pools.append(
-            metrics.PoolView(
-                capability=name,
-                slots=pool.slots,
-                running=load.busy,
-                waiting_commit=load.unsettled,
-                backlog=load.backlog,
-                stats=pool.stats,
-            )
-        )
-    fetched = [at_s for pool in worker.pools.values() if (at_s := pool.last_fetch()) is not None]
-    return metrics.WorkerView(
-        worker=worker.id,
-        pools=tuple(pools),
-        actors=tuple(actor_views(worker.host)) if worker.host is not None else (),
-        takeovers=worker.host.takeovers if worker.host is not None else 0,
-        is_ready=worker.ready_problem() is None,
-        fetch_age_s=max(0.0, SYSTEM_CLOCK.monotonic() - min(fetched)) if fetched else 0.0,
-        late_extensions=worker.keeper.late_extensions,
-        reconnects=worker.reconnects,
-        loop_lag_s=worker.loop_lag_s,
-    )

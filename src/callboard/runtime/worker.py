@@ -29,13 +29,15 @@ from callboard.runtime.capability import DEFAULT_CONCURRENCY, MAX_CONCURRENCY, C
 from callboard.runtime.claim import Claim
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 from callboard.runtime.commit import Committer
-from callboard.runtime.control import CONFIG_BUCKET, PAUSE_PREFIX, decode_cancel, decode_order
-from callboard.runtime.errors import BusError, CallboardError, DecodeError, TopologyError
+from callboard.runtime.control import CONFIG_BUCKET, PAUSE_PREFIX, answer, decode_cancel, decode_order
+from callboard.runtime.errors import CallboardError, DecodeError, TopologyError
 from callboard.runtime.lease import KeeperThread, LeaseKeeper
 from callboard.runtime.pool import MAX_STALL_S, Pool, PoolRules
 from callboard.runtime.questions import Questions
+from callboard.runtime.registry import micro
 from callboard.runtime.settle import Settler, SettleRules
 from callboard.runtime.version import VERSION
+from callboard.runtime.view import view_of
 
 TICK_S = 0.05
 WRONG_ORDER = f"orders are drain, and slots with a capability of this worker and 1 to {MAX_CONCURRENCY} of them"
@@ -312,6 +314,7 @@ class Worker:
         self._subscriptions.append(await bus.subscribe(subjects.BEAT_ALL, self._on_beat))
         self._subscriptions.append(await bus.subscribe(subjects.CTL_CANCEL, lambda m: self._on_cancel(bus, m)))
         self._subscriptions.append(await bus.subscribe(subjects.ctl_worker(self.id), lambda m: self._on_order(bus, m)))
+        self._subscriptions.append(await micro.serve(bus, self._services, self._fire))
         self._listening_s = self._clock.monotonic()
         config = Bucket(bus, CONFIG_BUCKET)
         for name in self.pools:
@@ -374,9 +377,13 @@ class Worker:
             return
         self._reply(bus, message, {"worker": self.id, "ok": True})
 
+    def _services(self) -> list[micro.Service]:
+        is_leader = self.host is not None and self.host.find("registry", "main") is not None
+        started, labels = self._started_at, self.options.labels
+        return micro.services(view_of(self), started=started, labels=labels, leads_registry=is_leader)
+
     def _reply(self, bus: Bus, message: Message, body: dict[str, object]) -> None:
-        if message.reply:
-            self._fire(_quietly(bus.publish(message.reply, msgspec.json.encode(body))), "reply")
+        self._fire(answer(bus, message, body), "reply")
 
     def _count_reconnect(self) -> None:
         self.reconnects += 1
@@ -485,13 +492,6 @@ class Worker:
 def _must_end(drain: Drain, claim: Claim) -> bool:
     # a task has no steps to stop between: `halt` lets it come to its end
     return drain.decide("task", claim.capability, claim.task_id) == "cancel"
-
-
-async def _quietly(call: Awaitable[None]) -> None:
-    try:
-        await call
-    except BusError:
-        return
 
 
 def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
