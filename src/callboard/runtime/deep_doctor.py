@@ -53,15 +53,17 @@ async def examine(bus: Bus, settings: Settings, beats: Sequence[Beat], clock: Cl
 
     Writes two messages that nobody takes and deletes them at once; if it dies between, they expire after a minute.
     """
-    infos = await _infos(bus, settings)
-    queues = await lookup.queues(bus, with_age=True)
+    infos, silent = await _infos(bus, settings)
+    if silent:
+        text = f"{_list(silent)} do not answer: no leader, or a server that hangs"
+        fix = "a majority of the servers must be up and see each other; what else is found depends on it"
+        yield Finding(check="replicas", level="problem", text=text, fix=fix)
     looks: list[Awaitable[list[Finding]]] = [
         _plain(bus, clock),
         _stored(bus, clock),
         _settings(bus, settings),
-        _now(_consumers(queues, beats)),
+        _queues(bus, beats, clock),
         _missing(bus, beats),
-        _now(_waiting(queues, beats, clock)),
         _now(_cluster(infos)),
         _now(_damage(infos)),
         _end(bus),
@@ -80,10 +82,16 @@ async def _now(findings: list[Finding]) -> list[Finding]:
     return findings
 
 
-async def _infos(bus: Bus, settings: Settings) -> list[StreamInfo]:
+async def _infos(bus: Bus, settings: Settings) -> tuple[list[StreamInfo], list[str]]:
+    """Return what the streams say, and the names of those that do not answer."""
     declared = topology.declared(settings.topology, audit=settings.actors.audit).streams
-    found = await asyncio.gather(*(bus.stream_info(config.name) for config in declared))
-    return [info for info in found if info is not None]
+    looks = (bus.stream_info(config.name, with_damage=True) for config in declared)
+    found = await asyncio.gather(*looks, return_exceptions=True)
+    for each in found:
+        if isinstance(each, BaseException) and not isinstance(each, BusError):
+            raise each
+    silent = [config.name for config, each in zip(declared, found, strict=True) if isinstance(each, BusError)]
+    return [each for each in found if isinstance(each, StreamInfo)], silent
 
 
 # --- does it carry anything
@@ -154,6 +162,11 @@ async def _settings(bus: Bus, settings: Settings) -> list[Finding]:
         fix = "delete them if an older Callboard left them; nothing here reads them"
         findings.append(Finding(check="declared", level="note", text=text, fix=fix))
     return findings or [Finding(check="declared", level="ok", text="all streams are as declared")]
+
+
+async def _queues(bus: Bus, beats: Sequence[Beat], clock: Clock) -> list[Finding]:
+    queues = await lookup.queues(bus, with_age=True)
+    return [*_consumers(queues, beats), *_waiting(queues, beats, clock)]
 
 
 def _consumers(queues: Sequence[Queue], beats: Collection[Beat]) -> list[Finding]:

@@ -148,7 +148,7 @@ class StreamInfo(Struct, frozen=True, kw_only=True):
         leader: Name of the leading server, "" for a single server, None when the stream has no leader now.
         lagging: Followers that are away or behind, each with how: ``n2 is offline``.
         deleted: Sequences between first and last that hold no message any more.
-        lost_bytes: What the server found damaged when it last opened the stream, and dropped.
+        lost_bytes: What the server found damaged when it last opened the stream, and dropped; None when not asked.
     """
 
     config: StreamConfig
@@ -161,7 +161,7 @@ class StreamInfo(Struct, frozen=True, kw_only=True):
     leader: str | None = ""
     lagging: tuple[str, ...] = ()
     deleted: int = 0
-    lost_bytes: int = 0
+    lost_bytes: int | None = None
 
 
 class ConsumerConfig(Struct, frozen=True, kw_only=True):
@@ -434,8 +434,11 @@ class Bus(Protocol):
 
     # --- administration
 
-    async def stream_info(self, name: str) -> StreamInfo | None:
-        """Return a stream's settings and state, or None when it does not exist."""
+    async def stream_info(self, name: str, *, with_damage: bool = False) -> StreamInfo | None:
+        """Return a stream's settings and state, or None when it does not exist.
+
+        ``with_damage`` asks for ``lost_bytes`` too: one request more.
+        """
         ...
 
     async def stream_names(self) -> list[str]:

@@ -235,8 +235,8 @@ def to_stream(body: Mapping[str, Any]) -> StreamConfig:
     )
 
 
-def to_stream_info(body: Mapping[str, Any]) -> StreamInfo:
-    """Return a stream's settings and state from STREAM.INFO or STREAM.CREATE."""
+def to_stream_info(body: Mapping[str, Any], *, has_details: bool = False) -> StreamInfo:
+    """Return a stream's settings and state from STREAM.INFO (asked for details or not) or STREAM.CREATE."""
     state = body.get("state") or {}
     cluster = body.get("cluster")
     return StreamInfo(
@@ -249,8 +249,9 @@ def to_stream_info(body: Mapping[str, Any]) -> StreamInfo:
         first_time=to_time(state.get("first_ts", "")),
         leader="" if cluster is None else cluster.get("leader") or None,
         lagging=tuple(_lag(peer) for peer in (cluster or {}).get("replicas") or () if not _is_current(peer)),
-        deleted=state.get("num_deleted", 0),
-        lost_bytes=(state.get("lost") or {}).get("bytes", 0),
+        # an empty stream says 1 (seen with nats-server 2.15.1)
+        deleted=state.get("num_deleted", 0) if state.get("messages") else 0,
+        lost_bytes=(state.get("lost") or {}).get("bytes", 0) if has_details else None,
     )
 
 

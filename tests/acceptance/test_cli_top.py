@@ -1,0 +1,92 @@
+"""``callboard top`` and ``doctor --deep`` against real processes: their numbers are the broker's."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+
+import nats
+import pytest
+
+from callboard.runtime.registry.micro import WORKER_SERVICE
+from tests.acceptance.console import Console, eventually
+
+
+@pytest.fixture(scope="module")
+def console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Console]:
+    found = Console(tmp_path_factory.mktemp("top"))
+    server = found.up()
+    found.env["NATS_URL"] = server.events[0]["url"]
+    yield found
+    found.close()
+
+
+async def consumer(console: Console, name: str) -> tuple[int, int]:
+    """Return what waits and what is claimed by the broker's own word."""
+    client = await nats.connect(console.env["NATS_URL"])
+    info = json.loads((await client.request(f"$JS.API.CONSUMER.INFO.CB_WORK.{name}", b"")).data)
+    await client.close()
+    return info["num_pending"], info["num_ack_pending"]
+
+
+async def test_the_numbers_are_those_of_the_consumers_and_beats(console: Console) -> None:
+    worker = console.work("--concurrency", "2", processes=2)
+    for number in range(6):
+        body = json.dumps({"name": f"n{number}", "seconds": 60})
+        assert console.run("submit", "nap", body, "--id", f"nap/n{number}", "--no-warn").status == 0
+    eventually(lambda: len(console.marks("start n")) == 4)
+    found = console.run("top", "--once", "--json").json
+    pool = next(row for row in found["pools"] if row["capability"] == "nap")
+    assert (pool["waiting"], pool["claimed"]) == await consumer(console, "nap-normal") == (2, 4)
+    assert (pool["busy"], pool["slots"], pool["workers"]) == (4, 4, 2)
+    assert pool["oldest_s"] > 0
+    page = console.run("top").out
+    assert [line.split()[:5] for line in page.splitlines() if line.startswith("nap ")] == [
+        ["nap", "default", "2", "4/4", "2"]
+    ]
+    for number in range(6):
+        console.run("tasks", "cancel", f"nap/n{number}")
+    assert worker.stop() == 0
+
+
+def test_each_look_is_one_object_and_ctrl_c_ends_it_well(console: Console) -> None:
+    worker = console.work()
+    top = console.start("top", "--json", "--every", "0.3")
+    eventually(lambda: len(top.events) >= 3, top.err)
+    assert [row["status"] for row in top.events[0]["workers"]] == ["ready"]
+    assert top.stop(signal.SIGINT) == 0
+    assert worker.stop() == 0
+
+
+def test_a_process_that_was_started_anew_shows_it(console: Console) -> None:
+    worker = console.work(processes=2)
+    os.kill(worker.events[1]["pid"], signal.SIGKILL)
+    eventually(lambda: len(worker.events) == 3, worker.err)
+    rows = console.run("top", "--once", "--json").json["workers"]
+    restarts = {row["worker"]: row["restarts"] for row in rows}
+    assert restarts[worker.events[2]["worker"]] == 1
+    assert restarts[worker.events[0]["worker"]] == 0
+    assert worker.stop() == 0
+
+
+def test_a_deep_look_finds_a_sound_deployment_sound(console: Console) -> None:
+    worker = console.work()
+    found = console.run("doctor", "--deep", "--json").json["findings"]
+    checks = {finding["check"]: finding for finding in found}
+    for name in ("probe_messages", "probe_work", "probe_actors", "declared", "consumers_gone", "damage", "actors_end"):
+        assert checks[name]["level"] == "ok", checks[name]
+    # and it leaves no task behind
+    assert "~doctor" not in console.run("tasks", "ls").out
+    assert worker.stop() == 0
+
+
+async def test_a_worker_is_found_as_a_service(console: Console) -> None:
+    worker = console.work()
+    client = await nats.connect(console.env["NATS_URL"])
+    found = json.loads((await client.request(f"$SRV.INFO.{WORKER_SERVICE}", b"", timeout=2)).data)
+    await client.close()
+    assert found["id"] == worker.events[0]["worker"]
+    assert "task-echo" in [endpoint["name"] for endpoint in found["endpoints"]]
+    assert worker.stop() == 0
