@@ -28,7 +28,8 @@ Kind = Literal["memory", "jetstream"]
 Connect = Callable[[str], Coroutine[Any, Any, Bus]]
 
 # Short, so that a test of a dead worker takes a second; the shares between the numbers are those of the defaults.
-QUICK = WorkerOptions(ack_wait_s=1.2, extend_every_s=0.3, holds_wait_s=0.2, drain_grace_s=5.0)
+# Without the registry: most tests look at what one worker owns and stores. Those of the registry switch it on.
+QUICK = WorkerOptions(ack_wait_s=1.2, extend_every_s=0.3, holds_wait_s=0.2, drain_grace_s=5.0, hosts_registry=False)
 
 
 class Running:

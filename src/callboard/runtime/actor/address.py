@@ -50,6 +50,15 @@ def parse(text: str) -> Address:
     return checked(kind, key)
 
 
+def address_of(to: str | Address) -> Address:
+    """Return the address that is given, or that a text names.
+
+    Raises:
+        InvalidNameError: As ``parse``.
+    """
+    return parse(to) if isinstance(to, str) else to
+
+
 def checked(kind: str, key: str) -> Address:
     """Return the address of a type and a key.
 

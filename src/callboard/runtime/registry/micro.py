@@ -46,6 +46,8 @@ _REGISTRY = (
 )
 _RELEASE = re.compile(r"(\d+\.\d+\.\d+)\.?(.*)")
 _NS = 1_000_000_000
+# an actor too, and a service by itself
+_OURS = "registry"
 
 
 class Endpoint(Struct, frozen=True, kw_only=True):
@@ -178,6 +180,7 @@ def services(
             time_s=actor.stats.run_time.sum_s,
         )
         for actor in view.actors
+        if actor.kind != _OURS
     ]
     found = [Service(name=WORKER_SERVICE, id=view.worker, started=started, metadata=facts, endpoints=(*pools, *actors))]
     if leads_registry:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct
@@ -49,6 +49,9 @@ class AgentRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
         weight: Requests that it can do at once; its share of work is in proportion.
         timeout_s: Silence after which an agent that beats for itself is offline.
         is_hosted: Whether workers host it: then it lives as long as one of them hosts its type, and needs no beats.
+        status: ``paused`` or ``failed`` where a person or its failures stopped an agent that workers host; it lasts
+            across hosts, so it stands here and not in beats.
+        problem: Why it is.
         registered_at: When it first did.
     """
 
@@ -63,6 +66,8 @@ class AgentRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     weight: int = 1
     timeout_s: float = TIMEOUT_S
     is_hosted: bool = False
+    status: Literal["active", "paused", "failed"] = "active"
+    problem: str = ""
     registered_at: datetime
 
     @property
