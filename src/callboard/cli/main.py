@@ -36,7 +36,8 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "worker": ("worker", "Start workers; list, drain and resize those that run."),
     "ask": ("ask", "Ask an actor and print its answer."),
     "tell": ("tell", "Put a message into an actor's mailbox."),
-    "agents": ("agents", "List actors, look into them, pause, resume and kill them."),
+    "agents": ("agents", "List actors and agents, look into them, pause, resume and kill them."),
+    "find": ("find", "Find who can do something, or pick the least busy one."),
     "submit": ("submit", "Submit a task and, if you like, wait for its result."),
     "tasks": ("tasks", "List, show, watch and cancel tasks."),
     "dead": ("dead", "List, show, requeue and discard dead letters."),
@@ -76,6 +77,9 @@ _STATUS: Final[dict[str, int]] = {
     "actor_stopped": REFUSED,
     "mailbox_full": REFUSED,
     "no_host": NOT_FOUND,
+    "no_agent": NOT_FOUND,
+    "registry_away": UNREACHABLE,
+    "duplicate_agent": REFUSED,
     "ask_timeout": UNFINISHED,
 }
 
