@@ -93,8 +93,10 @@ def _find(session: Session, /, query: Query) -> None:
 def _nobody(query: Query, found: Found) -> str:
     if not query.capability:
         return "no agent fits"
+    if query.capability in found.near:
+        return f"nobody who offers {query.capability!r} fits what else was asked for"
     if found.near:
-        return f"nobody offers {query.capability!r} with what was asked for; near it: {', '.join(found.near)}"
+        return f"nobody offers {query.capability!r}; near it: {', '.join(found.near)}"
     return f"nobody offers {query.capability!r}, and no capability has a name like it; see `callboard agents ls`"
 
 

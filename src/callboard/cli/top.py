@@ -138,8 +138,14 @@ def title(found: Overview) -> str:
     alive = [row for row in found.workers if row.status != "offline"]
     slots, busy = sum(row.slots for row in alive), sum(row.busy for row in alive)
     waiting = sum(row.waiting for row in found.pools)
+    registry = ""
+    if found.registry is not None:
+        by = f"led by {found.registry.leader}" if found.registry.is_led else "led by nobody"
+        counts = found.registry.agents.items()
+        agents = ", ".join(f"{number} {status}" for status, number in counts) or "no agents"
+        registry = f"\nregistry {by} (epoch {found.registry.epoch})  {agents}"
     moment = found.at.astimezone().strftime("%H:%M:%S")
-    return f"{moment}  {found.server}  {len(alive)} workers  {busy}/{slots} slots busy  {waiting} tasks wait"
+    return f"{moment}  {found.server}  {len(alive)} workers  {busy}/{slots} slots busy  {waiting} tasks wait{registry}"
 
 
 def sections(found: Overview) -> list[Section]:

@@ -12,12 +12,16 @@ from datetime import datetime
 from msgspec import Struct
 from msgspec.structs import replace
 
+from callboard.runtime import subjects
 from callboard.runtime.actor import inspection
 from callboard.runtime.actor.address import Address
+from callboard.runtime.actor.cursor import Cursor
 from callboard.runtime.actor.inspection import Line
+from callboard.runtime.actor.owners import decoded
 from callboard.runtime.bus.base import Bus
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 from callboard.runtime.errors import RegistryAwayError
+from callboard.runtime.registry.actor import TYPE
 from callboard.runtime.registry.lookup import Lookups
 from callboard.runtime.registry.message import MAX_LIMIT, AgentView, Found, Picked, Query, Status
 
@@ -138,6 +142,15 @@ async def members(bus: Bus, *, kind: str | None = None, limit: int = 1000, clock
     return [each for each in found if not _is_ours(each)]
 
 
+async def leader(bus: Bus) -> Cursor:
+    """Return who leads the registry, as its cursor says; one without an owner when nobody ever did. One request.
+
+    Whether that worker lives is another question: beats answer it.
+    """
+    found = [decoded(stored.subject, stored) for stored in await bus.get_many(subjects.ACTORS, [f"cb.cursor.{TYPE}.*"])]
+    return max((place for place in found if place is not None), key=lambda place: place.epoch, default=Cursor())
+
+
 def member(address: str, line: Line | None, view: AgentView | None) -> Member:
     """Return one line of the list from what the two sides know."""
     known = line or Line(address=address, status="")
@@ -180,7 +193,7 @@ def member(address: str, line: Line | None, view: AgentView | None) -> Member:
 
 def _is_ours(found: Member) -> bool:
     """Return whether it is the registry itself, which is an actor too."""
-    return found.address.startswith("registry/")
+    return found.address.startswith(f"{TYPE}/")
 
 
 class _Looker:

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from msgspec import Struct
 
-from callboard.runtime import lookup, subjects
+from callboard.runtime import census, lookup, subjects
 from callboard.runtime.actor import archive
 from callboard.runtime.actor import cursor as cursors
 from callboard.runtime.beat import Beat
@@ -18,9 +18,11 @@ from callboard.runtime.bus import header, provision, topology
 from callboard.runtime.bus.base import Bus, Message, StreamInfo, Write
 from callboard.runtime.clock import Clock
 from callboard.runtime.config import Settings
-from callboard.runtime.errors import BusError, CallboardError, DecodeError
+from callboard.runtime.errors import BusError, CallboardError, DecodeError, RegistryAwayError
 from callboard.runtime.finding import Finding, Level, count
 from callboard.runtime.lookup import Queue
+from callboard.runtime.registry.actor import TYPE
+from callboard.runtime.registry.message import Query
 from callboard.runtime.server_folder import DataFolder, running
 
 # No capability or actor type can be called so: nobody ever takes what is stored there.
@@ -32,6 +34,7 @@ FULL_SHARE = 0.8
 # below this a rate says little: the first hour of a large import looks like the end
 EARLY_SHARE = 0.4
 MANY_RESTARTS = 3
+MAX_AGENTS = 10_000
 _PROBE_TTL = "60s"
 _PROBE_TIMEOUT_S = 2.0
 _TICK_S = 0.005
@@ -69,6 +72,8 @@ async def examine(bus: Bus, settings: Settings, beats: Sequence[Beat], clock: Cl
         _end(bus),
         _store(bus, settings, infos, clock),
         _now(_restarts(beats)),
+        _registry(bus, beats),
+        _agents(bus),
     ]
     for look in looks:
         try:
@@ -332,6 +337,49 @@ def _monitored(url: str) -> Store | None:
             return Store(used_bytes=int(body["storage"]), limit_bytes=int(body["config"]["max_storage"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+# --- the registry
+
+
+async def _registry(bus: Bus, beats: Collection[Beat]) -> list[Finding]:
+    place = await census.leader(bus)
+    if any(beat.worker == place.owner for beat in beats):
+        text = f"{place.owner} leads the registry (epoch {place.epoch})"
+        return [Finding(check="registry", level="ok", text=text)]
+    hosts = [beat.worker for beat in beats if any(load.kind == TYPE for load in beat.actors)]
+    if not beats:
+        # nobody is there at all: the check of workers says so
+        return [Finding(check="registry", level="note", text="no worker is there to lead the registry")]
+    if hosts:
+        text = f"nobody leads the registry, although {_list(hosts)} could"
+        fix = "a worker that starts or stops explains it for two seconds; else see their logs for partition.unplaced"
+    else:
+        text = "no worker hosts the registry: agents are neither registered nor found"
+        fix = "set registry.host to true on some workers, and run `callboard provision`"
+    return [Finding(check="registry", level="problem", text=text, fix=fix)]
+
+
+async def _agents(bus: Bus) -> list[Finding]:
+    """Look for agents that are registered and cannot be reached."""
+    away = Query(status=["offline"], limit=MAX_AGENTS)
+    try:
+        found = (await census.find(bus, away)).agents
+    except RegistryAwayError as error:
+        return [Finding(check="agents_away", level="note", text=f"agents could not be looked at: {error}")]
+    unhosted = sorted({view.record.type for view in found if view.record.is_hosted})
+    findings = []
+    if unhosted:
+        number = sum(view.record.is_hosted for view in found)
+        text = f"{count(number, 'agent')} registered of types that nobody hosts: {_list(unhosted)}"
+        fix = "start a worker that hosts the type; records of types that are gone for good are forgotten after a day"
+        findings.append(Finding(check="agents_away", level="warning", text=text, fix=fix))
+    silent = [view.record.address for view in found if not view.record.is_hosted]
+    if silent:
+        text = f"{count(len(silent), 'agent')} that run by themselves are silent: {_list(silent)}"
+        fix = "start them again, or deregister them (cb.registry.deregister); after a day they are forgotten"
+        findings.append(Finding(check="agents_away", level="warning", text=text, fix=fix))
+    return findings or [Finding(check="agents_away", level="ok", text="every registered agent can be reached")]
 
 
 def _restarts(beats: Collection[Beat]) -> list[Finding]:

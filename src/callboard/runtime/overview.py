@@ -6,6 +6,7 @@ What waits and what is claimed is the broker's own count; what runs, how long ru
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -17,9 +18,13 @@ from callboard.runtime import lookup, subjects
 from callboard.runtime.beat import ActorLoad, Beat, CapabilityLoad
 from callboard.runtime.bus import topology
 from callboard.runtime.bus.base import Bus, Message
+from callboard.runtime.census import leader
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 from callboard.runtime.config import Settings
+from callboard.runtime.errors import NotFoundError
 from callboard.runtime.lookup import Queue
+from callboard.runtime.registry.actor import TYPE
+from callboard.runtime.registry.cache import RegistryCache
 from callboard.runtime.roster import Roster
 
 # Two beats of everybody: the least that gives a rate.
@@ -119,11 +124,28 @@ class StreamRow(Struct, frozen=True, kw_only=True):
     when_full: str
 
 
+class RegistryRow(Struct, frozen=True, kw_only=True):
+    """The registry.
+
+    Attributes:
+        leader: Worker that leads it; "" when none ever did.
+        epoch: Of its ownership; it grows with every change of hands.
+        is_led: Whether that worker is alive.
+        agents: How many registered agents are in each status.
+    """
+
+    leader: str
+    epoch: int
+    is_led: bool
+    agents: dict[str, int]
+
+
 class Overview(Struct, frozen=True, kw_only=True):
-    """Everything, at one moment."""
+    """Everything, at one moment; ``registry`` is None where none was provisioned."""
 
     at: datetime
     server: str
+    registry: RegistryRow | None
     pools: list[PoolRow]
     actors: list[TypeRow]
     workers: list[WorkerRow]
@@ -143,6 +165,21 @@ class Observer:
         self._rates: dict[str, dict[str, float]] = {}
         self._queues: dict[str, Queue] = {}
         self._looked_s = 0.0
+        self._cache: RegistryCache | None = RegistryCache(bus, clock=clock)
+
+    async def open(self) -> None:
+        """Read the registry's records, and count new tasks from here on."""
+        if self._cache is not None:
+            try:
+                await self._cache.open()
+            except NotFoundError:
+                self._cache = None
+        self.begin(await lookup.queues(self._bus))
+
+    async def close(self) -> None:
+        """Stop listening."""
+        if self._cache is not None:
+            await self._cache.close()
 
     def hear(self, message: Message) -> None:
         """Take in a beat."""
@@ -157,17 +194,20 @@ class Observer:
 
     async def look(self) -> Overview:
         """Look at everything. A request for each stream and a dozen more."""
-        queues, streams = await asyncio.gather(lookup.queues(self._bus, with_age=True), self._streams())
+        queues, streams, registry = await asyncio.gather(
+            lookup.queues(self._bus, with_age=True), self._streams(), self._registry()
+        )
         now_s, now = self._clock.monotonic(), self._clock.now()
         workers = [self._worker(beat, now_s) for beat in self._heard(now_s)]
         alive = [self.roster.beats[row.worker] for row in workers if row.status != "offline"]
         self._measure(alive)
         pools = [self._pool(name, queues, alive, now, now_s) for name in _names(queues, alive)]
-        kinds = sorted({load.kind for beat in alive for load in beat.actors})
+        kinds = sorted({load.kind for beat in alive for load in beat.actors if load.kind != TYPE})
         self.begin(queues)
         return Overview(
             at=now,
             server=self._bus.server.name,
+            registry=registry,
             pools=pools,
             actors=[self._type(kind, alive) for kind in kinds],
             workers=workers,
@@ -269,6 +309,16 @@ class Observer:
         samples = [(load.run_times_s, self._rates.get(worker, {}).get(name, 0.0)) for worker, load in loads.items()]
         return percentile(samples, P50), percentile(samples, P95)
 
+    async def _registry(self) -> RegistryRow | None:
+        if self._cache is None:
+            return None
+        records = (self._cache.index.get(address) for address in self._cache.index.addresses())
+        agents = Counter(self._cache.standing(record).status for record in records if record is not None)
+        place = await leader(self._bus)
+        age_s = self._clock.monotonic() - self.roster.heard_at.get(place.owner, -math.inf)
+        is_led = place.owner in self.roster.beats and age_s <= OFFLINE_S
+        return RegistryRow(leader=place.owner, epoch=place.epoch, is_led=is_led, agents=dict(sorted(agents.items())))
+
     async def _streams(self) -> list[StreamRow]:
         declared = topology.declared(self._settings.topology, audit=self._settings.actors.audit).streams
         found = await asyncio.gather(*(self._bus.stream_info(config.name) for config in declared))
@@ -296,10 +346,11 @@ async def observing(bus: Bus, settings: Settings, *, clock: Clock = SYSTEM_CLOCK
     observer = Observer(bus, settings, clock)
     subscription = await bus.subscribe(subjects.BEAT_ALL, observer.hear)
     try:
-        observer.begin(await lookup.queues(bus))
+        await observer.open()
         await clock.sleep(FIRST_LOOK_S)
         yield observer
     finally:
+        await observer.close()
         await subscription.close()
 
 

@@ -98,8 +98,7 @@ class Worker:
             kind.prepare()
         house.check_names(self._types)
         wanted = served(capabilities, self.options.pool, has_actors=bool(self._types))
-        slots = self.options.concurrency
-        wanted = with_offers(wanted, self._types, slots=slots, stage=lambda: self.host, clock=clock)
+        wanted = with_offers(wanted, self._types, slots=self.options.concurrency, stage=lambda: self.host, clock=clock)
         for capability in wanted:
             capability.prepare()
         self.id = worker_id or ids.new_worker_id()
