@@ -155,7 +155,7 @@ class Fleet:
     def __init__(self, world: World) -> None:
         self.world = world
         self.buses: dict[str, list[Between]] = {}
-        self.options = WorkerOptions()
+        self.options = WorkerOptions(hosts_registry=False)
 
     async def start(self, name: str, actor: type[Actor] = Desk) -> ActorHost:
         def wrap(bus: Bus) -> Bus:

@@ -70,7 +70,14 @@ class World:
         self.bus = bus
         self.client = Client(bus, clock=clock)
         self.workers: list[Running] = []
+        self._background: set[asyncio.Task[None]] = set()
         self._connect = connect
+
+    def later(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run something beside the test, such as an answer from a plain subscription."""
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     async def connect(self, name: str = "test") -> Bus:
         """Open a further connection."""
@@ -116,6 +123,7 @@ class World:
         for running in self.workers:
             running.worker.stop(now=True)
         results = await asyncio.gather(*(running.task for running in self.workers), return_exceptions=True)
+        await self.client.close()
         await self.bus.close()
         for result in results:
             if isinstance(result, Exception):

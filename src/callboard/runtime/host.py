@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from callboard.runtime import events, logs, metrics, subjects
+from callboard.runtime import events, logs, metrics, subjects, tracing
 from callboard.runtime.actor import shutdown
 from callboard.runtime.actor.actor import Actor
 from callboard.runtime.actor.services import ActorRules
@@ -146,7 +146,8 @@ async def connect(
     before = finder_now.get()
     finder_now.set(client)
     try:
-        yield client
+        with tracing.running(loaded.trace):
+            yield client
     finally:
         # not by the token: a block may end in another context than it began in
         finder_now.set(before)
@@ -282,7 +283,7 @@ async def run_worker(
         if on_ready is not None:
             on_ready(worker)
 
-    with _signals(worker, on_signal), _lifeline(worker, parent_fd):
+    with _signals(worker, on_signal), _lifeline(worker, parent_fd), tracing.running(settings.trace):
         async with _health(worker, host=settings.worker.health_host, port=port):
             watcher = asyncio.create_task(_leave_stuck(worker), name="host-stuck")
             try:

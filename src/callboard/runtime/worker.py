@@ -94,8 +94,6 @@ class Worker:
         """
         self.options = options or WorkerOptions()
         self._types = [ActorType.of(cls) for cls in actors]
-        for kind in self._types:
-            kind.prepare()
         house.check_names(self._types)
         wanted = served(capabilities, self.options.pool, has_actors=bool(self._types))
         wanted = with_offers(wanted, self._types, slots=self.options.concurrency, stage=lambda: self.host, clock=clock)

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 from msgspec import Struct
 
-from callboard.runtime import subjects
+from callboard.runtime import subjects, tracing
 from callboard.runtime.actor.address import Address
 from callboard.runtime.bus import header
 from callboard.runtime.bus.base import Stored, Write
@@ -93,6 +93,8 @@ def mail_of(stored: Stored) -> Mail:
     if sign in KINDS and header.REPLY_TO in headers:
         # ours want no answer; one that is stale is dropped in silence, which an asker shall not be
         problem = f"{header.MAIL_KIND} is Callboard's own: a question has none"
+    if header.REPLAY in headers:
+        problem = f"it bears {header.REPLAY}: a replay of history has no effects, so nothing runs it"
     generation = headers.get(header.TIMER_GENERATION, "")
     return Mail(
         address=Address(kind, subjects.unescape(token)),
@@ -125,7 +127,7 @@ def mail_headers(
     chain: tuple[Link, ...] = (),
     extra: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """Return the headers of a mail, those with a value only."""
+    """Return the headers of a mail, those with a value only, and the trace that it belongs to."""
     headers = dict(extra) if extra else {}
     if type is not None:
         headers[header.TYPE] = type
@@ -139,6 +141,7 @@ def mail_headers(
         headers[header.SENDER] = sender
     if chain:
         headers[header.CHAIN] = _CHAIN_SEPARATOR.join(str(link) for link in chain)
+    tracing.inject(headers)
     return headers
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any, TypeVar, overload
 
-from callboard.runtime import codec, ids, subjects
+from callboard.runtime import codec, ids, subjects, tracing
 from callboard.runtime import deadline as deadlines
 from callboard.runtime.actor import address as addresses
 from callboard.runtime.actor import payload
@@ -109,21 +109,22 @@ class ActorRef:
             NoRespondersError: If the streams are missing.
             BusTimeoutError: If the outcome is unknown: tell again under the same id.
         """
-        data, extra = self._mail(message, type, id, headers)
-        data = await payload.stow(BlobStore(self._bus), data, extra)
-        if deadline is not None:
-            extra[header.DEADLINE] = self._deadline(deadline)
-        if delay_s is not None:
-            return await self._tell_later(data, extra, id, delay_s, timeout_s)
-        if id is not None:
-            # the broker looks for repeats in the whole stream, so the id alone would hide another actor's mail
-            extra[header.MSG_ID] = f"{self.address.type}/{self.address.token}/{id}"
-        write = mail_write(self.address, data, extra)
-        try:
-            ack = await self._bus.store(write, timeout_s=timeout_s)
-        except NoRespondersError as error:
-            raise _no_stream() from error
-        return ack.seq
+        with tracing.span(f"tell {self.address.type}", "producer", self._traits):
+            data, extra = self._mail(message, type, id, headers)
+            data = await payload.stow(BlobStore(self._bus), data, extra)
+            if deadline is not None:
+                extra[header.DEADLINE] = self._deadline(deadline)
+            if delay_s is not None:
+                return await self._tell_later(data, extra, id, delay_s, timeout_s)
+            if id is not None:
+                # the broker looks for repeats in the whole stream, so the id alone would hide another actor's mail
+                extra[header.MSG_ID] = f"{self.address.type}/{self.address.token}/{id}"
+            write = mail_write(self.address, data, extra)
+            try:
+                ack = await self._bus.store(write, timeout_s=timeout_s)
+            except NoRespondersError as error:
+                raise _no_stream() from error
+            return ack.seq
 
     @overload
     async def ask(
@@ -186,14 +187,15 @@ class ActorRef:
             AskFailedError: If its handler raised.
             DecodeError: If the message does not fit its handler, or the answer does not fit ``returns``.
         """
-        data, extra = self._mail(message, type, idempotency_key, headers)
-        data = await payload.stow(BlobStore(self._bus), data, extra)
-        left_s = self._limit(extra, deadline, timeout_s)
-        if idempotency_key is None:
-            answer = await self._ask_once(data, extra, left_s)
-        else:
-            answer = await self._ask_until(data, extra, left_s)
-        return await value_of(answer, self.address, self._bus, returns=returns)
+        with tracing.span(f"ask {self.address.type}", "client", self._traits):
+            data, extra = self._mail(message, type, idempotency_key, headers)
+            data = await payload.stow(BlobStore(self._bus), data, extra)
+            left_s = self._limit(extra, deadline, timeout_s)
+            if idempotency_key is None:
+                answer = await self._ask_once(data, extra, left_s)
+            else:
+                answer = await self._ask_until(data, extra, left_s)
+            return await value_of(answer, self.address, self._bus, returns=returns)
 
     def stream(
         self,
@@ -223,6 +225,9 @@ class ActorRef:
         return AskStream(self._bus, self.address, data, extra, timeout_s=left_s, clock=self._clock)
 
     # --- inside
+
+    def _traits(self) -> dict[str, str]:
+        return {"messaging.system": "nats", "callboard.actor": str(self.address)}
 
     def _mail(
         self, message: object, kind: str | None, own_id: str | None, headers: Mapping[str, str] | None

@@ -289,11 +289,11 @@ class RegistryCache:
     # --- inside: listening
 
     def _on_entry(self, entry: KvEntry) -> None:
-        kind, _, token = entry.key.removeprefix(records.PREFIX).partition(".")
-        address = f"{kind}/{subjects.unescape(token)}"
+        kind, key = records.address_at(entry.key)
+        address = f"{kind}/{key}"
         if entry.data is None:
             if self.index.remove(address, entry.revision):
-                self.presence.left_agent(kind, subjects.unescape(token))
+                self.presence.left_agent(kind, key)
             return
         try:
             found = records.decode(entry.data)

@@ -199,6 +199,7 @@ class Desk:
                 # somebody else registered it, or another leader wrote: look again
                 continue
             self._cache.take(record, revision)
+            await self._look([record.address])
             answer = Registered(
                 address=record.address,
                 revision=revision,
@@ -245,6 +246,9 @@ class Desk:
         marker = await self._bucket.delete(records.record_key(known.type, known.key), revision=revision)
         self._cache.index.remove(known.address, marker)
         self._cache.presence.left_agent(known.type, known.key)
+        was = self._statuses.pop(known.address, "")
+        self._offline_since_s.pop(known.address, None)
+        await self._tell(known.address, was, "")
 
     async def _watch(self) -> None:
         """Look at every agent once a second, a slice at a time, and tell whose state has changed."""

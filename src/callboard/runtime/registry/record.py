@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from typing import Any, Literal
+from urllib.parse import quote, unquote
 
 import msgspec
 from msgspec import Struct
@@ -81,12 +82,22 @@ _decoder = msgspec.json.Decoder(AgentRecord)
 
 
 def record_key(kind: str, key: str) -> str:
-    """Return the key of an agent's record in the bucket.
+    """Return the key of an agent's record in the bucket: its key with ``=XX`` for all but ``A-Z a-z 0-9 - _``.
+
+    Keys of buckets have no ``%``, which subjects are escaped with.
 
     Raises:
         InvalidNameError: If the address cannot be used.
     """
-    return f"{PREFIX}{subjects.check_name(kind, what='agent type')}.{subjects.escape(key)}"
+    _ = subjects.escape(key)
+    token = quote(key, safe="-_").replace("~", "%7E").replace(".", "%2E").replace("%", "=")
+    return f"{PREFIX}{subjects.check_name(kind, what='agent type')}.{token}"
+
+
+def address_at(place: str) -> tuple[str, str]:
+    """Return type and key of the agent whose record stands under a key of the bucket."""
+    kind, _, token = place.removeprefix(PREFIX).partition(".")
+    return kind, unquote(token.replace("=", "%"))
 
 
 def encode(record: AgentRecord) -> bytes:
