@@ -89,6 +89,8 @@ def show(session: Session, /, address: str) -> None:
 
     Of a registered one also what the registry knows: what it can do, its load, who hosts it, when it was last heard.
     """
+    from msgspec.structs import asdict
+
     from callboard.runtime import census
     from callboard.runtime.actor import inspection
     from callboard.runtime.errors import NotFoundError
@@ -108,10 +110,8 @@ def show(session: Session, /, address: str) -> None:
 
     found, agent = session.run(work())
     if session.json:
-        import msgspec
-
-        body = {"address": str(actor), "status": agent.status if agent else ""}
-        emit({**(body if found is None else msgspec.to_builtins(found)), "registry": agent})
+        alone = {"address": str(actor), "status": agent.status if agent else ""}
+        emit({**(alone if found is None else asdict(found)), "registry": agent})
         return
     lines = _lines(found) if found is not None else [("agent", str(actor))]
     for name, text in [*lines, *(_registry_lines(agent) if agent is not None else [])]:
