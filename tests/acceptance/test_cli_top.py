@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
+import struct
+import subprocess
+import sys
+import termios
 from collections.abc import Iterator
 
 import nats
@@ -89,4 +94,51 @@ async def test_a_worker_is_found_as_a_service(console: Console) -> None:
     await client.close()
     assert found["id"] == worker.events[0]["worker"]
     assert "task-echo" in [endpoint["name"] for endpoint in found["endpoints"]]
+    assert worker.stop() == 0
+
+
+def test_on_a_terminal_it_refreshes_in_place(console: Console) -> None:
+    worker = console.work()
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 160, 0, 0))
+    top = subprocess.Popen(
+        [sys.executable, "-m", "callboard", "top", "--every", "0.3"],
+        cwd=console.folder,
+        env=console.env | {"TERM": "xterm"},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    shown = b""
+    try:
+        while shown.count(b"POOLS") < 3 and top.poll() is None:
+            shown += os.read(ours, 65536)
+        top.send_signal(signal.SIGINT)
+        while True:
+            shown += os.read(ours, 65536)
+    except OSError:
+        # it has let go of its end
+        assert top.wait(10) == 0
+    finally:
+        top.kill()
+        top.wait()
+        os.close(ours)
+    # on a screen of its own, drawn over, and given back at the end
+    assert shown.index(b"\x1b[?1049h") < shown.index(b"POOLS") < shown.rindex(b"POOLS") < shown.rindex(b"\x1b[?1049l")
+    assert worker.stop() == 0
+
+
+def test_who_can_do_something_is_found_and_a_wrong_name_is_helped(console: Console) -> None:
+    worker = console.work()
+    found = console.run("find", "nap", "--json").json
+    assert [row["worker"] for row in found["workers"]] == [worker.events[0]["worker"]]
+    wrong = console.run("find", "napp")
+    assert (wrong.status, wrong.out) == (5, "")
+    assert "near it: nap" in wrong.err
+    # a plain pool has no agent to pick
+    pool = console.run("find", "nap", "--pick")
+    assert (pool.status, pool.out) == (5, "")
+    assert "callboard submit nap" in pool.err
+    assert console.run("find", "nap", "--label", "zone").status == 2
     assert worker.stop() == 0

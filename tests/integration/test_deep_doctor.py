@@ -8,10 +8,14 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from msgspec import Struct
 from msgspec.structs import replace
 
-from callboard.runtime import deep_doctor, subjects
+from callboard.runtime import census, deep_doctor, subjects
 from callboard.runtime.actor import cursor
+from callboard.runtime.actor.actor import Actor
+from callboard.runtime.actor.address import Address
+from callboard.runtime.actor.handler import on
 from callboard.runtime.beat import Beat, decode_beat
 from callboard.runtime.bus import jetstream, provision, topology
 from callboard.runtime.bus.base import Bus, Write
@@ -22,7 +26,7 @@ from callboard.runtime.finding import Finding
 from tests.chaos.stage import staged
 from tests.support.eventually import eventually
 from tests.support.server import NatsServer
-from tests.support.world import World
+from tests.support.world import QUICK, World
 
 QUIET = ("probe_messages", "probe_work", "probe_actors", "declared", "consumers_gone", "damage", "actors_end")
 
@@ -30,6 +34,16 @@ QUIET = ("probe_messages", "probe_work", "probe_actors", "declared", "consumers_
 @capability("nap", concurrency=1)
 async def nap(seconds: float) -> None:
     await asyncio.sleep(seconds)
+
+
+class Say(Struct):
+    text: str
+
+
+class Scribe(Actor, name="scribe", capabilities=["scribble"]):
+    @on
+    async def say(self, m: Say) -> str:
+        return m.text
 
 
 class Later(SystemClock):
@@ -103,6 +117,27 @@ async def test_an_end_that_is_lost_is_seen_by_what_was_read_of_it(callboard_worl
     found = await look(world.bus, [])
     assert found["actors_end"].level == "problem"
     assert "4711" in found["actors_end"].text
+
+
+async def test_agents_that_nobody_hosts_are_named(callboard_world: World) -> None:
+    world = callboard_world
+    running = await world.start(Scribe, options=replace(QUICK, hosts_registry=True))
+    await world.client.actor("scribe/ann").ask(Say("x"))
+
+    async def is_known() -> bool:
+        view = await census.agent(world.bus, Address("scribe", "ann"))
+        return view is not None and bool(view.worker)
+
+    await eventually(is_known, within_s=10)
+    found = await look(world.bus, [decode_beat(running.worker.beat())])
+    assert (found["registry"].level, found["agents_away"].level) == ("ok", "ok")
+    # the leader of another time
+    stranger = replace(decode_beat(running.worker.beat()), worker="stranger")
+    assert "could" in (await look(world.bus, [stranger]))["registry"].text
+    await running.stop()
+    found = await look(world.bus, [])
+    assert found["agents_away"].level == "warning"
+    assert "scribe" in found["agents_away"].text
 
 
 async def test_a_flipped_bit_that_cost_messages_is_reported(tmp_path: Path) -> None:
