@@ -31,7 +31,6 @@ from callboard.runtime.errors import (
     TaskTimeoutError,
 )
 from callboard.runtime.record import TaskRecord
-from callboard.runtime.registry.cache import RegistryCache
 from callboard.runtime.registry.handle import Finder
 from callboard.runtime.registry.lookup import Lookups
 from callboard.runtime.subjects import Lane
@@ -54,7 +53,6 @@ class Client(Finder):
         *,
         clock: Clock = SYSTEM_CLOCK,
         claim_check_bytes: int = CLAIM_CHECK_BYTES,
-        registry: RegistryCache | None = None,
     ) -> None:
         """Use an open bus.
 
@@ -62,9 +60,8 @@ class Client(Finder):
             bus: The connection; not owned.
             clock: Time.
             claim_check_bytes: Payloads above this go to the object store.
-            registry: A cache of the registry that somebody else keeps; None for one of its own, when it looks up.
         """
-        self.lookups = Lookups(bus, clock=clock, cache=registry)
+        self.lookups = Lookups(bus, clock=clock)
         self._bus = bus
         self._clock = clock
         self._claim_check_bytes = claim_check_bytes

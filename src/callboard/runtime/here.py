@@ -17,7 +17,8 @@ async def find(capability: str | Capability[..., Any] = "", **what: Any) -> Foun
     Raises:
         RegistryError: Outside of ``connect()`` blocks, turns and task handlers.
     """
-    return await _here("find").find(capability, **what)
+    turn = turn_now.get()
+    return await (turn or _here("find")).find(capability, **what)
 
 
 async def pick(capability: str | Capability[..., Any] = "", **what: Any) -> Picks:  # noqa: ANN401 - see Client.pick

@@ -157,6 +157,9 @@ class Worker:
 
     async def _serve(self, bus: Bus, on_ready: Callable[[], None] | None) -> None:
         await self._ensure_consumers(bus)
+        self.client = Client(bus, clock=self._clock)
+        # pools run their handlers in the context that they are made in
+        finder_now.set(self.client)
         thread = KeeperThread(self.keeper, lambda: self._connect(f"{self.id}-keeper"))
         try:
             async with asyncio.TaskGroup() as group:
@@ -232,13 +235,12 @@ class Worker:
         return committer
 
     async def _open_registry(self, bus: Bus) -> None:
-        """Take part in hosting the registry, and let handlers look up, before there are any."""
+        """Take part in hosting the registry."""
         if self.options.hosts_registry and await house.why_not(bus, self.id) is None:
             self.house = house.House(bus, clock=self._clock, worker=self.id, spawn=self._spawn, is_dead=self._is_dead)
             await self.house.open()
             self._types.append(ActorType.of(Registry))
-        self.client = Client(bus, clock=self._clock, registry=self.house.cache if self.house is not None else None)
-        finder_now.set(self.client)
+            self.client.lookups.use(self.house.cache)
 
     def _is_dead(self, worker: str) -> bool:
         return self.host is not None and self.host.liveness.is_dead(worker, self._clock.monotonic())

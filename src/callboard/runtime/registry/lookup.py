@@ -65,15 +65,20 @@ class Lookups:
         cache: What it knows by itself; a worker's own, or None before the first look-up.
     """
 
-    def __init__(self, bus: Bus, *, clock: Clock, cache: RegistryCache | None = None) -> None:
-        """Use a cache that somebody else opens and closes, or None for one of its own."""
-        self.cache = cache
+    def __init__(self, bus: Bus, *, clock: Clock) -> None:
+        """Begin without a cache."""
+        self.cache: RegistryCache | None = None
         self._bus = bus
         self._clock = clock
-        self._is_own = cache is None
+        self._is_own = True
         self._opening: asyncio.Task[None] | None = None
         self._sending: set[asyncio.Task[None]] = set()
         self._away_until_s = -math.inf
+
+    def use(self, cache: RegistryCache) -> None:
+        """Use a cache that somebody else opens and closes."""
+        self.cache = cache
+        self._is_own = False
 
     async def find(self, query: Query) -> Found:
         """Return a page of agents: from the cache once it is warm, before that from the leader.
