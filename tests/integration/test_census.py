@@ -108,8 +108,11 @@ async def test_without_a_leader_the_records_answer(callboard_world: World) -> No
     running = await world.start(Plain, options=HOSTING)
     await register(world, "o")
     await running.stop()
-    found = await census.find(world.bus, Query(capability="scribble"))
+    assert (await census.find(world.bus, Query(capability="scribble"))).agents == []
+    found = await census.find(world.bus, Query(capability="scribble", status=["offline"]))
     assert [view.record.address for view in found.agents] == ["other/o"]
+    with pytest.raises(NoAgentError, match="other/o fits"):
+        await census.pick(world.bus, Query(capability="scribble"))
     with pytest.raises(NoAgentError, match="near it: scribble"):
         await census.pick(world.bus, Query(capability="scribbel"))
 

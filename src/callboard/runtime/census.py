@@ -20,8 +20,9 @@ from callboard.runtime.actor.inspection import Line
 from callboard.runtime.actor.owners import decoded
 from callboard.runtime.bus.base import Bus
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
-from callboard.runtime.errors import RegistryAwayError
+from callboard.runtime.errors import NoAgentError, RegistryAwayError
 from callboard.runtime.registry.actor import TYPE
+from callboard.runtime.registry.cache import RegistryCache
 from callboard.runtime.registry.lookup import Lookups
 from callboard.runtime.registry.message import MAX_LIMIT, AgentView, Found, Picked, Query, Status
 
@@ -151,6 +152,28 @@ async def leader(bus: Bus) -> Cursor:
     return max((place for place in found if place is not None), key=lambda place: place.epoch, default=Cursor())
 
 
+def judged(cache: RegistryCache, query: Query) -> Found:
+    """Return what a cache that has only just begun to listen finds; whoever was not heard yet counts as offline.
+
+    A long-lived one gives them some seconds more, lest an outage of its own link make the whole fleet look dead.
+    """
+    wanted = query.status or [status for status in EVERYWHERE if status != "offline"]
+    agents: list[AgentView] = []
+    page = replace(query, status=list(EVERYWHERE), limit=MAX_LIMIT)
+    while True:
+        found = cache.find(page)
+        for view in found.agents:
+            seen = view if view.seen_at is not None else replace(view, status="offline")
+            if seen.status not in wanted:
+                continue
+            if len(agents) == query.limit:
+                return replace(found, agents=agents, next=agents[-1].record.address)
+            agents.append(seen)
+        if not found.next:
+            return replace(found, agents=agents)
+        page = replace(page, after=found.next)
+
+
 def member(address: str, line: Line | None, view: AgentView | None) -> Member:
     """Return one line of the list from what the two sides know."""
     known = line or Line(address=address, status="")
@@ -207,26 +230,31 @@ class _Looker:
         try:
             return await self.lookups.find(query)
         except RegistryAwayError:
-            if not await self._is_warm():
+            cache = await self._warm()
+            if cache is None:
                 raise
-            return await self.lookups.find(query)
+            return judged(cache, query)
 
     async def pick(self, query: Query) -> Picked:
         try:
             return await self.lookups.pick(query)
         except RegistryAwayError:
-            if not await self._is_warm():
+            if await self._warm() is None:
                 raise
-            return await self.lookups.pick(query)
+            picked = await self.lookups.pick(query)
+            if picked.agent is not None and picked.agent.seen_at is None:
+                message = f"{picked.agent.record.address} fits, and nobody who could run it was heard"
+                raise NoAgentError(message, refused={"offline": 1}) from None
+            return picked
 
-    async def _is_warm(self) -> bool:
+    async def _warm(self) -> RegistryCache | None:
         give_up_s = self._clock.monotonic() + _WARM_WITHIN_S
         while self._clock.monotonic() < give_up_s:
             cache = self.lookups.cache
             if cache is not None and cache.is_warm:
-                return True
+                return cache
             await self._clock.sleep(_TICK_S)
-        return False
+        return None
 
 
 @asynccontextmanager
