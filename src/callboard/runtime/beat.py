@@ -23,6 +23,8 @@ class CapabilityLoad(Struct, frozen=True, kw_only=True):
         ended: Tasks it ended since its process began: completed, failed, cancelled or expired.
         again: Claims it gave up for another run since then: retried, returned, postponed, dropped or lapsed.
         run_times_s: Times of its latest runs of the handler, some 20 of the latest 256 spread evenly over their order.
+        newest: By lane the last task that is known to have been handed out for the first time: when it was stored
+            (microseconds since 1970) and its sequence.
     """
 
     name: str
@@ -35,6 +37,7 @@ class CapabilityLoad(Struct, frozen=True, kw_only=True):
     ended: int = 0
     again: int = 0
     run_times_s: list[float] = []
+    newest: dict[str, tuple[int, int]] = {}
 
 
 class ActorLoad(Struct, frozen=True, kw_only=True):

@@ -29,14 +29,14 @@ from callboard.runtime.registry.message import MAX_LIMIT, AgentView, Found, Pick
 EVERYWHERE: tuple[Status, ...] = ("idle", "busy", "paused", "failed", "draining", "suspect", "offline")
 _WARM_WITHIN_S = 4.0
 _TICK_S = 0.02
-_STOPPED = ("paused", "failed", "killed")
+_STOPPED = ("paused", "failed", "killed", "undecodable")
 
 
 class Member(Struct, frozen=True, kw_only=True):
     """An actor or an agent in the list.
 
     Attributes:
-        status: ``paused``, ``failed`` or ``killed`` where its record says so; else as the registry sees it (``idle``,
+        status: ``paused``, ``failed`` or ``killed`` where its record says so, ``undecodable`` where that cannot be read; else as the registry sees it (``idle``,
             ``busy``, ``draining``, ``suspect``, ``offline``); of an actor that is not registered ``active``, or
             ``new`` when it has mail and has never run.
         is_registered: Whether it can be found and picked.
@@ -48,6 +48,7 @@ class Member(Struct, frozen=True, kw_only=True):
         load: (busy + waiting + reserved) / weight; None of one that is not registered.
         turns: Turns committed so far; ``parked``, ``stored``, ``at`` as in ``inspection.Line``.
         reason: Why it is stopped, silent or away.
+        has_mixed_code: Whether its hosts run different code; whoever listens to beats fills it in.
     """
 
     address: str
@@ -69,6 +70,7 @@ class Member(Struct, frozen=True, kw_only=True):
     stored: int = 0
     at: datetime | None = None
     reason: str = ""
+    has_mixed_code: bool = False
 
 
 async def find(bus: Bus, query: Query, *, clock: Clock = SYSTEM_CLOCK) -> Found:

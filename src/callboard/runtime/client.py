@@ -208,7 +208,7 @@ class Client(Finder):
         """Return a reference to an actor, ``type/key``, to tell and to ask.
 
         Raises:
-            InvalidNameError: If the text is no address.
+            InvalidNameError: If it is no address.
         """
         return ActorRef(self._bus, address, clock=self._clock)
 

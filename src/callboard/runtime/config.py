@@ -85,7 +85,8 @@ class NatsSettings(Section):
     """How to reach the broker. At most one way to log in: user and password, token, nkey seed, or creds file.
 
     Attributes:
-        url: One or more ``nats://`` or ``tls://`` addresses, separated by commas; no password inside.
+        url: One or more ``nats://`` or ``tls://`` addresses, separated by commas; no password inside. With ``tls://``
+            nothing is said to a server without TLS.
         inbox_prefix: Where answers arrive; with permissions, one of its own for each user.
         connect_deadline_s: How long start-up waits for the first connection.
     """

@@ -21,7 +21,7 @@ from callboard.runtime.actor.mailbox import Mailbox, next_stored
 from callboard.runtime.actor.overflow import Overflow
 from callboard.runtime.actor.ports import Owner, Stays
 from callboard.runtime.actor.record import ASKERS_KEPT, Parked, Reply, StateRecord, decode, encode
-from callboard.runtime.actor.resident import Resident
+from callboard.runtime.actor.resident import resident_of
 from callboard.runtime.actor.run import Runner
 from callboard.runtime.actor.services import Services
 from callboard.runtime.actor.state import actor_of
@@ -54,6 +54,8 @@ class Activation:
         held_by: Another worker that has it in mid-turn: nothing runs here meanwhile.
         is_dropped: Somebody else runs it; nothing that it still does here counts.
         is_leaving: The partition was handed over: the turn under way is the last one.
+        is_doubtful: It was another's to wait for when this process stood still or was cut off: that one may have
+            begun the turn under way.
         problem: Why it cannot be run here, for people.
         idle_since_s: Monotonic seconds since when nothing happened.
     """
@@ -71,14 +73,13 @@ class Activation:
         self.turn: Turn | None = None
         self.held_by: str | None = None
         self.is_leaving = False
+        self.is_doubtful = False
         self.problem: str | None = None
         self.idle_since_s = services.clock.monotonic()
         self.services = services
         self.runner = Runner(self)
         self.overflow = Overflow(self)
-        self.resident: Stays | None = (
-            Resident(self, self.runner.instance) if address.key in kind.options.residents else None
-        )
+        self.resident: Stays | None = resident_of(self, self.runner.instance)
         self._scanned = 0
         self._told: set[int] = set()
         self._recent: dict[str, None] = {}
@@ -159,6 +160,18 @@ class Activation:
             self.resident.look()
         if self._task is not None and self.turn is None:
             self._task.cancel()
+
+    async def may_go_on(self) -> bool:
+        """Return whether the mail under way may be attempted again here: nobody has taken us for dead meanwhile.
+
+        Raises:
+            BusError: If that cannot be found out now.
+        """
+        if not self.owner.is_gone:
+            return await self.owner.is_ours()
+        services = self.services
+        is_silent = services.echo_age_s() > services.rules.echo_limit_s or not services.bus.is_connected
+        return not (self.is_dropped or self.is_doubtful or is_silent)
 
     async def may_begin(self) -> bool:
         """Return whether a step of the turn under way may begin here; see ``Partition.still_runs``."""
@@ -295,13 +308,7 @@ class Activation:
             raise StateDecodeError(message) from error
         self.seq = stored.seq if stored is not None else 0
         self.problem = None
-        self._enrol()
-
-    def _enrol(self) -> None:
-        """Have the registry know of it."""
-        if self.kind.capabilities and self.services.enroller is not None:
-            known = self.known
-            self.services.enroller(self.kind, self.address.key, known.status, known.reason)
+        self.services.enrol(self.kind, self.address.key, self.record.status, self.record.reason)
 
     async def _refill(self) -> bool:
         try:
@@ -394,7 +401,7 @@ class Activation:
                     self.problem = None
                     self.owner.committed(self.address.key, self.seq)
                     if record.status != base.status:
-                        self._enrol()
+                        self.services.enrol(self.kind, self.address.key, record.status, record.reason)
                 case Fenced():
                     message = f"{self.address} was written by another host since: this turn is thrown away"
                     raise TurnFencedError(message)
@@ -440,7 +447,7 @@ class Activation:
         ``cause_seq`` is the mail that counts as handled, where it is not the same: a parked turn's awaited one.
         """
         await self.letter(mail, failure, attempts=attempts)
-        changed, sent = dict(changes or {}), list(writes)
+        changed, sent = {"timers": verdict.firing(mail), **(changes or {})}, list(writes)
         if supervise.is_poison(failure, attempts=attempts, is_ask=bool(mail.reply_to)):
             changed["failures"] = failures = self.known.failures + 1
             if failures >= self.kind.options.poison_limit:

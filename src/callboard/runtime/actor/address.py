@@ -50,13 +50,19 @@ def parse(text: str) -> Address:
     return checked(kind, key)
 
 
-def address_of(to: str | Address) -> Address:
-    """Return the address that is given, or that a text names.
+def of(given: object) -> Address:
+    """Return an address that came as one, or as text.
 
     Raises:
-        InvalidNameError: As ``parse``.
+        InvalidNameError: If it is neither, or a text that names none; says which.
     """
-    return parse(to) if isinstance(to, str) else to
+    if isinstance(given, Address):
+        return given
+    if isinstance(given, str):
+        return parse(given)
+    shown = f"{type(given).__name__} {repr(given)[:80]}" if given is not None else "None"
+    message = f"an actor's address is text, <type>/<key>, for example 'greeter/ann', or an Address; got {shown}"
+    raise InvalidNameError(message, name=repr(given)[:80])
 
 
 def checked(kind: str, key: str) -> Address:

@@ -308,7 +308,7 @@ class ActorHost:
     async def _hand_on(self) -> None:
         """Give everything to others, what was handed to us meanwhile too: nobody else may take that."""
         for kind in self.types:
-            for number in self._numbers(self.types[kind]):
+            for number in self.types[kind].numbers(self.services.rules.partitions):
                 heir = self._heir(kind, number)
                 owned = self.partitions.get((kind, number))
                 if heir is not None and owned is not None:
@@ -319,7 +319,7 @@ class ActorHost:
     async def _place_type(self, kind: ActorType) -> None:
         hosts = self.fleet.candidates(kind, self.liveness.live(self._clock.monotonic()))
         wanted = placement.assign(kind.name, self.services.rules.partitions, sorted(hosts))
-        for number in self._numbers(kind):
+        for number in kind.numbers(self.services.rules.partitions):
             place = (kind.name, number)
             owned = self.partitions.get(place)
             owner = wanted.get(number)
@@ -334,9 +334,6 @@ class ActorHost:
             elif not self._is_draining and (owner == self._worker or self._owners.is_ours(place)):
                 # one that was handed to us is taken even when it should go on to another: nobody else may take it
                 await self._take_if_free(kind, number)
-
-    def _numbers(self, kind: ActorType) -> Sequence[int]:
-        return kind.numbers(self.services.rules.partitions)
 
     def _heir(self, kind: str, number: int) -> str | None:
         return self.fleet.heir(self.types[kind], number, self.liveness.live(self._clock.monotonic()))
@@ -386,6 +383,9 @@ class ActorHost:
         if not is_handed or found.held or not found.epoch:
             wanted = replace(partition.cursor, epoch=found.epoch + 1, owner=self._worker)
             if not await partition.write(wanted):
+                if is_from_dead and partition.lost_to == found.owner:
+                    # it has written meanwhile: it lives, and its beats are late
+                    self.liveness.pinged(found.owner, self._clock.monotonic(), answered=True)
                 return
         self._owners.learn((kind.name, number), partition.cursor)
         self.held.adopt(partition)

@@ -126,6 +126,14 @@ class Staged(Protocol):
         """Sequence of the mail that is being handled, 0 when none is."""
         ...
 
+    async def may_go_on(self) -> bool:
+        """Return whether the mail under way may be attempted again here.
+
+        Raises:
+            BusError: If that cannot be found out now.
+        """
+        ...
+
     def wake(self) -> None:
         """Let the loop look whether a mail may be handled."""
         ...

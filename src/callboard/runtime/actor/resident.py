@@ -120,3 +120,8 @@ class Resident:
             self._instance.actor = None
         if actor is not None:
             await self._instance.goodbye(actor)
+
+
+def resident_of(activation: Staged, instance: Instance) -> Resident | None:
+    """Return what keeps an actor awake, None for one that is awake while it has mail."""
+    return Resident(activation, instance) if activation.address.key in activation.kind.options.residents else None

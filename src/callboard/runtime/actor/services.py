@@ -99,6 +99,11 @@ class Services(Struct, kw_only=True):
     enroller: Callable[[ActorType, str, str, str], None] | None = None
     stats: dict[str, TurnStats] = field(default_factory=lambda: defaultdict(TurnStats))
 
+    def enrol(self, kind: ActorType, key: str, status: str, reason: str) -> None:
+        """Have the registry know of an agent that awoke here, or whose status changed."""
+        if kind.capabilities and self.enroller is not None:
+            self.enroller(kind, key, status, reason)
+
 
 async def alone(coroutine: Coroutine[Any, Any, None], name: str) -> None:
     """Run it so that its failure concerns nobody else; ``name`` says in the log whose it was."""

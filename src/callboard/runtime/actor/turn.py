@@ -15,7 +15,8 @@ from msgspec import UNSET, Struct
 from callboard.runtime import codec, subjects
 from callboard.runtime.actor import message as messages
 from callboard.runtime.actor import picking, ref, step
-from callboard.runtime.actor.address import Address, address_of
+from callboard.runtime.actor.address import Address
+from callboard.runtime.actor.address import of as _address
 from callboard.runtime.actor.journal import Journal
 from callboard.runtime.actor.mail import Link, Mail, mail_headers
 from callboard.runtime.actor.outbox import Outbox, event_write, one_per_timer, timer_write, untimer_write
@@ -268,7 +269,7 @@ class Turn:
     ) -> Any:  # noqa: ANN401 - whatever the other's handler returns
         """See ``TurnApi``. What the other answered is recorded, an error of its handler too."""
         self._check_open()
-        target = ref.ActorRef(self._services.bus, address_of(to), clock=self._services.clock)
+        target = ref.ActorRef(self._services.bus, _address(to), clock=self._services.clock)
         name = self._originals.type_name(message)
         identity = idempotency_key if idempotency_key is not None else [name, _plain(message)]
         with await self.journal.begin(step.short_name(f"~ask {target.address}"), identity) as slot:
@@ -315,7 +316,7 @@ class Turn:
     async def stream(self, to: str | Address, message: object, *, timeout_s: float = 30.0) -> AsyncIterator[Any]:
         """See ``TurnApi``. Not recorded: a turn that runs again asks again."""
         self._check_open()
-        target = ref.ActorRef(self._services.bus, address_of(to), clock=self._services.clock)
+        target = ref.ActorRef(self._services.bus, _address(to), clock=self._services.clock)
         async with target.stream(
             self._originals.encode(message),
             type=self._originals.type_name(message),
@@ -359,7 +360,7 @@ class Turn:
         delay_s: float | None = None,
     ) -> None:
         """See ``TurnApi``."""
-        address = address_of(to)
+        address = _address(to)
         data, name = self._originals.encode(message), self._originals.type_name(message)
         identity = self._outbox.identity("tell", str(address), name or "", data)
         # an actor that tells itself something later works in rounds, which is no circle of messages

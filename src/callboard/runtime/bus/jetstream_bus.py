@@ -18,13 +18,25 @@ from callboard.runtime.bus.jetstream_link import WHO, Link, Raw
 from callboard.runtime.bus.jetstream_store import Writer
 from callboard.runtime.bus.jetstream_wire import to_pub_ack
 from callboard.runtime.bus.jetstream_work import confirmed
-from callboard.runtime.errors import BusConnectError, BusError, BusTimeoutError, PermissionDeniedError, TopologyError
+from callboard.runtime.errors import (
+    ApiError,
+    BusConnectError,
+    BusError,
+    BusTimeoutError,
+    PermissionDeniedError,
+    TopologyError,
+)
 
 MINIMUM_VERSION = (2, 12)
 
 _RETRY_S = 0.2
 _STARTING_S = 1.0
 _WHO_TIMEOUT_S = 1.0
+# A question that nobody answers is asked again after so long, up to the second number.
+_ASK_S = 1.0
+_ASK_MAX_S = 4.0
+# "JetStream system temporarily unavailable"
+_NO_META_LEADER = 10008
 
 
 class Connection(Link, Protocol):
@@ -151,28 +163,44 @@ class JetStreamBus(Core, Writer, Reader):
             raise TopologyError(message)
 
     async def _check_jetstream(self, deadline: float) -> None:
+        """Ask until JetStream answers: a cluster that is choosing a leader drops the question, and says so only later.
+
+        Raises:
+            BusConnectError: If it has not in time.
+            TopologyError: If it never will.
+        """
         clock = self._link.clock
         # A server that has just started may answer "nobody" for a moment.
         patience = min(deadline, clock.monotonic() + _STARTING_S)
+        wait_s = _ASK_S
         while True:
+            left_s = deadline - clock.monotonic()
             try:
-                await self._api("INFO", timeout_s=max(0.1, deadline - clock.monotonic()))
+                await self._api("INFO", timeout_s=max(0.1, min(wait_s, left_s)))
             except PermissionDeniedError:
                 # A worker need not be allowed to ask; what it may do will show.
                 return
             except BusError as error:
-                if clock.monotonic() < (patience if error.code == "no_responders" else deadline) and error.retryable:
+                if clock.monotonic() < (patience if error.code == "no_responders" else deadline) and _is_passing(error):
                     await clock.sleep(_RETRY_S)
+                    # longer each time: it may be slow, and answer the last question only after the next
+                    wait_s = min(2 * wait_s, _ASK_MAX_S)
                     continue
-                if isinstance(error, BusTimeoutError):
-                    message = f"the server at {self._server.url} lets us in, but its JetStream does not answer"
-                    raise BusConnectError(message) from error
-                message = (
-                    f"JetStream does not work on {self._server.url} ({error}): start the server with -js, or switch "
-                    "JetStream on for this account"
-                )
-                raise TopologyError(message) from error
+                raise self._not_working(error) from error
             return
+
+    def _not_working(self, error: BusError) -> BusError:
+        """Return the error that says what to do when JetStream does not work at the end of our patience."""
+        if isinstance(error, BusTimeoutError) or _has_no_leader(error):
+            return BusConnectError(
+                f"the server at {self._server.url} lets us in, but its JetStream does not answer ({error}): in a "
+                "cluster more than half of the servers must run and reach each other, their logs say more; where they "
+                "only need longer to choose a leader, raise nats.connect_deadline_s"
+            )
+        return TopologyError(
+            f"JetStream does not work on {self._server.url} ({error}): start the server with -js, or switch "
+            "JetStream on for this account"
+        )
 
     async def _learn(self) -> None:
         """Ask the server for its name, best effort: the client keeps it to itself, and permissions may forbid it."""
@@ -188,6 +216,14 @@ class JetStreamBus(Core, Writer, Reader):
                 max_payload_bytes=known.max_payload_bytes,
                 jetstream=bool(found.get("jetstream", True)),
             )
+
+
+def _is_passing(error: BusError) -> bool:
+    return error.retryable or _has_no_leader(error)
+
+
+def _has_no_leader(error: BusError) -> bool:
+    return isinstance(error, ApiError) and error.err_code == _NO_META_LEADER
 
 
 def _itself(raw: Raw, _subject: str) -> Raw:
