@@ -36,9 +36,9 @@ class Member(Struct, frozen=True, kw_only=True):
     """An actor or an agent in the list.
 
     Attributes:
-        status: ``paused``, ``failed`` or ``killed`` where its record says so, ``undecodable`` where that cannot be read; else as the registry sees it (``idle``,
-            ``busy``, ``draining``, ``suspect``, ``offline``); of an actor that is not registered ``active``, or
-            ``new`` when it has mail and has never run.
+        status: ``paused``, ``failed`` or ``killed`` where its record says so, ``undecodable`` where that cannot be read;
+            else as the registry sees it (``idle``, ``busy``, ``draining``, ``suspect``, ``offline``); of an actor that
+            is not registered ``active``, or ``new`` when it has mail and has never run.
         is_registered: Whether it can be found and picked.
         is_hosted: Whether it is an actor of workers; False for an agent that runs by itself.
         worker: Worker that hosts it now, "" when none does or it is not known.

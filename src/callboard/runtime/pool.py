@@ -234,15 +234,13 @@ class Pool:
 
     def load(self) -> CapabilityLoad:
         """Return what the heartbeat says of this pool."""
-        name = self.capability.name
+        name, claims = self.capability.name, list(self._keeper.claims.values())
         return CapabilityLoad(
             name=name,
             pool=self.capability.pool,
             slots=self.slots,
             busy=len(self.running),
-            unsettled=sum(
-                c.stage is Stage.SETTLING and c.capability == name for c in list(self._keeper.claims.values())
-            ),
+            unsettled=sum(claim.stage is Stage.SETTLING and claim.capability == name for claim in claims),
             backlog=sum(self._lanes.backlog.values()),
             is_paused=self.is_paused,
             ended=self.stats.total(FINAL),
