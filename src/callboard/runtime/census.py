@@ -36,7 +36,7 @@ class Member(Struct, frozen=True, kw_only=True):
     """An actor or an agent in the list.
 
     Attributes:
-        status: ``paused``, ``failed`` or ``killed`` where its record says so, ``undecodable`` where that cannot be read;
+        status: ``paused``, ``failed`` or ``killed`` where its record says so, ``undecodable`` where it is unreadable;
             else as the registry sees it (``idle``, ``busy``, ``draining``, ``suspect``, ``offline``); of an actor that
             is not registered ``active``, or ``new`` when it has mail and has never run.
         is_registered: Whether it can be found and picked.
