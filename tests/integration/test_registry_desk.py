@@ -151,7 +151,11 @@ async def test_an_address_that_workers_host_is_taken(callboard_world: World) -> 
     await callboard_world.client.actor("scribe/ann").ask("x")
 
     async def is_known() -> bool:
-        return len((await ask(bus, FIND, capability="summarise"))["agents"]) == 1
+        try:
+            return len((await ask(bus, FIND, capability="summarise"))["agents"]) == 1
+        except NoRespondersError:
+            # the second worker may just be taking the registry over from the first
+            return False
 
     await eventually(is_known)
     with pytest.raises(DuplicateAgentError, match="scribe/ann is held by"):

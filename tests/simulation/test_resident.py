@@ -14,9 +14,11 @@ from msgspec import Struct
 
 from callboard.runtime.actor.actor import Actor
 from callboard.runtime.actor.handler import on
+from callboard.runtime.actor.partition import Partition
 from callboard.runtime.config import TopologySettings
 from callboard.runtime.errors import ActorError
 from callboard.runtime.registry.actor import Lead
+from callboard.runtime.registry.desk import Desk
 from callboard.runtime.registry.lookup import raise_refusal
 from callboard.runtime.registry.message import FIND
 from callboard.runtime.simulation.run import Simulation, run
@@ -217,23 +219,42 @@ def test_the_registry_answers_again_within_two_seconds_of_its_leaders_death() ->
     play(scene)
 
 
-def test_a_leader_that_was_frozen_answers_nothing_once_it_was_taken_over() -> None:
-    async def scene(world: World) -> None:
-        for name in "ab":
-            await world.start(Beacon, name=name, options=WorkerOptions())
-        await asyncio.sleep(5.0)
-        led = await world.actor("registry/main").ask(Lead())
-        name = led["worker"].rsplit("-", 1)[0]
-        world.pause(name)
-        await world.eventually(lambda: _asked(world), within_s=10.0)
-        answers: list[bytes] = []
-        inbox = world.bus.inbox()
-        await world.bus.subscribe(inbox, lambda message: answers.append(message.data))
-        world.resume(name)
-        for _ in range(20):
-            before = len(answers)
-            await world.bus.publish(FIND, b"{}", reply=inbox)
-            await asyncio.sleep(0.2)
-            assert len(answers) == before + 1
+async def _thaws(world: World) -> None:
+    """Freeze the leader, let another take over, and count the answers when both are awake."""
+    for name in "ab":
+        await world.start(Beacon, name=name, options=WorkerOptions())
+    await asyncio.sleep(5.0)
+    led = await world.actor("registry/main").ask(Lead())
+    name = led["worker"].rsplit("-", 1)[0]
+    world.pause(name)
+    await world.eventually(lambda: _asked(world), within_s=10.0)
+    answers: list[bytes] = []
+    inbox = world.bus.inbox()
+    await world.bus.subscribe(inbox, lambda message: answers.append(message.data))
+    world.resume(name)
+    for _ in range(20):
+        before = len(answers)
+        await world.bus.publish(FIND, b"{}", reply=inbox)
+        await asyncio.sleep(0.2)
+        # none while it moves on
+        assert len(answers) <= before + 1
+    assert answers
 
-    play(scene)
+
+def test_a_leader_that_was_frozen_answers_nothing_once_it_was_taken_over() -> None:
+    play(_thaws)
+
+
+def test_one_that_did_not_ask_whether_it_leads_would_be_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative control."""
+
+    async def stays(_: Desk) -> None:
+        return
+
+    async def always(_: Partition) -> bool:
+        return True
+
+    monkeypatch.setattr(Desk, "close", stays)
+    monkeypatch.setattr(Partition, "is_ours", always)
+    with pytest.raises(AssertionError):
+        play(_thaws)
