@@ -28,32 +28,25 @@ def console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Console]:
     found.close()
 
 
-async def consumer(console: Console, name: str) -> tuple[int, int]:
-    """Return what waits and what is claimed by the broker's own word."""
-    client = await nats.connect(console.env["NATS_URL"])
-    info = json.loads((await client.request(f"$JS.API.CONSUMER.INFO.CB_WORK.{name}", b"")).data)
-    await client.close()
-    return info["num_pending"], info["num_ack_pending"]
-
-
 async def test_the_numbers_are_those_of_the_consumers_and_beats(console: Console) -> None:
-    worker = console.work("--concurrency", "2", processes=2)
+    client = await nats.connect(console.env["NATS_URL"])
+    worker = console.work("--concurrency", "2", "--shutdown", "immediate", processes=2)
     for number in range(6):
-        body = json.dumps({"name": f"n{number}", "seconds": 60})
-        assert console.run("submit", "nap", body, "--id", f"nap/n{number}", "--no-warn").status == 0
+        await client.request("cb.task.nap", json.dumps({"name": f"n{number}", "seconds": 600}).encode())
     eventually(lambda: len(console.marks("start n")) == 4)
     found = console.run("top", "--once", "--json").json
+    info = json.loads((await client.request("$JS.API.CONSUMER.INFO.CB_WORK.nap-normal", b"")).data)
     pool = next(row for row in found["pools"] if row["capability"] == "nap")
-    assert (pool["waiting"], pool["claimed"]) == await consumer(console, "nap-normal") == (2, 4)
+    assert (pool["waiting"], pool["claimed"]) == (info["num_pending"], info["num_ack_pending"]) == (2, 4)
     assert (pool["busy"], pool["slots"], pool["workers"]) == (4, 4, 2)
     assert pool["oldest_s"] > 0
     page = console.run("top").out
     assert [line.split()[:5] for line in page.splitlines() if line.startswith("nap ")] == [
         ["nap", "default", "2", "4/4", "2"]
     ]
-    for number in range(6):
-        console.run("tasks", "cancel", f"nap/n{number}")
     assert worker.stop() == 0
+    await client.request("$JS.API.STREAM.PURGE.CB_WORK", b"")
+    await client.close()
 
 
 def test_each_look_is_one_object_and_ctrl_c_ends_it_well(console: Console) -> None:
