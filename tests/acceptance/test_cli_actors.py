@@ -138,7 +138,7 @@ def test_mail_waits_for_a_paused_actor_and_runs_when_it_is_resumed(console: Cons
     assert console.run("agents", "resume", actor).status == 0
     eventually(lambda: console.run("agents", "mailbox", actor, "--json").json == [])
     listed = {line["address"]: line for line in console.run("agents", "ls", "greeter", "--json").json}
-    assert (listed[actor]["status"], listed[actor]["turns"]) == ("active", 1)
+    assert (listed[actor]["status"], listed[actor]["turns"]) == ("idle", 1)
 
 
 def test_a_turn_is_seen_and_cancelled(console: Console, dev: Background) -> None:

@@ -12,7 +12,7 @@ import pytest
 from msgspec import Struct
 from msgspec.structs import replace
 
-from callboard.runtime import actor_doctor, host, metrics, roster, subjects
+from callboard.runtime import actor_doctor, metrics, roster, subjects
 from callboard.runtime.actor import inspection
 from callboard.runtime.actor.actor import Actor
 from callboard.runtime.actor.address import Address
@@ -24,6 +24,7 @@ from callboard.runtime.config import TopologySettings
 from callboard.runtime.errors import TopologyError
 from callboard.runtime.finding import Finding
 from callboard.runtime.retry import RetryPolicy
+from callboard.runtime.view import view_of
 from tests.support.eventually import eventually
 from tests.support.world import QUICK, Running, World, open_world
 
@@ -146,10 +147,10 @@ async def test_a_scrape_counts_turns_and_steps(callboard_world: World) -> None:
     await callboard_world.client.actor("parrot/eve").tell(Say("fail"))
     stats = running.worker.host.services.stats["parrot"]  # type: ignore[union-attr]
     await eventually(lambda: stats.failed)
-    (view,) = host.view_of(running.worker).actors
-    assert (view.kind, view.partitions, view.active, view.running) == ("parrot", 16, 2, 0)
+    (counted,) = view_of(running.worker).actors
+    assert (counted.kind, counted.partitions, counted.active, counted.running) == ("parrot", 16, 2, 0)
     assert (stats.started, stats.committed, stats.failed, stats.steps_run) == (3, 2, 1, 2)
-    text = metrics.render(lambda: host.view_of(running.worker)).decode()
+    text = metrics.render(lambda: view_of(running.worker)).decode()
     label = f'{{type="parrot",worker="{running.worker.id}"}}'
     assert f"callboard_turns_committed_total{label} 2.0" in text
     assert f"callboard_actor_partitions{label} 16.0" in text

@@ -37,7 +37,8 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "workers": ("workers", "List, show, drain, scale and stop the workers that run."),
     "ask": ("ask", "Ask an actor and print its answer."),
     "tell": ("tell", "Put a message into an actor's mailbox."),
-    "agents": ("agents", "List actors, look into them, pause, resume and kill them."),
+    "agents": ("agents", "List actors and agents, look into them, pause, resume and kill them."),
+    "find": ("find", "Find who can do something, or pick the least busy one."),
     "submit": ("submit", "Submit a task and, if you like, wait for its result."),
     "tasks": ("tasks", "List, show, watch and cancel tasks."),
     "dead": ("dead", "List, show, requeue and discard dead letters."),
@@ -50,6 +51,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "provision": ("provision", "Create or update streams; --plan shows the difference."),
     "nats": ("nats", "Write configuration for NATS servers of your own: TLS, users, accounts."),
     "tenant": ("tenant", "Make, list, suspend and remove isolated tenants."),
+    "top": ("top", "Watch pools, actors, workers and streams, live."),
     "doctor": ("doctor", "Check server, streams, disk, clock and workers, and say what to do."),
     "config": ("config", "Show every setting and where it came from."),
     "schema": ("schema", "Print the JSON Schema of a record, or of an actor's messages."),
@@ -79,6 +81,9 @@ _STATUS: Final[dict[str, int]] = {
     "actor_stopped": REFUSED,
     "mailbox_full": REFUSED,
     "no_host": NOT_FOUND,
+    "no_agent": NOT_FOUND,
+    "registry_away": UNREACHABLE,
+    "duplicate_agent": REFUSED,
     "ask_timeout": UNFINISHED,
 }
 

@@ -92,7 +92,10 @@ async def _keep(settings: Settings, words: Sequence[str], *, name: str, scaling:
     connect = host.connector(settings)
     notice = DeathNotice(connect)
     group = ProcessGroup(
-        lambda slot, fd: [*command, "--slot", str(slot), "--parent-fd", str(fd)],
+        lambda slot, fd: [
+            *(*command, "--slot", str(slot), "--parent-fd", str(fd)),
+            *("--restarts", str(group.restarts(slot))),
+        ],
         count=scaling.rules.min if scaling is not None else settings.worker.processes,
         stop_grace_s=settings.worker.drain_grace_s,
         stays=scaling is not None,

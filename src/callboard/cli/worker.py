@@ -131,6 +131,7 @@ def start(
 @command.command("child", hidden=True)
 @_worker_options
 @click.option("--slot", type=int, required=True)
+@click.option("--restarts", type=int, default=0)
 @click.option("--parent-fd", type=int, required=True)
 @click.option("--parent-pid", type=int, required=True)
 @click.option("--group", default="")
@@ -142,6 +143,7 @@ def child(
     modules: tuple[str, ...],
     *,
     slot: int,
+    restarts: int,
     parent_fd: int,
     parent_pid: int,
     group: str,
@@ -154,7 +156,16 @@ def child(
     os.set_inheritable(parent_fd, False)  # noqa: FBT003 - positional only
     die_with_parent(parent_pid)
     settings = _settings(session, flags, processes=1)
-    _serve(session, settings, modules, slot=slot, parent_fd=parent_fd, group=group, is_quiet=quiet)
+    _serve(
+        session,
+        settings,
+        modules,
+        slot=slot,
+        restarts=restarts,
+        parent_fd=parent_fd,
+        group=group,
+        is_quiet=quiet,
+    )
 
 
 @command.command("describe", hidden=True)
@@ -201,6 +212,7 @@ def _serve(
     modules: Sequence[str],
     *,
     slot: int = 0,
+    restarts: int = 0,
     parent_fd: int | None = None,
     group: str = "",
     is_quiet: bool = False,
@@ -232,7 +244,9 @@ def _serve(
 
     port = settings.worker.health_port
     if settings.worker.tenants is None:
-        serve = partial(host.run_worker, settings, group=group, health_port=port + slot if port else 0)
+        serve = partial(
+            host.run_worker, settings, group=group, restarts=restarts, health_port=port + slot if port else 0
+        )
     else:
         from callboard.runtime.tenants import read, run_tenants
 

@@ -25,6 +25,9 @@ class CapabilityLoad(Struct, frozen=True, kw_only=True):
         busy: Slots that run a task now.
         unsettled: Finished tasks whose record is on its way.
         backlog: Tasks the broker still had waiting at the last delivery.
+        ended: Tasks it ended since its process began: completed, failed, cancelled or expired.
+        again: Claims it gave up for another run since then: retried, returned, postponed, dropped or lapsed.
+        run_times_s: Times of its latest runs of the handler, some 20 of the latest 256 spread evenly over their order.
         newest: By lane the last task that is known to have been handed out for the first time: when it was stored
             (microseconds since 1970) and its sequence.
     """
@@ -36,6 +39,9 @@ class CapabilityLoad(Struct, frozen=True, kw_only=True):
     unsettled: int
     backlog: int
     is_paused: bool = False
+    ended: int = 0
+    again: int = 0
+    run_times_s: list[float] = []
     newest: dict[str, tuple[int, int]] = {}
 
 
@@ -47,6 +53,9 @@ class ActorLoad(Struct, frozen=True, kw_only=True):
         active: Actors in its memory.
         running: Those of them in mid-turn.
         waiting: Those of them with mail that is not handled yet, the ones in mid-turn included.
+        mails: Mails in their mailboxes, as far as the owner has read.
+        ended: Turns committed since its process began.
+        run_times_s: Of its latest turns, as in ``CapabilityLoad``.
         version: Version of the type's state.
         fingerprint: Of the type's handlers and state, so that hosts with other code can be told apart.
         of: Partitions of the deployment, by which an actor's partition follows from its key; 0 when it is not said.
@@ -60,10 +69,13 @@ class ActorLoad(Struct, frozen=True, kw_only=True):
     running: int
     version: int
     fingerprint: str
+    waiting: int = 0
+    mails: int = 0
+    ended: int = 0
+    run_times_s: list[float] = []
     of: int = 0
     only: list[int] = []
     busy: dict[str, int] = {}
-    waiting: int = 0
 
 
 class Beat(Struct, frozen=True, kw_only=True):
@@ -72,6 +84,7 @@ class Beat(Struct, frozen=True, kw_only=True):
     Attributes:
         server: Name of the server that its keeper, who answers pings, is connected to; "" when it is not known.
         group: Id of the parent process that keeps it, which takes orders for all its children; "" without one.
+        restarts: How often its parent has started a process anew in its place.
         fetched_at: When the broker last answered its pulls; a worker that is connected and deaf stops moving it.
     """
 
@@ -89,6 +102,7 @@ class Beat(Struct, frozen=True, kw_only=True):
     server: str = ""
     group: str = ""
     actors: list[ActorLoad] = []
+    restarts: int = 0
 
 
 _decoder = msgspec.json.Decoder(Beat)

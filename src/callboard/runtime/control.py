@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 from msgspec import Struct
 
-from callboard.runtime.errors import DecodeError
+from callboard.runtime.bus.base import Bus, Message
+from callboard.runtime.errors import BusError, DecodeError
 
 CONFIG_BUCKET = "CB_CONFIG"
 PAUSE_PREFIX = "pause."
@@ -51,6 +54,15 @@ class ProcessEnd(Struct, frozen=True, kw_only=True):
     host: str
     pid: int
     by: str = ""
+
+
+async def answer(bus: Bus, message: Message, body: Mapping[str, object]) -> None:
+    """Answer a request with JSON, if it wants an answer; one that cannot be sent is not missed by anybody here."""
+    if message.reply:
+        try:
+            await bus.publish(message.reply, msgspec.json.encode(body))
+        except BusError:
+            return
 
 
 decode_order = msgspec.json.Decoder(Order).decode

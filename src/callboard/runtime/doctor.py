@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import AsyncIterator, Mapping
 from urllib.parse import urlsplit
 
-from callboard.runtime import actor_doctor, dead, lookup, roster, server_binary, subjects
+from callboard.runtime import actor_doctor, dead, deep_doctor, lookup, roster, server_binary, subjects
 from callboard.runtime.actor import archive
 from callboard.runtime.beat import Beat
 from callboard.runtime.bus import provision, topology
@@ -36,10 +36,13 @@ _HTTP_TIMEOUT_S = 2.0
 _PROBE_TIMEOUT_S = 1.0
 
 
-async def examine(settings: Settings, connect: Connect, *, clock: Clock = SYSTEM_CLOCK) -> AsyncIterator[Finding]:
+async def examine(
+    settings: Settings, connect: Connect, *, is_deep: bool = False, clock: Clock = SYSTEM_CLOCK
+) -> AsyncIterator[Finding]:
     """Yield the findings of all checks, as they come. Takes about two seconds, most of it listening for beats.
 
-    Writes nothing but one key of the settings bucket, whose time tells how far the clocks are apart.
+    Writes nothing but one key of the settings bucket, whose time tells how far the clocks are apart; with ``is_deep``
+    also what ``deep_doctor`` writes and takes away again.
     """
     yield _binary(settings)
     yield _disk(settings)
@@ -49,13 +52,13 @@ async def examine(settings: Settings, connect: Connect, *, clock: Clock = SYSTEM
         yield await _unreachable(settings, error)
         return
     try:
-        async for finding in _examine_broker(bus, settings, clock):
+        async for finding in _examine_broker(bus, settings, clock, is_deep=is_deep):
             yield finding
     finally:
         await bus.close()
 
 
-async def _examine_broker(bus: Bus, settings: Settings, clock: Clock) -> AsyncIterator[Finding]:
+async def _examine_broker(bus: Bus, settings: Settings, clock: Clock, *, is_deep: bool) -> AsyncIterator[Finding]:
     yield _server(bus)
     yield _payload(bus)
     yield await _sync(settings)
@@ -75,11 +78,15 @@ async def _examine_broker(bus: Bus, settings: Settings, clock: Clock) -> AsyncIt
             yield await look
         except BusError as error:
             yield Finding(check=error.code, level="problem", text=str(error), fix=provision.REMEDY)
-    try:
-        async for finding in actor_doctor.examine(bus, beats, clock):
-            yield finding
-    except BusError as error:
-        yield Finding(check=error.code, level="problem", text=str(error), fix=provision.REMEDY)
+    further = [actor_doctor.examine(bus, beats, clock)]
+    if is_deep:
+        further.append(deep_doctor.examine(bus, settings, beats, clock))
+    for checks in further:
+        try:
+            async for finding in checks:
+                yield finding
+        except BusError as error:
+            yield Finding(check=error.code, level="problem", text=str(error), fix=provision.REMEDY)
     for finding in _workers(beats, heard.skews_s):
         yield finding
 

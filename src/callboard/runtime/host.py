@@ -20,7 +20,6 @@ from msgspec.structs import replace
 from callboard.runtime import events, ids, limits, logs, metrics, subjects, tracing
 from callboard.runtime.actor import shutdown
 from callboard.runtime.actor.actor import Actor
-from callboard.runtime.actor.hosting import ActorHost
 from callboard.runtime.actor.services import ActorRules
 from callboard.runtime.bus import provision, topology
 from callboard.runtime.bus.base import Bus
@@ -37,6 +36,7 @@ from callboard.runtime.registry.handle import finder_now
 from callboard.runtime.retry import RetryPolicy
 from callboard.runtime.server_folder import DataFolder
 from callboard.runtime.settle import SettleRules
+from callboard.runtime.view import view_of
 from callboard.runtime.worker import Worker, WorkerOptions
 
 T = TypeVar("T")
@@ -280,6 +280,7 @@ async def run_worker(
     on_signal: Callable[[], None] | None = None,
     seat: Seat | None = None,
     has_signals: bool = True,
+    restarts: int = 0,
 ) -> None:
     """Serve until SIGTERM or SIGINT; the first drains, the second stops at once. Returns after a clean end.
 
@@ -295,6 +296,7 @@ async def run_worker(
         on_signal: Called at each signal, before the worker stops.
         seat: Its tenant's place, where one process works for several.
         has_signals: Whether signals stop it; else whoever runs it does by ``Worker.stop``.
+        restarts: How often the parent has started a process anew in this one's place; beats tell it.
 
     Raises:
         ModuleLoadError: If there is nothing to serve in the pool.
@@ -308,6 +310,7 @@ async def run_worker(
     worker_id = ids.new_worker_id(settings.worker.user)
     options = replace(worker_options(settings, group=group), seat=seat)
     worker = Worker(capabilities, open_bus, actors=actors, options=options, worker_id=worker_id)
+    worker.restarts = restarts
     port = settings.worker.health_port if health_port is None else health_port
 
     def ready() -> None:
@@ -462,51 +465,3 @@ async def _health(worker: Worker, *, host: str, port: int) -> AsyncIterator[None
         yield
     finally:
         await server.close()
-
-
-def actor_views(actors: ActorHost) -> list[metrics.ActorView]:
-    """Return the counters of each actor type at this moment."""
-    views = []
-    for load in actors.load():
-        mine = [found for (kind, _), found in actors.partitions.items() if kind == load.kind]
-        views.append(
-            metrics.ActorView(
-                kind=load.kind,
-                partitions=len(load.partitions),
-                active=load.active,
-                running=load.running,
-                waiting=sum(partition.depth for partition in mine),
-                stats=actors.services.stats[load.kind],
-            )
-        )
-    return views
-
-
-def view_of(worker: Worker) -> metrics.WorkerView:
-    """Return a worker's counters at this moment, for the metrics endpoint."""
-    pools = []
-    for name, pool in worker.pools.items():
-        load = pool.load()
-        pools.append(
-            metrics.PoolView(
-                capability=name,
-                slots=pool.slots,
-                running=load.busy,
-                waiting_commit=load.unsettled,
-                backlog=load.backlog,
-                stats=pool.stats,
-            )
-        )
-    fetched = [at_s for pool in worker.pools.values() if (at_s := pool.last_fetch()) is not None]
-    return metrics.WorkerView(
-        worker=worker.id,
-        pools=tuple(pools),
-        actors=tuple(actor_views(worker.host)) if worker.host is not None else (),
-        takeovers=worker.host.takeovers if worker.host is not None else 0,
-        is_ready=worker.ready_problem() is None,
-        fetch_age_s=max(0.0, SYSTEM_CLOCK.monotonic() - min(fetched)) if fetched else 0.0,
-        late_extensions=worker.keeper.late_extensions,
-        reconnects=worker.reconnects,
-        loop_lag_s=worker.loop_lag_s,
-        unmatched=sum(worker.label_pools.unmatched.values()) if worker.label_pools is not None else 0,
-    )

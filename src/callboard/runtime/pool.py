@@ -38,7 +38,7 @@ from callboard.runtime.record import failure_of
 from callboard.runtime.screen import needs_questions
 from callboard.runtime.settle import Settler
 from callboard.runtime.slot import Slot
-from callboard.runtime.stats import PoolStats
+from callboard.runtime.stats import AGAIN, FINAL, PoolStats
 from callboard.runtime.subjects import Lane
 
 MAX_STALL_S = 2.0
@@ -238,17 +238,18 @@ class Pool:
 
     def load(self) -> CapabilityLoad:
         """Return what the heartbeat says of this pool."""
+        name, claims = self.capability.name, list(self._keeper.claims.values())
         return CapabilityLoad(
-            name=self.capability.name,
+            name=name,
             pool=self.capability.pool,
             slots=self.slots,
             busy=len(self.running),
-            unsettled=sum(
-                claim.stage is Stage.SETTLING and claim.capability == self.capability.name
-                for claim in list(self._keeper.claims.values())
-            ),
+            unsettled=sum(claim.stage is Stage.SETTLING and claim.capability == name for claim in claims),
             backlog=sum(self._lanes.backlog.values()),
             is_paused=self.is_paused,
+            ended=self.stats.total(FINAL),
+            again=self.stats.total(AGAIN),
+            run_times_s=self.stats.latest.sample(),
             newest=dict(self.doubt.newest),
         )
 
@@ -430,7 +431,7 @@ class Pool:
     def finished(self, claim: Claim, outcome: Outcome) -> None:
         """Settle a run that ended."""
         if claim.started_at is not None:
-            self.stats.run_time.observe(self.clock.monotonic() - claim.started_at)
+            self.stats.ran(self.clock.monotonic() - claim.started_at)
         self._settler.settle(claim, outcome)
 
     def sweep(self, now_s: float, now: datetime) -> None:

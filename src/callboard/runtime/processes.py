@@ -196,6 +196,10 @@ class ProcessGroup:
                 loop.remove_signal_handler(number)
         return self._status
 
+    def restarts(self, slot: int) -> int:
+        """Return how often the child in a slot was started anew."""
+        return len(self.children[slot].deaths_s)
+
     def stop(self) -> None:
         """Drain the children; a second call stops them at once."""
         self._stops += 1

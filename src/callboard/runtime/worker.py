@@ -28,20 +28,20 @@ from callboard.runtime.claim import Claim
 from callboard.runtime.client import Client
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 from callboard.runtime.commit import Committer
-from callboard.runtime.control import CONFIG_BUCKET, PAUSE_PREFIX, decode_cancel, decode_order
-from callboard.runtime.errors import BusError, CallboardError
+from callboard.runtime.control import CONFIG_BUCKET, PAUSE_PREFIX, answer, decode_cancel, decode_order
+from callboard.runtime.errors import CallboardError
 from callboard.runtime.label_pools import LabelPools
 from callboard.runtime.lease import KeeperThread, LeaseKeeper
 from callboard.runtime.pool import MAX_STALL_S, Pool
 from callboard.runtime.pool_set import WRONG_ORDER, PoolSet
 from callboard.runtime.provide import ensure_consumers, ensure_streams
 from callboard.runtime.questions import Questions
-from callboard.runtime.registry import house
-from callboard.runtime.registry.actor import Registry
+from callboard.runtime.registry import house, micro
+from callboard.runtime.registry.actor import MAIN, TYPE, Registry
 from callboard.runtime.registry.handle import finder_now
-from callboard.runtime.registry.house import House
 from callboard.runtime.settle import Settler
 from callboard.runtime.version import VERSION
+from callboard.runtime.view import view_of
 from callboard.runtime.worker_options import WorkerOptions
 
 __all__ = ["Worker", "WorkerOptions"]
@@ -64,6 +64,7 @@ class Worker:
         label_pools: Follows those of its pools that ask for labels; None before it runs.
         status: starting, ready, deaf (connected and not fetching), draining, stopped.
         reconnects: How often its link to the broker came back.
+        restarts: How often its parent has started a process anew in its place.
         loop_lag_s: How late its event loop was at the last tick, 20 times a second.
     """
 
@@ -110,7 +111,7 @@ class Worker:
         self.id = worker_id or ids.new_worker_id()
         self.status: WorkerStatus = "starting"
         self.pools: dict[str, Pool] = {}
-        self.house: House | None = None
+        self.house: house.House | None = None
         self.problem: str | None = None
         self._capabilities = wanted
         self._connect = connect
@@ -122,7 +123,8 @@ class Worker:
         self._hurry_s = math.inf
         self._stuck: CallboardError | None = None
         self.host: ActorHost | None = None
-        self.reconnects, self.loop_lag_s = 0, 0.0
+        self.reconnects = self.restarts = 0
+        self.loop_lag_s = 0.0
         self._started_at = clock.now()
         self._fetched_s: float | None = None
         self._subscriptions: list[Subscription] = []
@@ -254,7 +256,7 @@ class Worker:
     async def _open_registry(self, bus: Bus) -> None:
         """Take part in hosting the registry."""
         if self.options.hosts_registry and await house.why_not(bus, self.id) is None:
-            self.house = House(bus, clock=self._clock, worker=self.id, spawn=self._spawn, is_dead=self._is_dead)
+            self.house = house.House(bus, clock=self._clock, worker=self.id, spawn=self._spawn, is_dead=self._is_dead)
             await self.house.open()
             self._types.append(ActorType.of(Registry))
             self.client.lookups.use(self.house.cache)
@@ -334,6 +336,7 @@ class Worker:
         self._subscriptions.append(await bus.subscribe(subjects.BEAT_ALL, self._on_beat))
         self._subscriptions.append(await bus.subscribe(subjects.CTL_CANCEL, lambda m: self._on_cancel(bus, m)))
         self._subscriptions.append(await bus.subscribe(subjects.ctl_worker(self.id), lambda m: self._on_order(bus, m)))
+        self._subscriptions.append(await micro.serve(bus, self._services, self._fire))
         self._listening_s = self._clock.monotonic()
         config = Bucket(bus, CONFIG_BUCKET)
         for name in self.pools:
@@ -396,9 +399,13 @@ class Worker:
             return
         self._reply(bus, message, {"worker": self.id, "ok": True})
 
+    def _services(self) -> list[micro.Service]:
+        is_leader = self.host is not None and self.host.find(TYPE, MAIN) is not None
+        started, labels = self._started_at, self.options.labels
+        return micro.services(view_of(self), started=started, labels=labels, leads_registry=is_leader)
+
     def _reply(self, bus: Bus, message: Message, body: dict[str, object]) -> None:
-        if message.reply:
-            self._fire(_quietly(bus.publish(message.reply, msgspec.json.encode(body))), "reply")
+        self._fire(answer(bus, message, body), "reply")
 
     def _count_reconnect(self) -> None:
         self.reconnects += 1
@@ -429,6 +436,7 @@ class Worker:
                 capabilities=[pool.load() for pool in list(self.pools.values())],
                 actors=self.host.load() if self.host is not None else [],
                 server=self.keeper.server,
+                restarts=self.restarts,
             )
         )
 
@@ -506,13 +514,6 @@ class Worker:
 def _must_end(drain: Drain, claim: Claim) -> bool:
     # a task has no steps to stop between: `halt` lets it come to its end
     return drain.decide("task", claim.capability, claim.task_id) == "cancel"
-
-
-async def _quietly(call: Awaitable[None]) -> None:
-    try:
-        await call
-    except BusError:
-        return
 
 
 def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -210,7 +210,7 @@ class ActorHost:
 
     def load(self) -> list[ActorLoad]:
         """Return what the beat says of our actors; called from the keeper's thread, reads plain values only."""
-        return loads_of(list(self.types.values()), self.partitions, count=self.services.rules.partitions)
+        return loads_of(list(self.types.values()), self.partitions, self.services)
 
     def problem(self) -> str | None:
         """Return why mail cannot be read now, or None."""

@@ -8,25 +8,31 @@ from heapq import nlargest
 from callboard.runtime.actor.definition import ActorType
 from callboard.runtime.actor.owners import Place
 from callboard.runtime.actor.partition import Partition
+from callboard.runtime.actor.services import Services
 from callboard.runtime.beat import ActorLoad
+from callboard.runtime.stats import TurnStats
 
 # Keys that a beat lists as busy.
 MAX_BUSY = 256
 
 
-def loads_of(types: Iterable[ActorType], partitions: Mapping[Place, Partition], *, count: int) -> list[ActorLoad]:
+def loads_of(types: Iterable[ActorType], partitions: Mapping[Place, Partition], services: Services) -> list[ActorLoad]:
     """Return the load of each type; called from the keeper's thread, reads plain values only.
 
     Args:
         types: Those that the worker hosts.
         partitions: Those that it owns.
-        count: Partitions of the deployment.
+        services: Whose counters and rules go for all.
     """
     owned = sorted(partitions.items())
-    return [_load_of(kind, [p for (name, _), p in owned if name == kind.name], partitions=count) for kind in types]
+    count = services.rules.partitions
+    return [
+        _load_of(kind, [p for (name, _), p in owned if name == kind.name], services.stats[kind.name], partitions=count)
+        for kind in types
+    ]
 
 
-def _load_of(kind: ActorType, owned: Sequence[Partition], *, partitions: int) -> ActorLoad:
+def _load_of(kind: ActorType, owned: Sequence[Partition], stats: TurnStats, *, partitions: int) -> ActorLoad:
     """Return what the beat says of a type, given the partitions of it that the worker owns."""
     return ActorLoad(
         kind=kind.name,
@@ -36,6 +42,9 @@ def _load_of(kind: ActorType, owned: Sequence[Partition], *, partitions: int) ->
         waiting=sum(partition.waiting for partition in owned),
         version=kind.version,
         fingerprint=kind.fingerprint,
+        mails=sum(partition.depth for partition in owned),
+        ended=stats.committed,
+        run_times_s=stats.latest.sample(),
         of=partitions,
         only=list(kind.numbers(partitions)) if kind.options.residents else [],
         busy=_busy(owned) if kind.capabilities else {},

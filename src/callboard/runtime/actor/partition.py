@@ -326,12 +326,12 @@ class Partition:
     @property
     def depth(self) -> int:
         """Mails waiting in all, as far as they were seen here."""
-        return sum(activation.mailbox.depth for activation in self.activations.values())
+        return sum(activation.mailbox.depth for activation in list(self.activations.values()))
 
     @property
     def running(self) -> int:
         """Turns under way."""
-        return sum(1 for activation in self.activations.values() if activation.turn is not None)
+        return sum(1 for activation in list(self.activations.values()) if activation.turn is not None)
 
     def next_cursor(
         self, *, epoch: int | None = None, owner: str | None = None, held: dict[str, str] | None = None
