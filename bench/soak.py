@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import math
 import os
 import sys
 import time
@@ -50,6 +51,8 @@ class Options(Struct, frozen=True, kw_only=True):
         minutes: When to stop feeding, whatever was done until then.
         keep_s: How long what is done with stays in the streams.
         warm_up_s: Before slopes are taken.
+        rate: Tasks a second that are fed at most, 0 for as many as are done. With a steady rate the streams hold the
+            same throughout, and so does the server.
         leak_bytes: A control: the workers keep so much of each task for ever.
     """
 
@@ -58,6 +61,7 @@ class Options(Struct, frozen=True, kw_only=True):
     minutes: float = 60.0
     keep_s: float = 60.0
     warm_up_s: float = 120.0
+    rate: float = 0.0
     mode: Mode = "default"
     leak_bytes: int = 0
     folder: Path | None = None
@@ -108,7 +112,8 @@ class Soak:
     async def _feed(self) -> None:
         last = self.samples[-1] if self.samples else None
         ended, turns = (last.ended, last.turns) if last is not None else (0, 0)
-        if self.fed - ended > MOST_WAITING * 4 or self.told - turns > MOST_WAITING:
+        due = self._options.rate * (time.monotonic() - self._began_s) if self._options.rate else math.inf
+        if self.fed >= due or self.fed - ended > MOST_WAITING * 4 or self.told - turns > MOST_WAITING:
             # look again before more is put in; a look may be a second old
             await asyncio.sleep(0.05)
             return
@@ -295,6 +300,7 @@ def _options() -> tuple[Options, Path | None]:
     parser.add_argument("--minutes", type=float, default=usual.minutes, help="stop feeding then")
     parser.add_argument("--keep", type=float, default=usual.keep_s, help="seconds that finished work is kept")
     parser.add_argument("--warm-up", type=float, default=usual.warm_up_s, help="seconds before slopes are taken")
+    parser.add_argument("--rate", type=float, default=usual.rate, help="tasks a second at most; 0: as many as are done")
     parser.add_argument("--sync", choices=MODES, default=usual.mode, help="sync_interval of the server")
     parser.add_argument("--leak", type=int, default=0, help="bytes kept for ever of each task, as a control")
     parser.add_argument("--json", type=Path, default=None, help="where to write all looks")
@@ -306,6 +312,7 @@ def _options() -> tuple[Options, Path | None]:
         minutes=given.minutes,
         keep_s=given.keep,
         warm_up_s=given.warm_up,
+        rate=given.rate,
         mode=given.sync,
         leak_bytes=given.leak,
         folder=given.dir,

@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -27,8 +28,6 @@ from callboard.runtime.config import Settings
 from callboard.runtime.host import connector
 from callboard.runtime.stats import ENDINGS
 from tests.acceptance.console import Background, Console, eventually
-
-import msgspec
 
 ACT = """
 import asyncio, os
@@ -177,9 +176,6 @@ def console(tmp_path: Path) -> Iterator[Console]:
     found = Console(tmp_path)
     (tmp_path / "act.py").write_text(ACT)
     yield found
-    for b in found.running:
-        print("ERR", "".join(b.err)[-3000:], b.process.poll())
-    print((tmp_path / "marks.txt").read_text()[-600:])
     found.close()
 
 

@@ -36,6 +36,7 @@ from callboard.runtime.registry.handle import finder_now
 from callboard.runtime.retry import RetryPolicy
 from callboard.runtime.server_folder import DataFolder
 from callboard.runtime.settle import SettleRules
+from callboard.runtime.survey import Surveyor
 from callboard.runtime.view import view_of
 from callboard.runtime.worker import Worker, WorkerOptions
 
@@ -259,8 +260,9 @@ def settle_memory() -> None:
 
     For a process that has loaded all it will: what stands now is never collected. What a turn leaves is nearly never
     part of a circle, so that a round every 700 objects, the default, finds nothing to free. With 100 asks at once a
-    host's CPU time for a stateful ask fell from 137 to 122 µs (``bench``, row j). What is let go of when it is older waits
-    for 80,000 new objects, or for a quarter of what lives to be new; with 8 million it looked like a leak (``bench.soak``).
+    host's CPU time for a stateful ask fell from 137 to 122 µs (``bench``, row j). What is let go of when it is
+    older waits for 80,000 new objects, or until a quarter of what lives is new; with 8 million it looked like a leak
+    (``bench.soak``).
     """
     gc.collect()
     gc.freeze()
@@ -306,22 +308,27 @@ async def run_worker(
     """
     use_retry(capabilities, settings)
     use_limit(capabilities, settings)
-    open_bus = _verified(connect or connector(settings))
+    links: list[Bus] = []
+    open_bus = _verified(connect or connector(settings), links.append)
     worker_id = ids.new_worker_id(settings.worker.user)
     options = replace(worker_options(settings, group=group), seat=seat)
     worker = Worker(capabilities, open_bus, actors=actors, options=options, worker_id=worker_id)
     worker.restarts = restarts
     port = settings.worker.health_port if health_port is None else health_port
 
+    watchers: list[asyncio.Task[None]] = []
+
     def ready() -> None:
         _log.info(events.WORKER_READIED, worker=worker.id, capabilities=sorted(worker.pools))
+        if surveyor is not None:
+            watchers.append(asyncio.create_task(surveyor.run(links[0]), name="host-survey"))
         if on_ready is not None:
             on_ready(worker)
 
     signals = _signals(worker, on_signal) if has_signals else contextlib.nullcontext()
     with signals, _lifeline(worker, parent_fd), tracing.running(settings.trace):
-        async with _health(worker, host=settings.worker.health_host, port=port):
-            watchers = [asyncio.create_task(_leave_stuck(worker), name="host-stuck")]
+        async with _health(worker, settings, port=port) as surveyor:
+            watchers.append(asyncio.create_task(_leave_stuck(worker), name="host-stuck"))
             if parent_fd is not None:
                 watchers.append(asyncio.create_task(_watch_wear(worker, settings, parent_fd), name="host-wear"))
             try:
@@ -374,7 +381,7 @@ async def _leave_stuck(worker: Worker) -> None:
     os._exit(1)
 
 
-def _verified(connect: Connect) -> Connect:
+def _verified(connect: Connect, on_first: Callable[[Bus], None]) -> Connect:
     is_first = True
 
     async def verified(name: str) -> Bus:
@@ -387,6 +394,7 @@ def _verified(connect: Connect) -> Connect:
             except BaseException:
                 await bus.close()
                 raise
+            on_first(bus)
         return bus
 
     return verified
@@ -448,20 +456,28 @@ def _lifeline(worker: Worker, parent_fd: int | None) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def _health(worker: Worker, *, host: str, port: int) -> AsyncIterator[None]:
+async def _health(worker: Worker, settings: Settings, *, port: int) -> AsyncIterator[Surveyor | None]:
+    """Serve health and metrics; yield what looks at the broker for them, None without a port."""
     if not port:
-        yield
+        yield None
         return
 
     def ready() -> Health:
         problem = worker.ready_problem()
         return Health(problem is None, () if problem is None else (problem,))
 
-    server = HealthServer(
-        live=lambda: Health(is_ok=True), ready=ready, metrics=lambda: metrics.render(lambda: view_of(worker))
+    declared = topology.declared(settings.topology, audit=settings.actors.audit).streams
+    surveyor = Surveyor(
+        [config.name for config in declared],
+        agents=lambda: worker.house.cache.tally() if worker.house is not None else {},
     )
-    _ = await server.start(host=host, port=port)
+    server = HealthServer(
+        live=lambda: Health(is_ok=True),
+        ready=ready,
+        metrics=lambda: metrics.render(lambda: view_of(worker), lambda: surveyor.tables(worker.id)),
+    )
+    _ = await server.start(host=settings.worker.health_host, port=port)
     try:
-        yield
+        yield surveyor
     finally:
         await server.close()

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
+from typing import Final
 
 from msgspec import Struct
 
@@ -18,6 +19,7 @@ from callboard.runtime.bus.base import Bus, StreamInfo
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 from callboard.runtime.errors import BusError
 from callboard.runtime.lookup import Queue
+from callboard.runtime.metrics import Spec, Table
 
 EVERY_S = 15.0
 # How fast a stream fills is taken over so long at most; over less than the least it would be chance.
@@ -71,6 +73,38 @@ class Survey(Struct, frozen=True, kw_only=True):
     agents: Mapping[str, int] = {}
 
 
+QUEUE_METRICS: Final[dict[Spec, Callable[[Queue], float]]] = {
+    Spec("callboard_queue_waiting", "gauge", "Tasks that no worker has"): lambda queue: queue.waiting,
+    Spec("callboard_queue_claimed", "gauge", "Tasks handed out and not settled, retries in their pause included"): (
+        lambda queue: queue.claimed
+    ),
+    Spec("callboard_queue_paused", "gauge", "1 while it is held back on all workers, else 0"): (
+        lambda queue: int(queue.paused is not None)
+    ),
+    Spec("callboard_queue_deliveries_total", "counter", "Times the broker handed out a task, each time counted"): (
+        lambda queue: queue.deliveries
+    ),
+}
+OLDEST: Final = Spec("callboard_queue_oldest_seconds", "gauge", "How long the oldest waiting task has waited, else 0")
+STREAM_METRICS: Final[dict[Spec, Callable[[StreamRoom], float | None]]] = {
+    Spec("callboard_stream_messages", "gauge", "Messages in the stream"): lambda stream: stream.messages,
+    Spec("callboard_stream_bytes", "gauge", "Bytes in the stream"): lambda stream: stream.size_bytes,
+    Spec("callboard_stream_limit_bytes", "gauge", "Its limit; absent without one of its own"): (
+        lambda stream: stream.limit_bytes
+    ),
+    Spec("callboard_stream_left_bytes", "gauge", "Room until the limit; absent without one"): (
+        lambda stream: stream.bytes_left
+    ),
+    Spec("callboard_stream_left_hours", "gauge", "Hours until the limit as it grows; absent when it does not"): (
+        lambda stream: stream.hours_left
+    ),
+}
+AGENTS: Final = Spec("callboard_agents", "gauge", "Registered agents in this status")
+DEAD_LETTERS: Final = Spec("callboard_dead_letters", "gauge", "Dead letters of tasks and of mail")
+SURVEY_AGE: Final = Spec("callboard_survey_age_seconds", "gauge", "How old the numbers of the broker are")
+METRICS: Final = (*QUEUE_METRICS, OLDEST, *STREAM_METRICS, AGENTS, DEAD_LETTERS, SURVEY_AGE)
+
+
 class Surveyor:
     """Looks, and keeps the latest look.
 
@@ -79,7 +113,11 @@ class Surveyor:
     """
 
     def __init__(
-        self, streams: Sequence[str], *, agents: Callable[[], Mapping[str, int]] | None = None, clock: Clock = SYSTEM_CLOCK
+        self,
+        streams: Sequence[str],
+        *,
+        agents: Callable[[], Mapping[str, int]] | None = None,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         """Prepare.
 
@@ -130,9 +168,22 @@ class Surveyor:
         self._warn(self.latest.streams)
         return self.latest
 
-    def age_s(self) -> float | None:
-        """Return how old the latest look is; None before the first."""
-        return None if self.latest is None else max(0.0, self._clock.monotonic() - self.latest.at_s)
+    def tables(self, worker: str) -> Iterator[Table]:
+        """Yield the latest look as metrics, nothing before the first; asks nobody."""
+        survey = self.latest
+        if survey is None:
+            return
+        for spec, read in QUEUE_METRICS.items():
+            counts = [((worker, queue.capability), read(queue)) for queue in survey.queues]
+            yield Table(spec, ("worker", "capability"), counts)
+        ages = [((worker, queue.capability), _age_s(queue, survey.now)) for queue in survey.queues]
+        yield Table(OLDEST, ("worker", "capability"), ages)
+        for spec, read_room in STREAM_METRICS.items():
+            rooms = [((worker, room.name), value) for room in survey.streams if (value := read_room(room)) is not None]
+            yield Table(spec, ("worker", "stream"), rooms)
+        yield Table(AGENTS, ("worker", "status"), [((worker, status), n) for status, n in survey.agents.items()])
+        yield Table(DEAD_LETTERS, ("worker",), [((worker,), survey.dead_letters)])
+        yield Table(SURVEY_AGE, ("worker",), [((worker,), max(0.0, self._clock.monotonic() - survey.at_s))])
 
     def _room(self, info: StreamInfo, now_s: float, now: datetime) -> StreamRoom:
         room = topology.headroom(info, now=now)
@@ -167,6 +218,10 @@ class Surveyor:
                 events.STREAM_FILLED_UP, stream=name, bytes_left=room.bytes_left, hours_left=hours, then=room.when_full
             )
         self._low = set(low)
+
+
+def _age_s(queue: Queue, now: datetime) -> float:
+    return 0.0 if queue.oldest is None else max(0.0, (now - queue.oldest).total_seconds())
 
 
 def _sooner(one: float | None, other: float | None) -> float | None:

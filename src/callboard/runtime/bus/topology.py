@@ -183,7 +183,7 @@ def headroom(info: StreamInfo, *, now: datetime, limit_bytes: int | None = None)
 
 
 def is_low(*, used: float | None, hours_left: float | None) -> bool:
-    """Return whether a stream of which the share ``used`` is full, and will be all in ``hours_left``, needs a person."""
+    """Return whether a stream needs a person: ``used`` is the share that is full, in ``hours_left`` all will be."""
     return (used is not None and used > FULL_SHARE) or (hours_left is not None and hours_left < LOW_HOURS)
 
 
