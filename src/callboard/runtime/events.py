@@ -71,6 +71,7 @@ PARTITION_UNPLACED: Final = "callboard.v1.partition.unplaced"  # debug: code, me
 # --- bus ---------------------------------------------------------------------------------------------------------
 
 BUS_CONNECTED: Final = "callboard.v1.bus.connected"  # info: server, version
+BUS_WAITED: Final = "callboard.v1.bus.waited"  # info: server, code, message; connected, and no leader answers yet
 BUS_DISCONNECTED: Final = "callboard.v1.bus.disconnected"  # warning: server
 BUS_RECONNECTED: Final = "callboard.v1.bus.reconnected"  # info: server, away_s
 BUS_DEAFENED: Final = "callboard.v1.bus.deafened"  # warning: consumer, silent_s; pulled again

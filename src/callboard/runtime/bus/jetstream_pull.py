@@ -69,7 +69,7 @@ class StandingPull:
         self._refusals = 0
         self._problem: str | None = None
         self._last_heard = self._last_asked = link.clock.monotonic()
-        link.attach(self)
+        link.attach(self, is_standing=True)
 
     def __repr__(self) -> str:
         return f"<pull on {self._what}: {self._asked} asked, {self._owed} owed, problem {self.problem!r}>"
