@@ -18,6 +18,9 @@ WORKER_FAILED: Final = "callboard.v1.worker.failed"  # error: worker, code, mess
 
 # --- process -----------------------------------------------------------------------------------------------------
 
+SERVER_ENDED: Final = "callboard.v1.server.ended"  # warning: server, pid, status, delay_s (None: left as it is)
+SERVER_STARTED: Final = "callboard.v1.server.started"  # info: server, pid
+SERVER_UNSTARTED: Final = "callboard.v1.server.unstarted"  # warning: server, code, message; tried again
 PROCESS_STARTED: Final = "callboard.v1.process.started"  # info: slot, pid
 PROCESS_RESTARTED: Final = "callboard.v1.process.restarted"  # warning: slot, restarts, delay_s, status
 PROCESS_ABANDONED: Final = "callboard.v1.process.abandoned"  # error: slot, restarts, window_s
