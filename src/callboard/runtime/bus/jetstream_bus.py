@@ -184,6 +184,10 @@ class JetStreamBus(Core, Writer, Reader):
 
     async def _ask_leader(self) -> None:
         """Ask a stream's leader, if we know a stream and may; whom the cluster's own leader hears, nobody tells."""
+        if not self._known_stream and self._server.cluster:
+            with suppress(PermissionDeniedError):
+                names = (await self._api("STREAM.NAMES", timeout_s=_PROBE_S)).get("streams") or [""]
+                self._known_stream = str(names[0])
         if self._known_stream:
             try:
                 await self._api(f"STREAM.INFO.{self._known_stream}", timeout_s=_PROBE_S)

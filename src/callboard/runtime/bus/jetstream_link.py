@@ -140,6 +140,10 @@ class Link(Protocol):
         """Return for how long no leader has answered while somebody waits for what may come; 0 when nobody does."""
         ...
 
+    def listening(self) -> None:
+        """Somebody listens by this connection: from now on it is no use on a server that is cut off."""
+        ...
+
     def answered(self, *, is_leader: bool = True) -> None:
         """A leader has answered a request; or, without ``is_leader``, a server that says that it reaches none."""
         ...

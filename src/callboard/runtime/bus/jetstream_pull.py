@@ -13,7 +13,8 @@ from callboard.runtime.bus.jetstream_wire import to_delivery
 from callboard.runtime.errors import BusError
 
 EXPIRES_S = 30.0
-HEARTBEAT_S = 5.0
+# Two that stay away are noticed within six seconds, about as long as a consumer takes to find another leader.
+HEARTBEAT_S = 2.0
 
 _NS = 1_000_000_000
 _HEARTBEAT = "100"

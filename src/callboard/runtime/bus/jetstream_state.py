@@ -33,6 +33,7 @@ class LinkState(ABC):
         self._on_event = on_event
         self._parts: list[Part] = []
         self._standing: set[int] = set()
+        self._is_listening = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_closed = False
         self._is_reviving = False
@@ -97,7 +98,11 @@ class LinkState(ABC):
 
     def unproven_s(self, now: float) -> float:
         """Return for how long no leader has answered while somebody waits for what may come; 0 when nobody does."""
-        return now - self._answered_at if self._standing else 0.0
+        return now - self._answered_at if self._standing or self._is_listening else 0.0
+
+    def listening(self) -> None:
+        """Somebody listens by this connection: from now on it is no use on a server that is cut off."""
+        self._is_listening = True
 
     def answered(self, *, is_leader: bool = True) -> None:
         """A leader has answered a request; or, without ``is_leader``, a server that says that it reaches none."""
