@@ -26,8 +26,8 @@ class Servers:
     def __init__(
         self, folder: Path, *, count: int = 1, more: Callable[[int], str] = lambda _: "", has_mesh: bool = False
     ) -> None:
-        routes = list(free_ports(count)) if count > 1 else []
-        self.mesh = RouteMesh(routes) if has_mesh and routes else None
+        self.mesh = RouteMesh(count) if has_mesh and count > 1 else None
+        routes = self.mesh.targets if self.mesh is not None else list(free_ports(count)) if count > 1 else []
         self.all = [
             NatsServer(
                 folder / (f"server-{number}" if number else "server"),
