@@ -265,3 +265,14 @@ def test_a_pipe_that_closes_early_is_no_error(console: Console, worker: Backgrou
             check=False,
         )
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.usefixtures("worker")
+def test_history_is_sent_again_onto_a_subject_of_ones_own(console: Console) -> None:
+    assert console.run("submit", "echo", "1", "--wait").status == 0
+    run = console.run("replay", "to", "history.{subject}", "--subject", "cb.result.>", "--rate", "5000", "--json")
+    assert run.status == 0
+    assert run.json["messages"] > 0
+    refused = console.run("replay", "to", "cb.task.search")
+    assert refused.status == 2
+    assert "a replay must have no effect" in refused.err

@@ -51,7 +51,12 @@ def no_holds() -> None:
 
 def no_doubt() -> None:
     """Believe the broker that a first delivery is the first, whatever happened to it."""
-    Doubt.look = lambda self: None  # type: ignore[method-assign]
+    Doubt.is_doubtful = lambda self, lane, delivery: False  # type: ignore[method-assign]
+
+
+def deaf_to_newest() -> None:
+    """Do not compare with what was handed out already: doubt after a lost link alone."""
+    Doubt.is_doubtful = lambda self, lane, delivery: delivery.seq <= self.up_to[lane]  # type: ignore[method-assign]
 
 
 def no_questions() -> None:
@@ -143,6 +148,7 @@ BREAKAGES: dict[str, Callable[[], None]] = {
         ack_before_effect,
         no_holds,
         no_doubt,
+        deaf_to_newest,
         no_questions,
         bare_nak,
         lapsed_leases_still_answer,

@@ -18,7 +18,7 @@ from callboard.runtime.actor.actor import Actor
 from callboard.runtime.actor.address import Address
 from callboard.runtime.actor.handler import on
 from callboard.runtime.beat import Beat, decode_beat
-from callboard.runtime.bus.base import Message
+from callboard.runtime.bus.base import Message, Write
 from callboard.runtime.clock import SYSTEM_CLOCK
 from callboard.runtime.config import TopologySettings
 from callboard.runtime.errors import TopologyError
@@ -114,6 +114,15 @@ async def test_failed_and_paused_actors_are_counted(callboard_world: World) -> N
         return (await findings(callboard_world, running))["actors"].level == "warning"
 
     await eventually(is_failed)
+
+
+async def test_a_record_that_cannot_be_read_is_told_and_hides_no_other(callboard_world: World) -> None:
+    running = await owning(callboard_world)
+    await inspection.order(callboard_world.bus, Address("parrot", "bob"), "pause", reason="lunch")
+    await callboard_world.bus.store(Write(subjects.state("parrot", "ann"), b"?"))
+    found = (await findings(callboard_world, running))["actors"]
+    assert found.level == "warning"
+    assert "2 actors, of those 1 undecodable, 1 paused; parrot/ann: this is not a state record" in found.text
 
 
 async def test_a_stream_with_nearly_all_the_readers_it_takes_is_seen(tmp_path: Path) -> None:

@@ -75,7 +75,8 @@ class Stage:
         scripts: By message id; a message without one is written down and that is all.
         paid_again: Payments for a part whose record stood, on hosts that fared well.
         wrong: Values that a step returned and that were another one's.
-        beside: Turns that began while another host, which fared well, was in the midst of them.
+        beside: Turns that began while another host was in the midst of them, which was up and linked since it began
+            them: what had befallen it before does not count.
     """
 
     def __init__(self, world: World, dice: random.Random, *, stands: Callable[[str, int], bool]) -> None:
@@ -85,7 +86,7 @@ class Stage:
         self.paid_again: list[str] = []
         self.wrong: list[str] = []
         self.beside: list[str] = []
-        self._running: dict[str, list[Process]] = {}
+        self._running: dict[str, list[tuple[Process, float]]] = {}
         self.turns = 0
         self.receipts = 0
         self.stands = stands
@@ -97,19 +98,20 @@ class Stage:
         me = process.get()
         self.world.simulation.note("turn", f"{turn} {what}", host=me.name)
         others = self._running.setdefault(turn, [])
-        for other in others:
-            if other is not me and _fares_well(other) and _fares_well(me):
+        for other, began_s in others:
+            if other is not me and _lives_since(other, began_s):
                 self.beside.append(f"{turn} began on {me.name} while it ran on {other.name}")
-        others.append(me)
+        run = (me, self.world.simulation.loop.time())
+        others.append(run)
         try:
             yield
         finally:
-            others.remove(me)
+            others.remove(run)
 
     def pay(self, turn: str, part: int) -> Payment:
         self.receipts += 1
         # a host that was given up and lives may do it at the same time; only one of the two is recorded
-        is_alone = all(other is process.get() for other in self._running.get(turn, ()) if not _is_dead(other))
+        is_alone = all(other is process.get() for other, _ in self._running.get(turn, ()) if not _is_dead(other))
         if self.stands(turn, part) and is_alone and _fares_well(process.get()):
             self.paid_again.append(f"{turn} part {part}")
         return Payment(part, self.receipts)
@@ -186,6 +188,10 @@ async def write_down(
 
 def _is_dead(owner: Process) -> bool:
     return isinstance(owner, Host) and owner.is_dead
+
+
+def _lives_since(owner: Process, began_s: float) -> bool:
+    return isinstance(owner, Host) and owner.is_up and owner.well_since_s <= began_s
 
 
 def _fares_well(owner: Process) -> bool:

@@ -165,7 +165,7 @@ class Fleet:
         await self.world.start(actor, name=name, options=self.options, wrap=wrap)
         return self.host(name)
 
-    async def start_heir(self, *others: str) -> str:
+    async def start_heir(self, *others: str, actor: type[Actor] = Desk) -> str:
         """Start a host that the partition moves to while ``others`` live; return its name."""
         number = len(self.world.workers) + 1
         old = [worker.id for worker in self.world.workers.values()]
@@ -174,7 +174,7 @@ class Fleet:
             for name in "ghijklmnopqrstuvwxyz"
             if placement.assign("desk", 1, [*old, f"{name}-{number}"])[0] == f"{name}-{number}"
         )
-        await self.start(name)
+        await self.start(name, actor)
         return name
 
     def host(self, name: str) -> ActorHost:

@@ -14,6 +14,7 @@ from callboard.runtime.actor.mail import Mail
 from callboard.runtime.actor.mailbox import Mailbox
 from callboard.runtime.actor.partition import Partition
 from callboard.runtime.actor.record import Reply, StateRecord
+from callboard.runtime.actor.run import Runner
 from callboard.runtime.bus.base import Bus
 
 HOMES: Sequence[type | types.ModuleType] = (
@@ -23,6 +24,7 @@ HOMES: Sequence[type | types.ModuleType] = (
     Liveness,
     Mailbox,
     Partition,
+    Runner,
     StateRecord,
 )
 
@@ -97,6 +99,25 @@ def no_hold_at_hand_over() -> None:
     Partition.next_cursor = forgetful  # type: ignore[method-assign]
 
 
+def look_without_a_word() -> None:
+    """Read the cursor after an outage instead of writing it: a takeover under way is not refused."""
+
+    async def check(self: Partition) -> None:
+        async with self._writing:
+            await self._check()
+
+    Partition.check = check  # type: ignore[method-assign]
+
+
+def blind_attempts() -> None:
+    """Make one attempt after the other, whoever has taken the turn meanwhile."""
+
+    async def always(self: Runner) -> bool:
+        return self._cancel is None
+
+    Runner._is_still_ours = always  # type: ignore[method-assign]
+
+
 MUTANTS: dict[str, Callable[[], None]] = {
     function.__name__: function
     for function in (
@@ -107,5 +128,7 @@ MUTANTS: dict[str, Callable[[], None]] = {
         a_missing_beat_is_a_death,
         ordinal_only_steps,
         no_hold_at_hand_over,
+        look_without_a_word,
+        blind_attempts,
     )
 }

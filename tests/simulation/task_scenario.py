@@ -26,8 +26,9 @@ TASKS = 30
 WORKERS = ("a", "b", "c")
 LOAD_S = 15.0
 SETTLE_S = 180.0
-# A worker that stood still or was cut off for longer may have lost its leases: it does not count as living.
-LEASE_S = 0.5
+# A worker that stood still or was cut off for longer may have lost its leases, of which up to 1.1 s of 4 s had passed:
+# it does not count as living.
+LEASE_S = 2.5
 
 
 class Found(Struct, frozen=True, kw_only=True):

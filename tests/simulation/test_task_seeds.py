@@ -36,7 +36,8 @@ def test_the_nemesis_makes_work_run_again() -> None:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    "name", ["ack_before_effect", "no_holds", "no_questions", "lapsed_leases_still_answer", "no_doubt"]
+    "name",
+    ["ack_before_effect", "no_holds", "no_questions", "lapsed_leases_still_answer", "no_doubt"],
 )
 def test_a_broken_product_is_caught(name: str, record_property: Callable[[str, object], None]) -> None:
     """Negative control."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from callboard.cli.output import emit, shorten, size, stamp, table, tell
+from callboard.cli.output import emit, note, shorten, size, stamp, table, tell
 from callboard.cli.session import Session, example, global_options, json_option, pass_session
 
 if TYPE_CHECKING:
@@ -27,26 +27,52 @@ def command() -> None:
 @command.command("ls", epilog=example("callboard agents ls", "callboard agents ls greeter --json"))
 @click.argument("kind", metavar="[TYPE]", required=False)
 @click.option("--limit", type=click.IntRange(1, 100_000), default=1000, show_default=True)
+@click.option("--quick", is_flag=True, help="Do not listen for hosts that run different code.")
 @json_option
 @global_options
 @pass_session
-def ls(session: Session, /, kind: str | None, *, limit: int) -> None:
-    """List the actors that have run or have mail, by address; only of TYPE when it is given."""
-    from callboard.runtime.actor import inspection
+def ls(session: Session, /, kind: str | None, *, limit: int, quick: bool) -> None:
+    """List the actors that have run or have mail, by address; only of TYPE when it is given.
 
-    async def work() -> list[Line]:
+    It listens to the workers for a little over a second: a * marks the types that hosts run with different code.
+    """
+    from callboard.runtime import roster
+    from callboard.runtime.actor import fleet, inspection
+    from callboard.runtime.clock import SYSTEM_CLOCK
+
+    async def work() -> tuple[list[Line], dict[str, dict[str, list[str]]]]:
         async with session.bus("agents-ls") as bus:
-            return await inspection.actors(bus, kind=kind, limit=limit)
+            if quick:
+                return await inspection.actors(bus, kind=kind, limit=limit), {}
+            async with roster.listening(bus) as heard:
+                until_s = SYSTEM_CLOCK.monotonic() + roster.LISTEN_S
+                lines = await inspection.actors(bus, kind=kind, limit=limit)
+                await SYSTEM_CLOCK.sleep(max(0.0, until_s - SYSTEM_CLOCK.monotonic()))
+            return lines, fleet.differing(heard.alive)
 
-    found = session.run(work())
+    lines, mixed = session.run(work())
+    found = [_marked(line, mixed) for line in lines]
     if session.json:
         emit(found)
         return
     table(
-        [(a.address, a.status, str(a.turns), str(a.parked), stamp(a.at), shorten(a.reason, 50)) for a in found],
+        [(a.address, _status(a), str(a.turns), str(a.parked), stamp(a.at), shorten(a.reason, 50)) for a in found],
         head=("ADDRESS", "STATUS", "TURNS", "PARKED", "LAST TURN", ""),
         empty="no actor has run or has mail",
     )
+    for name, codes in mixed.items():
+        if kind in (None, name):
+            note(f"* {fleet.mixture(name, codes)}; {fleet.ONE_CODE}")
+
+
+def _marked(line: Line, mixed: Collection[str]) -> Line:
+    from msgspec.structs import replace
+
+    return replace(line, has_mixed_code=True) if line.address.partition("/")[0] in mixed else line
+
+
+def _status(line: Line) -> str:
+    return f"{line.status} *" if line.has_mixed_code else line.status
 
 
 def _about_one(function: F) -> F:
@@ -85,6 +111,13 @@ def _show(found: View) -> None:
     status = f"{found.status}: {found.reason}" if found.reason else found.status
     lines = [("actor", found.address), ("status", status), ("turns", f"{found.turns}, the last at {stamp(found.at)}")]
     lines += [("owner", _owner(found)), ("handled to", _applied(found)), ("mailbox", _depth(found))]
+    if found.problem:
+        lines[1:] = [
+            ("status", f"{found.status}: {found.problem}"),
+            ("record", _record(found)),
+            ("owner", _owner(found)),
+        ]
+        lines += [("mailbox", _stored(found)), ("to do", found.fix)]
     if found.failures:
         lines.append(("failures", f"{found.failures} in a row"))
     if found.state_bytes:
@@ -107,13 +140,27 @@ def _owner_lines(found: View) -> list[tuple[str, str]]:
         steps = f", {running['steps_run']} steps run" if running.get("steps_run") else ""
         sender = f" from {running['sender']}" if running.get("sender") else ""
         what = f"mail {running['seq']} ({running['type'] or 'no type'}){sender}"
-        since = stamp(datetime.fromisoformat(running["since"]))
-        lines.append(("running", f"{what} since {since}, attempt {running['attempt']}{steps}"))
+        lines.append(("running", f"{what} {_since(running)}{steps}"))
     if said.get("held_by"):
         lines.append(("held by", f"{said['held_by']}, which finishes a turn that it had begun"))
-    if said.get("problem"):
+    if said.get("problem") and not found.problem:
         lines.append(("problem", str(said["problem"])))
     return lines
+
+
+def _since(running: dict[str, Any]) -> str:
+    if running.get("waits_for_retry"):
+        return "failed and waits for its next attempt"
+    return f"since {stamp(datetime.fromisoformat(running['since']))}, attempt {running['attempt']}"
+
+
+def _record(found: View) -> str:
+    return f"{size(found.record_bytes)} at sequence {found.record_seq} of CB_ACTORS, written {stamp(found.at)}"
+
+
+def _stored(found: View) -> str:
+    more = "over " if found.mailbox.is_more else ""
+    return f"{more}{found.mailbox.count} on disk, handled ones included: which of them wait stands in the record"
 
 
 def _owner(found: View) -> str:
@@ -266,7 +313,12 @@ def _give(session: Session, address: str, op: Op, done: str, *, reason: str = ""
     if session.json:
         emit({"address": str(actor), "op": op, **said})
     else:
-        tell(f"{actor} {done or _requeued(said)}")
+        tell(f"{actor} {_already(said) or done or _requeued(said)}")
+
+
+def _already(said: dict[str, object]) -> str:
+    """Return what is said of an order that found its work done; "" for all others."""
+    return f"was already paused ({said.get('reason')}); nothing was changed" if said.get("already") else ""
 
 
 def _requeued(said: dict[str, object]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import aclosing
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from callboard.runtime.actor.difference import Change
     from callboard.runtime.actor.history import Moment, Version
     from callboard.runtime.actor.replay import Noted, Turn
+    from callboard.runtime.republish import Sent
+
+# named here too, so that the command line starts without the runtime
+STREAMS = ("CB_LEDGER", "CB_AUDIT", "CB_AUDIT_GAPS", "CB_DEAD")
 
 
 class Place(click.ParamType):  # type: ignore[type-arg]  # generic in new clicks only
@@ -84,6 +88,62 @@ def agent(
         session.run(_walk(session, actor, at, limit))
     else:
         session.run(_state(session, actor, at))
+
+
+@command.command(
+    "to",
+    epilog=example(
+        "callboard replay to 'history.{subject}' --since 1h --rate 50",
+        "callboard replay to shadow.search --submitted --subject 'cb.result.search.*' --limit 1000",
+        "callboard replay to history.mail --stream CB_AUDIT --subject 'cb.mbox.greeter.>' --nats-to nats://u:p@host:4222",
+    ),
+)
+@click.argument("subject")
+@click.option("--stream", type=click.Choice(STREAMS), default=STREAMS[0], show_default=True, help="Where to read.")
+@click.option("--subject", "patterns", multiple=True, metavar="PATTERN", help="Only these; * and > as in NATS.")
+@click.option(
+    "--since", type=SINCE, help="From there on: a span before now (2h) or a time.  [default: all that stands]"
+)
+@click.option("--until", type=SINCE, help="Up to there.  [default: the present end]")
+@click.option("--limit", type=click.IntRange(1), help="Messages at most.")
+@click.option(
+    "--rate", type=click.FloatRange(0.01, 100_000), default=100.0, show_default=True, help="Messages a second."
+)
+@click.option("--submitted", is_flag=True, help="Of finished tasks, send what was submitted in place of the record.")
+@click.option("--nats-to", metavar="URL", help="Send there, as another tenant or to another server.")
+@json_option
+@global_options
+@pass_session
+def to(session: Session, /, subject: str, *, nats_to: str | None, rate: float, **wanted: Any) -> None:  # noqa: ANN401
+    """Publish a slice of history again onto SUBJECT; {subject} in it stands for each original's own.
+
+    Each message bears the header Cb-Replay with its origin and nothing that makes anybody act: no answers, ids,
+    deadlines or schedules. Callboard's own subjects are refused, and its workers run nothing that bears the header.
+    """
+    sent = session.run(_send(session, subject, nats_to, rate, wanted))
+    if session.json:
+        emit(sent)
+        return
+    span = f", sequences {sent.first_seq} to {sent.last_seq}" if sent.messages else ""
+    tell(f"sent {sent.messages} messages to {subject}{span}")
+    if sent.left_out:
+        tell(f"left out {sent.left_out}: attempts, or tasks whose payload lies in the object store")
+
+
+async def _send(session: Session, /, subject: str, nats_to: str | None, rate: float, wanted: dict[str, Any]) -> Sent:
+    from contextlib import AsyncExitStack
+
+    from callboard.runtime import republish
+    from callboard.runtime.host import connector
+
+    republish.check_target(subject)
+    chosen = republish.Slice(subjects=wanted.pop("patterns"), **wanted)
+    async with session.bus("replay") as source, AsyncExitStack() as stack:
+        target = source
+        if nats_to is not None:
+            target = await connector(session.settings(nats__url=nats_to))("replay-to")
+            stack.push_async_callback(target.close)
+        return await republish.republish(source, target, chosen, to=subject, rate=rate)
 
 
 async def _state(session: Session, /, address: Address, at: Moment | None) -> None:

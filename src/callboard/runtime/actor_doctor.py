@@ -139,22 +139,25 @@ def _lag(beats: Collection[Beat], unread: Mapping[Place, float]) -> Finding:
 
 async def _stopped(bus: Bus) -> Finding:
     lines = await inspection.actors(bus, limit=MAX_ACTORS)
-    found = {status: [line for line in lines if line.status == status] for status in ("failed", "paused", "killed")}
+    statuses = (inspection.UNDECODABLE, "failed", "paused", "killed")
+    found = {status: [line for line in lines if line.status == status] for status in statuses}
     known = f"{MAX_ACTORS} actors and more" if len(lines) == MAX_ACTORS else count(len(lines), "actor")
     if not any(found.values()):
         return Finding(check="actors", level="ok", text=f"{known}, none failed or paused")
     parts = [f"{len(stopped)} {status}" for status, stopped in found.items() if stopped]
-    first = next(iter([*found["failed"], *found["paused"], *found["killed"]]))
+    first = next(line for stopped in found.values() for line in stopped)
     text = f"{known}, of those {', '.join(parts)}; {first.address}: {first.reason[:100]}"
     fix = "`callboard agents show ADDRESS` says more; `callboard agents restart` or `resume` lets it go on"
-    return Finding(check="actors", level="warning" if found["failed"] else "note", text=text, fix=fix)
+    return Finding(
+        check="actors",
+        level="warning" if found["failed"] or found[inspection.UNDECODABLE] else "note",
+        text=text,
+        fix=fix,
+    )
 
 
 def _codes(beats: Collection[Beat]) -> list[Finding]:
-    findings = []
-    for kind, codes in fleet.differing(beats).items():
-        hosts = "; ".join(f"{code} on {', '.join(workers)}" for code, workers in codes.items())
-        fix = "deploy one code to all of them; raise the class's version where states or messages changed"
-        text = f"the actor type {kind} runs with {len(codes)} different codes of one version: {hosts}"
-        findings.append(Finding(check="actor_code", level="warning", text=text, fix=fix))
-    return findings
+    return [
+        Finding(check="actor_code", level="warning", text=fleet.mixture(kind, codes), fix=fleet.ONE_CODE)
+        for kind, codes in fleet.differing(beats).items()
+    ]

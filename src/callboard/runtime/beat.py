@@ -20,6 +20,8 @@ class CapabilityLoad(Struct, frozen=True, kw_only=True):
         busy: Slots that run a task now.
         unsettled: Finished tasks whose record is on its way.
         backlog: Tasks the broker still had waiting at the last delivery.
+        newest: By lane the last task that is known to have been handed out for the first time: when it was stored
+            (microseconds since 1970) and its sequence.
     """
 
     name: str
@@ -29,6 +31,7 @@ class CapabilityLoad(Struct, frozen=True, kw_only=True):
     unsettled: int
     backlog: int
     is_paused: bool = False
+    newest: dict[str, tuple[int, int]] = {}
 
 
 class ActorLoad(Struct, frozen=True, kw_only=True):

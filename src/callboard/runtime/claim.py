@@ -17,6 +17,7 @@ from callboard.runtime.record import Submission
 from callboard.runtime.subjects import Lane
 
 _ATTEMPT = re.compile(r"[1-9][0-9]{0,4}")
+REPLAYED = f"it bears {header.REPLAY}: a replay of history has no effects, so no handler runs it"
 StopReason = Literal["cancel", "timeout", "deadline", "drain"]
 
 
@@ -97,6 +98,8 @@ class Claim:
         except InvalidNameError as error:
             self.task_id = self.own_id
             self.problem = error
+        if header.REPLAY in headers:
+            self.problem = InputError(REPLAYED)
         reply_to = headers.get(header.REPLY_TO)
         # nobody can be told on a subject that is none; the record is there all the same
         self.reply_to = reply_to if reply_to and subjects.may_answer_on(reply_to) else None
@@ -104,6 +107,17 @@ class Claim:
             # a schedule fires onto one subject whatever the lane; the header keeps it for the record
             fired_lane = headers.get(header.LANE)
             self.lane = "high" if fired_lane == "high" else "low" if fired_lane == "low" else lane
+
+    def traits(self) -> dict[str, str | int]:
+        """Return what a span of its run says."""
+        return {
+            "messaging.system": "nats",
+            "messaging.operation.name": "process",
+            "messaging.destination.name": self.delivery.subject,
+            "callboard.capability": self.capability,
+            "callboard.task": self.task_id,
+            "callboard.attempt": self.attempt,
+        }
 
     @property
     def has_client_id(self) -> bool:

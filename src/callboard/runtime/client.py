@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, Raw, Struct
 
-from callboard.runtime import codec, ids, record, subjects
+from callboard.runtime import codec, ids, record, subjects, tracing
 from callboard.runtime import deadline as deadlines
 from callboard.runtime.actor.address import Address
 from callboard.runtime.actor.ref import ActorRef
@@ -120,28 +120,28 @@ class Client:
             BusTimeoutError: If the outcome is unknown: submit again under the same id.
         """
         name = _name_of(capability)
-        if delay_s is not None and id is None:
-            id = f"{name}/{ids.new_token()}"  # noqa: A001
-        reply_to = await self._notice_subject() if notify else None
-        extra = self._headers(id=id, deadline=deadline, reply_to=reply_to, headers=headers)
-        data = await self._payload(value, extra)
-        if delay_s is not None:
-            due = self._clock.now() + timedelta(seconds=max(1.0, delay_s))
-            extra = {k: v for k, v in extra.items() if k != header.MSG_ID} | header.at(due, subjects.due(name))
-            extra[header.LANE] = lane
-            extra[header.TASK_ID] = id or ""
-            write = Write(subjects.later(id or ""), data, extra)
-        else:
-            write = Write(subjects.task(name, lane), data, extra or None)
-        try:
-            ack = await self._bus.store(write, timeout_s=timeout_s)
-        except NoRespondersError as error:
-            raise _no_stream() from error
-        handle = TaskHandle(id=id or f"~{ack.seq}", capability=name, seq=ack.seq, is_duplicate=ack.is_duplicate)
-        if reply_to is not None and not handle.is_duplicate:
-            # the first submit said where its notice goes; who repeats it looks at the ledger
-            self._expect(handle.id, reply_to)
-        return handle
+        with tracing.span(f"submit {name}", "producer", lambda: {"messaging.system": "nats"}):
+            if delay_s is not None and id is None:
+                id = f"{name}/{ids.new_token()}"  # noqa: A001
+            reply_to = await self._notice_subject() if notify else None
+            extra = self._headers(id=id, deadline=deadline, reply_to=reply_to, headers=headers)
+            data = await self._payload(value, extra)
+            if delay_s is not None:
+                due = self._clock.now() + timedelta(seconds=max(1.0, delay_s))
+                extra = {k: v for k, v in extra.items() if k != header.MSG_ID} | header.at(due, subjects.due(name))
+                extra |= {header.LANE: lane, header.TASK_ID: id or ""}
+                write = Write(subjects.later(id or ""), data, extra)
+            else:
+                write = Write(subjects.task(name, lane), data, extra or None)
+            try:
+                ack = await self._bus.store(write, timeout_s=timeout_s)
+            except NoRespondersError as error:
+                raise _no_stream() from error
+            handle = TaskHandle(id=id or f"~{ack.seq}", capability=name, seq=ack.seq, is_duplicate=ack.is_duplicate)
+            if reply_to is not None and not handle.is_duplicate:
+                # the first submit said where its notice goes; who repeats it looks at the ledger
+                self._expect(handle.id, reply_to)
+            return handle
 
     async def submit_many(
         self,
@@ -214,7 +214,7 @@ class Client:
         """Return a reference to an actor, ``type/key``, to tell and to ask.
 
         Raises:
-            InvalidNameError: If the text is no address.
+            InvalidNameError: If it is no address.
         """
         return ActorRef(self._bus, address, clock=self._clock)
 
@@ -420,6 +420,7 @@ class Client:
             extra[header.DEADLINE] = deadlines.stamp(deadlines.moment(deadline, now=self._clock.now()))
         if reply_to is not None:
             extra[header.REPLY_TO] = reply_to
+        tracing.inject(extra)
         return extra
 
     async def _payload(self, value: object, extra: dict[str, str]) -> bytes:

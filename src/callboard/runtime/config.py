@@ -85,7 +85,8 @@ class NatsSettings(Section):
     """How to reach the broker. At most one way to log in: user and password, token, nkey seed, or creds file.
 
     Attributes:
-        url: One or more ``nats://`` or ``tls://`` addresses, separated by commas; no password inside.
+        url: One or more ``nats://`` or ``tls://`` addresses, separated by commas; no password inside. With ``tls://``
+            nothing is said to a server without TLS.
         inbox_prefix: Where answers arrive; with permissions, one of its own for each user.
         connect_deadline_s: How long start-up waits for the first connection.
     """
@@ -250,6 +251,21 @@ class LogSettings(Section):
     file: Path | None = None
 
 
+class TraceSettings(Section):
+    """Spans of OpenTelemetry. A program that has set a provider of its own needs none of this.
+
+    Attributes:
+        otlp_endpoint: Where spans are sent by OTLP over HTTP, such as ``http://127.0.0.1:4318/v1/traces``; None sends
+            none. Needs the extra ``otel``.
+        sample_ratio: Share of the traces that begin here which are kept, 0 to 1; others go by their sender's choice.
+        service_name: What tracing calls this process.
+    """
+
+    otlp_endpoint: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = None
+    sample_ratio: Annotated[float, Field(ge=0, le=1)] = 1.0
+    service_name: str = "callboard"
+
+
 class TopologySettings(Section):
     """Sizes and times of the streams. Their names, subjects and flags are not settings.
 
@@ -332,6 +348,7 @@ class Settings(Section):
     work: WorkSettings = WorkSettings()
     worker: WorkerSettings = WorkerSettings()
     log: LogSettings = LogSettings()
+    trace: TraceSettings = TraceSettings()
     topology: TopologySettings = TopologySettings()
     actors: ActorSettings = ActorSettings()
 

@@ -1,17 +1,19 @@
-"""Which first deliveries may not be the first: those of tasks that were stored before the link was made anew.
+"""Which first deliveries may not be the first: what was stored before the link was made anew, or handed out before.
 
 A server that is killed loses the last tenth of a second of what it knew about deliveries, and hands those tasks out
-again as if for the first time (seen with nats-server 2.15.1, with ``sync_interval: always`` and without).
+again as if for the first time (seen with nats-server 2.15.1, with ``sync_interval: always`` and without). Whoever is
+linked to it notices by the link. A worker that is linked to another server of the cluster does not; but new tasks are
+handed out in their order, so one that is not newer than what was handed out already is not new.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from callboard.runtime import subjects
-from callboard.runtime.bus.base import Bus
+from callboard.runtime.bus.base import Bus, Delivery
 from callboard.runtime.clock import Clock
 from callboard.runtime.errors import BusError
 from callboard.runtime.lanes import PULL_LANES, PullLane
@@ -34,12 +36,27 @@ class Doubt:
     A worker that has just begun sees from a consumer that has handed out nothing since its server began that this was
     lately. In its first seconds it then asks about what stood in the queue before it.
 
+    What was handed out as new, the workers tell each other in their beats, so that a delivery that goes behind it is
+    doubtful too. That a beat is up to a second old does no harm: a stream is without a leader for longer.
+
     Attributes:
         linked_at: ``Bus.connected_at`` of the link it speaks of.
         up_to: Highest doubtful sequence; 0 as long as the link has not been lost, infinite until it is known.
+        newest: By lane the last task that somebody is known to have been handed as new: the microsecond when it was
+            stored, and its sequence.
     """
 
-    __slots__ = ("_bus", "_capability", "_clock", "_first_until", "_first_up_to", "_spawn", "linked_at", "up_to")
+    __slots__ = (
+        "_bus",
+        "_capability",
+        "_clock",
+        "_first_until",
+        "_first_up_to",
+        "_spawn",
+        "linked_at",
+        "newest",
+        "up_to",
+    )
 
     def __init__(
         self, bus: Bus, capability: str, *, clock: Clock, spawn: Callable[[Coroutine[Any, Any, None], str], None]
@@ -58,6 +75,7 @@ class Doubt:
         self._spawn = spawn
         self.linked_at = bus.connected_at
         self.up_to: dict[PullLane, float] = dict.fromkeys(PULL_LANES, 0)
+        self.newest: dict[str, tuple[int, int]] = {}
         self._first_until = self.linked_at + FIRST_S
         self._first_up_to: dict[PullLane, float] | None = None
 
@@ -80,6 +98,24 @@ class Doubt:
         if now_s > self._first_until or self._first_up_to is None:
             return False
         return seq <= self._first_up_to[lane]
+
+    def is_doubtful(self, lane: PullLane, delivery: Delivery) -> bool:
+        """Return whether a delivery that says that it is the first may not be; one that is new is noted."""
+        seq = delivery.seq
+        if delivery.delivered == 1:
+            stored_us = delivery.time_ns // 1000
+            newest = self.newest.get(lane)
+            # later and yet a lower sequence: the stream was made anew
+            if newest is not None and seq <= newest[1] and stored_us <= newest[0]:
+                return True
+            self.newest[lane] = (stored_us, seq)
+        return seq <= self.up_to[lane]
+
+    def heard(self, newest: Mapping[str, tuple[int, int]]) -> None:
+        """Take what another worker knows to have been handed out; lanes that do not exist are left out."""
+        for lane, task in newest.items():
+            if lane in self.up_to:
+                self.newest[lane] = max(task, self.newest.get(lane, task))
 
     def look(self) -> None:
         """Notice a new link; called before each burst of deliveries, costs one comparison."""

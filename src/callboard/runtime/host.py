@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from callboard.runtime import events, logs, metrics, subjects
+from callboard.runtime import events, logs, metrics, subjects, tracing
 from callboard.runtime.actor import shutdown
 from callboard.runtime.actor.actor import Actor
 from callboard.runtime.actor.hosting import ActorHost
@@ -160,7 +160,8 @@ async def connect(
         loaded = settings.model_copy(update={"nats": settings.nats.model_copy(update={"url": url})})
     bus = await connector(loaded)(name)
     try:
-        yield Client(bus, claim_check_bytes=int(loaded.work.claim_check_bytes))
+        with tracing.running(loaded.trace):
+            yield Client(bus, claim_check_bytes=int(loaded.work.claim_check_bytes))
     finally:
         await bus.close()
 
@@ -290,7 +291,7 @@ async def run_worker(
         if on_ready is not None:
             on_ready(worker)
 
-    with _signals(worker, on_signal), _lifeline(worker, parent_fd):
+    with _signals(worker, on_signal), _lifeline(worker, parent_fd), tracing.running(settings.trace):
         async with _health(worker, host=settings.worker.health_host, port=port):
             watcher = asyncio.create_task(_leave_stuck(worker), name="host-stuck")
             try:

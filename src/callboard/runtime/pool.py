@@ -113,7 +113,7 @@ class Pool:
         self._opening = asyncio.Lock()
         self._next_due = False
         self.lingering: dict[Slot, float] = {}
-        self._doubt = Doubt(bus, capability.name, clock=clock, spawn=self._fire)
+        self.doubt = Doubt(bus, capability.name, clock=clock, spawn=self._fire)
         self._loop = asyncio.get_running_loop()
         # slots run in copies of this: what starts one may be a handler that left its own variables behind
         self._clean = contextvars.copy_context()
@@ -198,7 +198,7 @@ class Pool:
                     self.executor = ThreadPoolExecutor(
                         max(self.slots, MAX_THREADS), thread_name_prefix=f"cb-{self.capability.name}"
                     )
-                await self._doubt.begin()
+                await self.doubt.begin()
                 # all at once: credit is given over all lanes or none
                 self._pulls = await self._open_pulls()
         self._regrant()
@@ -245,6 +245,7 @@ class Pool:
             ),
             backlog=sum(self._lanes.backlog.values()),
             is_paused=self.is_paused,
+            newest=dict(self.doubt.newest),
         )
 
     def last_fetch(self) -> float | None:
@@ -292,7 +293,7 @@ class Pool:
         now_s = self.clock.monotonic()
         now = self.clock.now()
         wall_s = now.timestamp()
-        self._doubt.look()
+        self.doubt.look()
         arrived = self._arrived[:]
         self._arrived.clear()
         stalled = now_s - self._keeper.loop_ticked_at > MAX_STALL_S
@@ -312,9 +313,9 @@ class Pool:
                 continue
             self.stats.wait_time.observe(max(0.0, wall_s - delivery.time_ns / 1e9))
             claim = self._claim(delivery, lane, now_s, now)
-            claim.is_doubtful = delivery.seq <= self._doubt.up_to[lane]
+            claim.is_doubtful = self.doubt.is_doubtful(lane, delivery)
             self._keeper.add(claim)
-            if is_late or (is_young and self._doubt.is_early(lane, delivery.seq, now_s)):
+            if is_late or (is_young and self.doubt.is_early(lane, delivery.seq, now_s)):
                 claim.must_ask = True
             if delivery.headers is not None or delivery.delivered > 1 or claim.is_doubtful or claim.must_ask:
                 self._sort(claim, now, asked)
@@ -329,7 +330,7 @@ class Pool:
         # each lane has a consumer of its own; a schedule's firing names its lane in a header
         own_lane: Lane = "normal" if lane == "due" else lane
         claim = Claim(delivery, capability=self.capability.name, lane=own_lane, now_s=now_s, now=now)
-        claim.linked_at = self._doubt.linked_at
+        claim.linked_at = self.doubt.linked_at
         self.stats.claimed += 1
         return claim
 

@@ -12,7 +12,7 @@ from concurrent.futures import Executor
 from datetime import datetime
 from typing import Any, Protocol
 
-from callboard.runtime import codec, context, crash
+from callboard.runtime import codec, context, crash, tracing
 from callboard.runtime.capability import Capability, fill_context
 from callboard.runtime.claim import Claim, Stage
 from callboard.runtime.clock import Clock
@@ -172,10 +172,11 @@ class Slot:
         if kwargs:
             kwargs = fill_context(kwargs, self._pool.context_of(claim))
         try:
-            if capability.is_async:
-                value = await capability.function(*args, **kwargs)
-            else:
-                value = await self._in_thread(capability.function, args, kwargs)
+            with tracing.handling(f"task {capability.name}", claim.delivery.headers, claim.traits):
+                if capability.is_async:
+                    value = await capability.function(*args, **kwargs)
+                else:
+                    value = await self._in_thread(capability.function, args, kwargs)
             return Completed(codec.encode(value))
         except EncodeError as error:
             return Failed(failure_of(error))

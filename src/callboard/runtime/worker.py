@@ -331,6 +331,9 @@ class Worker:
             return
         if self.host is not None:
             self.host.heard(beat)
+        for load in beat.capabilities:
+            if load.name in self.pools:
+                self.pools[load.name].doubt.heard(load.newest)
         if beat.worker == self.id:
             # our own comes once a second: time to forget the silent
             self._peers = {worker: self._peers[worker] for worker in self.peers()}
@@ -345,8 +348,7 @@ class Worker:
         return frozenset(worker for worker, heard_s in self._peers.items() if heard_s >= oldest_s)
 
     def _known_peers(self) -> frozenset[str] | None:
-        has_heard_all = self._clock.monotonic() - self._listening_s >= KNOW_PEERS_S
-        return self.peers() if has_heard_all else None
+        return self.peers() if self._clock.monotonic() - self._listening_s >= KNOW_PEERS_S else None
 
     def _on_cancel(self, bus: Bus, message: Message) -> None:
         try:
@@ -388,9 +390,8 @@ class Worker:
 
     def beat(self) -> bytes:
         """Return the present heartbeat; called from the keeper's thread, reads plain values only."""
-        now_s = self._clock.monotonic()
+        now_s, now = self._clock.monotonic(), self._clock.now()
         fetched_s = self._fetched_s
-        now = self._clock.now()
         return encode_beat(
             Beat(
                 v=1,

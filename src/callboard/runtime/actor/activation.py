@@ -52,6 +52,8 @@ class Activation:
         turn: The turn under way.
         held_by: Another worker that has it in mid-turn: nothing runs here meanwhile.
         is_leaving: The partition was handed over: the turn under way is the last one.
+        is_doubtful: It was another's to wait for when this process stood still or was cut off: that one may have
+            begun the turn under way.
         problem: Why it cannot be run here, for people.
         idle_since_s: Monotonic seconds since when nothing happened.
     """
@@ -69,6 +71,7 @@ class Activation:
         self.turn: Turn | None = None
         self.held_by: str | None = None
         self.is_leaving = False
+        self.is_doubtful = False
         self.problem: str | None = None
         self.idle_since_s = services.clock.monotonic()
         self.services = services
@@ -152,6 +155,18 @@ class Activation:
         self.runner.stop(STOP_LOST, "another host runs this actor now")
         if self._task is not None and self.turn is None:
             self._task.cancel()
+
+    async def may_go_on(self) -> bool:
+        """Return whether the mail under way may be attempted again here: nobody has taken us for dead meanwhile.
+
+        Raises:
+            BusError: If that cannot be found out now.
+        """
+        if not self.owner.is_gone:
+            return await self.owner.is_ours()
+        services = self.services
+        is_silent = services.echo_age_s() > services.rules.echo_limit_s or not services.bus.is_connected
+        return not (self._is_dropped or self.is_doubtful or is_silent)
 
     async def may_begin(self) -> bool:
         """Return whether a step of the turn under way may begin here; see ``Partition.still_runs``."""
@@ -424,7 +439,7 @@ class Activation:
         ``cause_seq`` is the mail that counts as handled, where it is not the same: a parked turn's awaited one.
         """
         await self.letter(mail, failure, attempts=attempts)
-        changed, sent = dict(changes or {}), list(writes)
+        changed, sent = {"timers": verdict.firing(mail), **(changes or {})}, list(writes)
         if supervise.is_poison(failure, attempts=attempts, is_ask=bool(mail.reply_to)):
             changed["failures"] = failures = self.known.failures + 1
             if failures >= self.kind.options.poison_limit:

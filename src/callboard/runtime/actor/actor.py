@@ -12,7 +12,8 @@ from typing import Any, ClassVar, TypeVar, overload
 from msgspec import UNSET, UnsetType
 
 from callboard.runtime.actor import handler, options
-from callboard.runtime.actor.address import Address, parse
+from callboard.runtime.actor.address import Address
+from callboard.runtime.actor.address import of as _address
 from callboard.runtime.actor.mail import Mail
 from callboard.runtime.actor.migration import collect as collect_migrations
 from callboard.runtime.actor.options import ActorOptions, MailboxPolicy
@@ -146,7 +147,7 @@ class Actor:
 
     @property
     def attempt(self) -> int:
-        """Number of this run of the turn, 1-based."""
+        """Number of this run of the turn in this host, 1-based; a host that takes it over counts from 1 again."""
         return self._running("attempt").attempt
 
     @property
@@ -292,7 +293,7 @@ class Actor:
         Raises:
             InvalidNameError: If the address cannot be used.
         """
-        return TurnRef(self._running("ref"), parse(to) if isinstance(to, str) else to)
+        return TurnRef(self._running("ref"), _address(to))
 
     def wait(self, awaitable: Awaitable[T]) -> T:
         """Return what an awaitable gives, from a synchronous handler: ``self.wait(self.step("pay", pay, order))``.

@@ -12,6 +12,7 @@ from concurrent.futures import Executor
 
 from msgspec import Struct
 
+from callboard.runtime import tracing
 from callboard.runtime.actor.actor import Actor, turn_scope
 from callboard.runtime.actor.handler import Handler
 from callboard.runtime.actor.turn import ParkSignal, Turn
@@ -77,7 +78,10 @@ async def execute(
     pid = os.getpid()
     turn.receive(argument, handler.shape)
     try:
-        with turn_scope(actor, turn):
+        with (
+            tracing.handling(f"turn {turn.address.type}.{handler.name}", turn.mail.headers, lambda: _traits(turn)),
+            turn_scope(actor, turn),
+        ):
             value = await invoke(handler, actor, argument, part=part, executor=executor)
     except ParkSignal:
         return Waits()
@@ -120,6 +124,17 @@ async def invoke(
     own = contextvars.copy_context()
     call = functools.partial(_in_thread, own, handler, actor, argument, os.getpid())
     return await asyncio.get_running_loop().run_in_executor(executor, call)
+
+
+def _traits(turn: Turn) -> dict[str, str | int]:
+    return {
+        "messaging.system": "nats",
+        "messaging.operation.name": "process",
+        "callboard.actor": str(turn.address),
+        "callboard.mail": turn.mail.seq,
+        "callboard.attempt": turn.attempt,
+        "callboard.epoch": turn.epoch,
+    }
 
 
 def policy_of(handler: Handler, actor_policy: RetryPolicy) -> RetryPolicy:

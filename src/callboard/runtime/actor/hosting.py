@@ -382,6 +382,9 @@ class ActorHost:
         if not is_handed or found.held or not found.epoch:
             wanted = replace(partition.cursor, epoch=found.epoch + 1, owner=self._worker)
             if not await partition.write(wanted):
+                if is_from_dead and partition.lost_to == found.owner:
+                    # it has written meanwhile: it lives, and its beats are late
+                    self.liveness.pinged(found.owner, self._clock.monotonic(), answered=True)
                 return
         self._owners.learn((kind.name, number), partition.cursor)
         self.held.adopt(partition)

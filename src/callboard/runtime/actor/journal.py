@@ -16,7 +16,7 @@ from typing import Any, Protocol, Self
 
 from msgspec import Raw
 
-from callboard.runtime import codec
+from callboard.runtime import codec, tracing
 from callboard.runtime.actor import function, step
 from callboard.runtime.actor.address import Address
 from callboard.runtime.actor.gate import StepGate
@@ -329,7 +329,8 @@ class Journal:
             if slot.is_recorded:
                 return slot.value
             try:
-                value, attempt, took_s = await self._attempts(slot, call, once=once, retry=retry)
+                with tracing.span(f"step {slot.at.name}", "internal", lambda: {"callboard.step": slot.id}):
+                    value, attempt, took_s = await self._attempts(slot, call, once=once, retry=retry)
             except RetryableError:
                 if once:
                     await self._log.withdraw(slot.at)

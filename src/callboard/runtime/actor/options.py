@@ -42,7 +42,8 @@ class ActorOptions(Struct, frozen=True, kw_only=True):
         mailbox_cap: Mails that may wait, or None for the host's setting.
         mailbox_policy: What happens to more: ``reject`` answers with an error, ``park`` keeps them aside, ``drop``
             forgets those of droppable handlers.
-        restart_budget: Restarts within ``restart_window_s``; after one more failure it waits for a person.
+        restart_budget: Restarts within ``restart_window_s``; after one more failure it waits for a person. The default
+            is more than ``poison_limit`` mails use up by default, so that such mail is buried before.
         restart_window_s: The window of the budget.
         poison_limit: Mails in a row that may become dead letters before it waits for a person.
         state_limit_bytes: Largest state as JSON; a turn that leaves more is not committed. None for the host's setting.
@@ -60,7 +61,7 @@ class ActorOptions(Struct, frozen=True, kw_only=True):
     turn_timeout_s: float | None = None
     mailbox_cap: int | None = None
     mailbox_policy: MailboxPolicy = "reject"
-    restart_budget: int = 3
+    restart_budget: int = 10
     restart_window_s: float = 60.0
     poison_limit: int = 3
     state_limit_bytes: int | None = None

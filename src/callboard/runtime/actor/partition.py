@@ -52,11 +52,13 @@ class Partition:
     Attributes:
         cursor: The record as we last wrote it.
         cursor_seq: Its sequence.
+        taken_epoch: Epoch that stood when we took it: who holds an actor of it had let go of the partition by then.
         taken_at: Last sequence of the stream when we took it: what came before may have been begun by another host.
         is_from_dead: Whether we took it from a host that died.
         former: Worker that we took it from, or that last had one of its actors in mid-turn; "" when not known.
         dirty: Keys of actors whose record was written since somebody last took note, with its sequence.
         is_lost: Somebody else owns it; its actors are dropped.
+        lost_to: Who, "" as long as it is not lost.
         is_handed: We gave it away: somebody else owns it, and the actors that we have in mid-turn go on.
         is_adrift: A hand-over was sent and may still arrive: nothing begins before another write keeps it out.
         activations: Actors in memory, by key.
@@ -81,11 +83,13 @@ class Partition:
         self.number = number
         self.cursor = cursor
         self.cursor_seq = cursor_seq
+        self.taken_epoch = cursor.epoch
         self.taken_at = taken_at
         self.is_from_dead = is_from_dead
         self.former = former
         self.dirty: dict[str, int] = {}
         self.is_lost = False
+        self.lost_to = ""
         self.is_handed = False
         self.is_adrift = False
         self.activations: dict[str, Activation] = {}
@@ -126,10 +130,10 @@ class Partition:
         return self.is_from_dead and seq <= self.taken_at
 
     async def is_ours(self) -> bool:
-        """Return whether we still own it; asks the broker when our own beats do not come back."""
+        """Return whether we still own it; asks the broker when our link is away or our own beats do not come back."""
         if self.is_gone:
             return False
-        if self._is_unsure:
+        if self._is_unsure or not self._services.bus.is_connected:
             await self.check()
         return not self.is_gone
 
@@ -257,7 +261,7 @@ class Partition:
         """Go on with an actor that this worker still had in mid-turn from an earlier ownership."""
         self.activations[activation.address.key] = activation
         activation.owner = self
-        activation.is_leaving = False
+        activation.is_leaving = activation.is_doubtful = False
         activation.use(self.kind)
         # while the partition was another's, its mail came to that one
         activation.mailbox.missed()
@@ -373,14 +377,22 @@ class Partition:
         return True
 
     async def check(self) -> None:
-        """Read the cursor from the leader; drop everything when it is not ours any more.
+        """Write the cursor anew; drop everything when it is not ours any more.
+
+        A read would not do: a host that took us for dead may be about to write, and both would go on. Of two writes
+        against one sequence the second is refused.
 
         Raises:
-            BusError: If it cannot be read now.
+            BusError: If it cannot be written now.
         """
         # not while it is being written: what we hand over would look lost, and its turns under way be dropped
         async with self._writing:
-            await self._check()
+            if self.is_gone:
+                await self._check()
+            while self.cursor.owner == self._services.worker and not self.is_gone:
+                if await self._write(self.next_cursor()):
+                    self._doubts = False
+                    return
 
     async def _check(self) -> None:
         subject = subjects.cursor(self.kind.name, self.number)
@@ -397,6 +409,7 @@ class Partition:
             self.cursor_seq = stored.seq
             return
         _log.warning(events.PARTITION_LOST, type=self.kind.name, partition=self.number, epoch=self.cursor.epoch)
+        self.lost_to = found.owner
         self.lose(found.held)
 
     def _drop_all_but(self, found: Cursor) -> None:

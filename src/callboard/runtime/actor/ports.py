@@ -35,6 +35,11 @@ class Owner(Protocol):
         """Epoch of our ownership."""
         ...
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether it is another's."""
+        ...
+
     def may_have_run(self, seq: int) -> bool:
         """Return whether another host may have begun the mail with this sequence."""
         ...
@@ -96,6 +101,14 @@ class Staged(Protocol):
     @property
     def under_way(self) -> int:
         """Sequence of the mail that is being handled, 0 when none is."""
+        ...
+
+    async def may_go_on(self) -> bool:
+        """Return whether the mail under way may be attempted again here.
+
+        Raises:
+            BusError: If that cannot be found out now.
+        """
         ...
 
     def wake(self) -> None:

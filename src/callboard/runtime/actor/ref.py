@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any, TypeVar, overload
 
-from callboard.runtime import codec, ids, subjects
+from callboard.runtime import codec, ids, subjects, tracing
 from callboard.runtime import deadline as deadlines
 from callboard.runtime.actor import address as addresses
 from callboard.runtime.actor import payload
@@ -25,6 +25,7 @@ from callboard.runtime.errors import (
     AskTimeoutError,
     BusTimeoutError,
     ConflictError,
+    InvalidHeaderError,
     NoHostError,
     NoRespondersError,
 )
@@ -38,6 +39,8 @@ REPEAT_MAX_S = 60.0
 # The link is down: give it a moment before the question goes into its buffer again.
 LOST_PAUSE_S = 0.25
 _MIN_DELAY_S = 1.0
+# The server obeys these on a mail, and would delete what stands in the mailbox, or in the whole stream.
+_DELETING = frozenset({header.ROLLUP, header.TTL})
 
 
 # Errors of an ask that say nothing of the actor: the same question may fare better in a moment.
@@ -62,11 +65,11 @@ class ActorRef:
             clock: Time.
 
         Raises:
-            InvalidNameError: If the text is no address.
+            InvalidNameError: If it is no address.
         """
         self._bus = bus
         self._clock = clock
-        self.address = addresses.parse(address) if isinstance(address, str) else address
+        self.address = addresses.of(address)
 
     def __repr__(self) -> str:
         """Return its address."""
@@ -104,26 +107,28 @@ class ActorRef:
         Raises:
             EncodeError: If the message cannot be encoded.
             InvalidNameError: If the id cannot be used.
+            InvalidHeaderError: If a header would have the server delete mail.
             DeadlineError: If the deadline has passed.
             PayloadTooLargeError: If it is over the server's limit.
             NoRespondersError: If the streams are missing.
             BusTimeoutError: If the outcome is unknown: tell again under the same id.
         """
-        data, extra = self._mail(message, type, id, headers)
-        data = await payload.stow(BlobStore(self._bus), data, extra)
-        if deadline is not None:
-            extra[header.DEADLINE] = self._deadline(deadline)
-        if delay_s is not None:
-            return await self._tell_later(data, extra, id, delay_s, timeout_s)
-        if id is not None:
-            # the broker looks for repeats in the whole stream, so the id alone would hide another actor's mail
-            extra[header.MSG_ID] = f"{self.address.type}/{self.address.token}/{id}"
-        write = mail_write(self.address, data, extra)
-        try:
-            ack = await self._bus.store(write, timeout_s=timeout_s)
-        except NoRespondersError as error:
-            raise _no_stream() from error
-        return ack.seq
+        with tracing.span(f"tell {self.address.type}", "producer", self._traits):
+            data, extra = self._mail(message, type, id, headers)
+            data = await payload.stow(BlobStore(self._bus), data, extra)
+            if deadline is not None:
+                extra[header.DEADLINE] = self._deadline(deadline)
+            if delay_s is not None:
+                return await self._tell_later(data, extra, id, delay_s, timeout_s)
+            if id is not None:
+                # the broker looks for repeats in the whole stream, so the id alone would hide another actor's mail
+                extra[header.MSG_ID] = f"{self.address.type}/{self.address.token}/{id}"
+            write = mail_write(self.address, data, extra)
+            try:
+                ack = await self._bus.store(write, timeout_s=timeout_s)
+            except NoRespondersError as error:
+                raise _no_stream() from error
+            return ack.seq
 
     @overload
     async def ask(
@@ -186,14 +191,15 @@ class ActorRef:
             AskFailedError: If its handler raised.
             DecodeError: If the message does not fit its handler, or the answer does not fit ``returns``.
         """
-        data, extra = self._mail(message, type, idempotency_key, headers)
-        data = await payload.stow(BlobStore(self._bus), data, extra)
-        left_s = self._limit(extra, deadline, timeout_s)
-        if idempotency_key is None:
-            answer = await self._ask_once(data, extra, left_s)
-        else:
-            answer = await self._ask_until(data, extra, left_s)
-        return await value_of(answer, self.address, self._bus, returns=returns)
+        with tracing.span(f"ask {self.address.type}", "client", self._traits):
+            data, extra = self._mail(message, type, idempotency_key, headers)
+            data = await payload.stow(BlobStore(self._bus), data, extra)
+            left_s = self._limit(extra, deadline, timeout_s)
+            if idempotency_key is None:
+                answer = await self._ask_once(data, extra, left_s)
+            else:
+                answer = await self._ask_until(data, extra, left_s)
+            return await value_of(answer, self.address, self._bus, returns=returns)
 
     def stream(
         self,
@@ -224,11 +230,18 @@ class ActorRef:
 
     # --- inside
 
+    def _traits(self) -> dict[str, str]:
+        return {"messaging.system": "nats", "callboard.actor": str(self.address)}
+
     def _mail(
         self, message: object, kind: str | None, own_id: str | None, headers: Mapping[str, str] | None
     ) -> tuple[bytes, dict[str, str]]:
         if own_id is not None:
             ids.check(own_id)
+        for name in headers or ():
+            if name in _DELETING:
+                text = f"header {name}: the server would delete mail by it; for mail that ages there is `deadline`"
+                raise InvalidHeaderError(text)
         data = bytes(message) if isinstance(message, (bytes, bytearray, memoryview)) else codec.encode(message)
         return data, mail_headers(type=kind or type_name_of(message), id=own_id, extra=headers)
 

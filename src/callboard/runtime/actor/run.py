@@ -194,8 +194,10 @@ class Runner:
         if activation.known.status != "active" and self._cancel is None:
             # it stays the next in turn
             return False
-        if self._cancel is None:
+        if await self._is_still_ours():
             return True
+        if self._cancel is None:
+            return False
         ending = ended(self._cancel)
         if isinstance(ending, Stopped):
             failed = await self._commit(self._turn(job, attempt), job, ending)
@@ -203,6 +205,17 @@ class Runner:
                 raise failed
         elif isinstance(ending, Abandoned):
             activation.is_leaving = True
+        return False
+
+    async def _is_still_ours(self) -> bool:
+        """Return whether nobody else has begun the turn meanwhile; asks until that is known, or a stop comes."""
+        while self._cancel is None:
+            try:
+                return await self._activation.may_go_on()
+            except BusError as error:
+                if not error.retryable:
+                    raise
+            await self._activation.services.clock.sleep(_RETRY_S)
         return False
 
     def _turn(self, job: Job, attempt: int, found: list[Stored] | None = None) -> Turn:
@@ -302,7 +315,7 @@ class Runner:
         self.forget()
         changes, writes = self._unpark(job.waiting)
         writes.append(self._cancelled(turn, str(error), is_partial=False))
-        changes["turns"] = activation.known.turns + 1
+        changes |= {"turns": activation.known.turns + 1, "timers": verdict.firing(turn.mail)}
         if not turn.mail.reply_to:
             # nobody hears of it by an answer; from a dead letter it can be put back
             await activation.letter(turn.mail, failure_of(error), attempts=turn.attempt)
@@ -317,7 +330,7 @@ class Runner:
         # what it had changed is thrown away: it runs again from the start, with its journal; turns inside it run anew
         self.forget()
         parked, writes = await park.kept_writes(activation, turn, turn.wait, job.waiting)
-        timers = finish.timers(activation.known.timers, turn, turn.own_timers)
+        timers = finish.timers(activation.known, turn, turn.own_timers)
         await activation.commit(
             [job.cause_seq],
             writes=[*await finish.travelling(activation, turn.own_outgoing), *writes],

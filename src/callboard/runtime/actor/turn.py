@@ -15,7 +15,8 @@ from msgspec import UNSET, Struct, UnsetType
 from callboard.runtime import codec, subjects
 from callboard.runtime.actor import message as messages
 from callboard.runtime.actor import ref, step
-from callboard.runtime.actor.address import Address, parse
+from callboard.runtime.actor.address import Address
+from callboard.runtime.actor.address import of as _address
 from callboard.runtime.actor.journal import Journal
 from callboard.runtime.actor.mail import Link, Mail, mail_headers
 from callboard.runtime.actor.outbox import Outbox, event_write, one_per_timer, timer_write, untimer_write
@@ -483,10 +484,6 @@ class Turn:
 async def _quietly(call: Awaitable[None]) -> None:
     with contextlib.suppress(BusError):
         await call
-
-
-def _address(to: str | Address) -> Address:
-    return parse(to) if isinstance(to, str) else to
 
 
 def _plain(value: object) -> object:

@@ -45,7 +45,11 @@ class TurnApi(Protocol):
 
     @property
     def attempt(self) -> int:
-        """Number of this run of the turn, 1-based; a takeover counts as one more."""
+        """Number of this run of the turn in this host, 1-based: what the retry policy counts.
+
+        A host that takes the turn over counts from 1 again, so 1 does not say that nothing was done before: recorded
+        steps and ``idempotency_key`` see to that. Deaths of hosts are counted apart, towards ``crash_limit``.
+        """
         ...
 
     @property

@@ -47,6 +47,8 @@ ERROR = "Cb-Error"
 STORED_AT = "Cb-Stored-At"
 STREAM = "Cb-Stream"
 PART = "Cb-Part"
+REPLAY = "Cb-Replay"
+REPLAY_SUBJECT = "Cb-Replay-Subject"
 
 # What the server makes up itself bears a status: nobody listens on the subject of a message with a reply subject.
 STATUS = "Status"

@@ -73,13 +73,12 @@ async def connect(
 ) -> JetStreamBus:
     """Connect and check that the server can do what Callboard needs. Once connected, it reconnects for ever.
 
-    ``who`` are ``Credentials``. ``on_event`` is told what happens to the connection: a name of
-    the catalogue ``events`` and its fields. ``inbox_prefix`` is where answers come in; each user of a server with
-    permissions needs its own. A refusal of the credentials ends the attempt at once, silence after
-    ``connect_deadline_s``.
+    ``who`` are ``Credentials``. ``on_event`` is told what happens to the connection: a name of the catalogue ``events``
+    and its fields. ``inbox_prefix`` is where answers come in; each user of a server with permissions needs its own. A
+    refusal of the credentials ends the attempt at once, silence after ``connect_deadline_s``.
 
     Raises:
-        BusConnectError: If no server answered in time.
+        BusConnectError: If no server answered in time, or its cluster has no leader for JetStream.
         BusAuthError: If the server refused the credentials.
         PermissionDeniedError: If we may not listen below ``inbox_prefix``.
         TopologyError: If the server is older than 2.12 or has JetStream switched off.
@@ -152,11 +151,6 @@ class NatsLink(LinkState):
         await asyncio.gather(*tasks, return_exceptions=True)
         await _dispose(self._client)
         self.report(events.BUS_CLOSED, {"server": self._address.text})
-
-    @property
-    def servers(self) -> list[str]:
-        """The addresses we were given, without secrets."""
-        return list(self._address.urls)
 
     def describe(self) -> ServerInfo:
         """Return what the client tells of the server."""
@@ -260,6 +254,7 @@ class NatsLink(LinkState):
         def guard() -> None:
             # The client takes tls:// for a preference: where the server does not ask for TLS, it goes on in the clear.
             if self._address.wants_tls and not client.is_secure:
+                client.hang_up()
                 raise nats.errors.SecureConnRequiredError
 
         async def on_down() -> None:
@@ -304,7 +299,10 @@ class NatsLink(LinkState):
         if is_refused:
             return BusAuthError(f"the server at {servers} refused the credentials: check user, password, token or nkey")
         if isinstance(error, ImportError):
-            return MissingExtraError("nkeys and .creds files need one more package: pip install 'nats-py[nkeys]'")
+            return MissingExtraError("nkeys and .creds files need one more package: pip install 'callboard[nkeys]'")
+        if isinstance(error, nats.errors.SecureConnRequiredError):
+            text = f"the server at {servers} does not speak TLS, as its URL demands ({error}); nothing was sent to it: "
+            return BusConnectError(f"{text}set up TLS there, or write nats:// where others may read along")
         return BusConnectError(
             f"no NATS server at {servers} answered within {deadline_s:g} s ({error or 'no answer'}): start one with "
             "`nats-server -js`, or check the address"
@@ -435,6 +433,10 @@ class _Client(Client):
         if not wait.done() or wait.cancelled():
             raise nats.errors.FlushTimeoutError
         wait.result()
+
+    def hang_up(self) -> None:
+        """Close the socket. The client forgets, open, that of an attempt to reconnect that fails after the greeting."""
+        cast("Any", self._transport).close()
 
     def drop_flushes(self) -> None:
         """End those whose pong will not come, now that nothing is read any more."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypedDict, Unpack
 from urllib.parse import unquote, urlsplit
 
 from callboard.runtime.errors import ConfigError
 
 _PORT = 4222
+_SEED = re.compile(r"SU[A-Z2-7]{56}")
 _SCHEMES = {"nats", "tls", "ws", "wss"}
 
 
@@ -52,7 +55,7 @@ class Address:
             who: Goes before what a URL says.
 
         Raises:
-            ConfigError: If a URL is malformed, or the URLs disagree about who we are.
+            ConfigError: If a URL is malformed, the URLs disagree about who we are, or a seed or a file is not usable.
         """
         user, password, token = who.get("user"), who.get("password"), who.get("token")
         listed = servers.split(",") if isinstance(servers, str) else list(servers)
@@ -74,6 +77,7 @@ class Address:
         self._options: dict[str, Any] = {}
         secrets = {"user": user, "password": password, "token": token}
         self._secrets = {key: _hidden(value) for key, value in secrets.items() if value is not None}
+        _check_files(who.get("nkey_seed"), who.get("creds"))
         renamed = {"nkeys_seed_str": who.get("nkey_seed"), "user_credentials": who.get("creds")}
         self._options |= {key: value for key, value in renamed.items() if value is not None}
         self._add_tls(who.get("tls_ca"), who.get("tls_cert"), who.get("tls_key"), who.get("tls_hostname"))
@@ -87,9 +91,11 @@ class Address:
         return ", ".join(self.urls)
 
     def options(self, guard: Callable[[], None]) -> dict[str, Any]:
-        """Return what the client needs to know; it calls ``guard`` each time before it sends a secret.
+        """Return what the client needs to know; it calls ``guard`` each time before it says who we are.
 
-        Secrets are handed over as functions, so that they show up in no repr of the client or its options.
+        Secrets are handed over as functions, so that they show up in no repr of the client or its options. Where TLS is
+        asked for, there always is one: the client asks for a token beside any other way to log in, or in place of none,
+        and an empty one counts as none.
         """
 
         def guarded(secret: Callable[[], str]) -> Callable[[], str]:
@@ -99,7 +105,8 @@ class Address:
 
             return tell
 
-        return self._options | {key: guarded(secret) for key, secret in self._secrets.items()}
+        secrets = {"token": _hidden("")} | self._secrets if self.wants_tls else self._secrets
+        return self._options | {key: guarded(secret) for key, secret in secrets.items()}
 
     def _add_tls(self, ca: str | None, cert: str | None, key: str | None, hostname: str | None) -> None:
         if ca is not None or cert is not None:
@@ -113,6 +120,19 @@ class Address:
             self._options["tls"] = context
         if hostname is not None:
             self._options["tls_hostname"] = hostname
+
+
+def _check_files(seed: str | None, creds: str | None) -> None:
+    """Refuse what the client would take for a server that does not answer."""
+    if seed is not None and not _SEED.fullmatch(seed.strip()):
+        message = "the nkey seed is not usable: that of a user has 58 characters and begins with SU"
+        raise ConfigError(message)
+    if creds is not None:
+        try:
+            Path(creds).read_bytes()
+        except OSError as error:
+            message = f"the credentials file {creds} cannot be read: {error.strerror}"
+            raise ConfigError(message) from error
 
 
 def _hidden(secret: str) -> Callable[[], str]:

@@ -22,6 +22,7 @@ class Host(Process):
         clock: Its clock; ``clock.skew_s`` sets its wall time wrong.
         is_dead: It crashed or ended.
         is_unharmed: It was never paused nor cut off.
+        well_since_s: Virtual second since when it runs and is linked, as far as ``is_up``.
         error: What it ended with, None while it runs and after a good end or a crash.
     """
 
@@ -31,6 +32,7 @@ class Host(Process):
         self.clock = VirtualClock(loop)
         self.is_dead = False
         self.is_unharmed = True
+        self.well_since_s = loop.time()
         self.error: BaseException | None = None
         self.ended = asyncio.Event()
         self._loop = loop
@@ -86,6 +88,7 @@ class Host(Process):
         """Go on after ``pause``: what came due meanwhile runs now."""
         if not self.is_dead and self.is_held:
             self._note("resume")
+            self.well_since_s = self._loop.time()
             self._loop.release(self)
 
     def cut(self) -> None:
@@ -101,6 +104,7 @@ class Host(Process):
         """Have the link back."""
         if not self.is_dead and self._is_cut:
             self._note("mend")
+            self.well_since_s = self._loop.time()
             self._is_cut = False
             for bus in self._buses:
                 bus.mend_from("partition")
