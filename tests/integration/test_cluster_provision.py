@@ -47,10 +47,9 @@ async def test_replicas_are_raised_and_what_is_stored_stays(tmp_path: Path) -> N
         text = await apply(bus, three)
         assert "~ stream CB_WORK\n    replicas: 1 -> 3" in text
         # what is planned again is left over: the copy that one server writes without waiting for its disk
-        assert [line for line in (await apply(bus, three)).splitlines() if line[0] in "+~!"] == [
-            "! stream CB_AUDIT  DESTRUCTIVE: deletes it with all it holds and creates it anew; left as it is unless that "
-            "is allowed"
-        ]
+        (left,) = [line for line in (await apply(bus, three)).splitlines() if line[0] in "+~!"]
+        assert left.startswith("! stream CB_AUDIT  DESTRUCTIVE: ")
+        assert left.endswith("; left as it is unless that is allowed")
         for name, copies in (("CB_WORK", 3), ("CB_ACTORS", 3), ("CB_AUDIT", 1)):
             info = await bus.stream_info(name)
             assert info is not None
