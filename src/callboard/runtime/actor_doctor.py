@@ -96,15 +96,20 @@ def _hosted(beats: Collection[Beat]) -> dict[str, set[int]]:
 
 def _owners(beats: Collection[Beat], partitions: int) -> Finding:
     missing = {
-        kind: sorted(set(range(partitions)) - owned)
+        kind: sorted(used - owned)
         for kind, owned in sorted(_hosted(beats).items())
-        if len(owned) < partitions
+        if (used := _used(beats, kind) or set(range(partitions))) - owned
     }
     if missing:
         text = "; ".join(f"{kind} {', '.join(map(str, numbers))}" for kind, numbers in missing.items())
         fix = "a worker that starts or stops explains it for some seconds; else see /readyz of the type's workers"
         return Finding(check="actor_owners", level="warning", text=f"partitions without an owner: {text}", fix=fix)
     return Finding(check="actor_owners", level="ok", text="every partition of the types that are hosted has an owner")
+
+
+def _used(beats: Collection[Beat], kind: str) -> set[int]:
+    """Return the partitions that a type has actors in, where those are not all."""
+    return {number for beat in beats for load in beat.actors if load.kind == kind for number in load.only}
 
 
 def _unhosted(beats: Collection[Beat], places: Mapping[Place, Cursor], unread: Collection[Place]) -> Finding:

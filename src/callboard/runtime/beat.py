@@ -43,6 +43,9 @@ class ActorLoad(Struct, frozen=True, kw_only=True):
         running: Those of them in mid-turn.
         version: Version of the type's state.
         fingerprint: Of the type's handlers and state, so that hosts with other code can be told apart.
+        of: Partitions of the deployment, by which an actor's partition follows from its key; 0 when it is not said.
+        only: The partitions that the type has actors in, where those are not all.
+        busy: Mails that run or wait, by key; at most 256 keys, those with the most. Who is not listed is idle.
     """
 
     kind: str
@@ -51,6 +54,9 @@ class ActorLoad(Struct, frozen=True, kw_only=True):
     running: int
     version: int
     fingerprint: str
+    of: int = 0
+    only: list[int] = []
+    busy: dict[str, int] = {}
 
 
 class Beat(Struct, frozen=True, kw_only=True):

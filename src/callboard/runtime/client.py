@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
-from msgspec import UNSET, Raw, Struct
+from msgspec import UNSET, Raw
 
 from callboard.runtime import codec, ids, record, subjects, tracing
 from callboard.runtime import deadline as deadlines
@@ -31,7 +31,12 @@ from callboard.runtime.errors import (
     TaskTimeoutError,
 )
 from callboard.runtime.record import TaskRecord
+from callboard.runtime.registry.handle import Finder
+from callboard.runtime.registry.lookup import Lookups
 from callboard.runtime.subjects import Lane
+from callboard.runtime.submitted import Cancellation, TaskHandle
+
+__all__ = ["Cancellation", "Client", "TaskHandle"]
 
 POLL_FIRST_S = 0.2
 POLL_MAX_S = 2.0
@@ -39,32 +44,16 @@ CANCEL_WAIT_S = 0.3
 NOBODY = "client"
 
 
-class TaskHandle(Struct, frozen=True, kw_only=True):
-    """A submitted task.
+class Client(Finder):
+    """Submits tasks, talks to actors and finds agents over one bus connection. ``close`` it, then the bus."""
 
-    Attributes:
-        seq: Its sequence in the stream that took it.
-        is_duplicate: True when a task with this id had been submitted before and nothing new was stored.
-    """
-
-    id: str
-    capability: str
-    seq: int
-    is_duplicate: bool = False
-
-
-class Cancellation(Struct, frozen=True, kw_only=True):
-    """What a cancellation met: the task was ``running`` on a worker, was ``waiting``, or had ``finished`` before."""
-
-    task: str
-    found: str
-    record: TaskRecord | None = None
-
-
-class Client:
-    """Submits tasks and talks to actors over one bus connection. Close the bus when done; it holds nothing else."""
-
-    def __init__(self, bus: Bus, *, clock: Clock = SYSTEM_CLOCK, claim_check_bytes: int = CLAIM_CHECK_BYTES) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        *,
+        clock: Clock = SYSTEM_CLOCK,
+        claim_check_bytes: int = CLAIM_CHECK_BYTES,
+    ) -> None:
         """Use an open bus.
 
         Args:
@@ -72,6 +61,7 @@ class Client:
             clock: Time.
             claim_check_bytes: Payloads above this go to the object store.
         """
+        self.lookups = Lookups(bus, clock=clock)
         self._bus = bus
         self._clock = clock
         self._claim_check_bytes = claim_check_bytes
@@ -82,6 +72,10 @@ class Client:
         self._waiters: dict[str, asyncio.Future[TaskRecord]] = {}
         self._notice_of: dict[str, str] = {}
         self._early: dict[str, Message] = {}
+
+    async def close(self) -> None:
+        """End what look-ups began; the bus stays open. Closing twice is harmless."""
+        await self.lookups.close()
 
     # --- submit
 

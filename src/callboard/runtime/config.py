@@ -340,6 +340,17 @@ class Shown(Struct, frozen=True):
     origin: str
 
 
+class RegistrySettings(Section):
+    """The registry of agents.
+
+    Attributes:
+        host: Whether workers host it: one leads, the others stand by and take over within two seconds. A worker that
+            hosts none finds and picks like any client, and its agents are not entered.
+    """
+
+    host: bool = True
+
+
 class Settings(Section):
     """All settings. Build it with ``Settings.load()``; tests may construct it directly."""
 
@@ -351,6 +362,7 @@ class Settings(Section):
     trace: TraceSettings = TraceSettings()
     topology: TopologySettings = TopologySettings()
     actors: ActorSettings = ActorSettings()
+    registry: RegistrySettings = RegistrySettings()
 
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
 

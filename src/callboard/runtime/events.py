@@ -71,6 +71,13 @@ PARTITION_LOST: Final = "callboard.v1.partition.lost"  # warning: type, partitio
 PARTITION_UNSWEPT: Final = "callboard.v1.partition.unswept"  # debug: type, partition, code; tried again
 PARTITION_UNPLACED: Final = "callboard.v1.partition.unplaced"  # debug: code, message; tried again
 
+# --- registry ----------------------------------------------------------------------------------------------------
+
+REGISTRY_LED: Final = "callboard.v1.registry.led"  # info: agents; this worker answers look-ups from now on
+REGISTRY_UNHOSTED: Final = "callboard.v1.registry.unhosted"  # warning: worker, message; look-ups go to other workers
+REGISTRY_DUPLICATED: Final = "callboard.v1.registry.duplicated"  # error: actor, code, holder; two claim one address
+REGISTRY_UNWRITTEN: Final = "callboard.v1.registry.unwritten"  # debug: actor, code; tried again
+
 # --- bus ---------------------------------------------------------------------------------------------------------
 
 BUS_CONNECTED: Final = "callboard.v1.bus.connected"  # info: server, version

@@ -29,6 +29,7 @@ from callboard.runtime.config import Settings
 from callboard.runtime.errors import BusError, CallboardError, ConfigError, NoLeaderError
 from callboard.runtime.health import Health, HealthServer
 from callboard.runtime.pool import PoolRules
+from callboard.runtime.registry.handle import finder_now
 from callboard.runtime.retry import RetryPolicy
 from callboard.runtime.server_folder import DataFolder
 from callboard.runtime.settle import SettleRules
@@ -159,10 +160,16 @@ async def connect(
     if settings is not None and url is not None:
         loaded = settings.model_copy(update={"nats": settings.nats.model_copy(update={"url": url})})
     bus = await connector(loaded)(name)
+    client = Client(bus, claim_check_bytes=int(loaded.work.claim_check_bytes))
+    before = finder_now.get()
+    finder_now.set(client)
     try:
         with tracing.running(loaded.trace):
-            yield Client(bus, claim_check_bytes=int(loaded.work.claim_check_bytes))
+            yield client
     finally:
+        # not by the token: a block may end in another context than it began in
+        finder_now.set(before)
+        await client.close()
         await bus.close()
 
 
@@ -182,6 +189,7 @@ def worker_options(settings: Settings) -> WorkerOptions:
         holds_wait_s=work.holds_wait_s,
         pool_rules=PoolRules(crash_limit=work.crash_limit, quarantine_s=work.quarantine_s),
         actor_rules=actor_rules(settings),
+        hosts_registry=settings.registry.host,
         settle_rules=SettleRules(
             schedule_over_s=work.retry_schedule_above_s, claim_check_bytes=int(work.claim_check_bytes)
         ),

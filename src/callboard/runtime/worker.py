@@ -11,31 +11,37 @@ from functools import partial
 from typing import Any
 
 import msgspec
-from msgspec import Struct
 
 from callboard.runtime import crash, ids, subjects
 from callboard.runtime.actor.actor import Actor
 from callboard.runtime.actor.definition import ActorType
 from callboard.runtime.actor.hosting import ActorHost
 from callboard.runtime.actor.offer import with_offers
-from callboard.runtime.actor.services import ActorRules
-from callboard.runtime.actor.shutdown import COOPERATIVE, END_WAIT_S, Drain, Shutdown
+from callboard.runtime.actor.shutdown import END_WAIT_S, Drain
 from callboard.runtime.beat import Beat, WorkerStatus, decode_beat, encode_beat
 from callboard.runtime.blobs import BlobStore
 from callboard.runtime.bus.base import Bus, KvEntry, Message, Subscription
 from callboard.runtime.bus.kv import Bucket
 from callboard.runtime.bus.topology import due_consumer, task_consumers
-from callboard.runtime.capability import DEFAULT_CONCURRENCY, MAX_CONCURRENCY, Capability, served
+from callboard.runtime.capability import MAX_CONCURRENCY, Capability, served
 from callboard.runtime.claim import Claim
+from callboard.runtime.client import Client
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 from callboard.runtime.commit import Committer
 from callboard.runtime.control import CONFIG_BUCKET, PAUSE_PREFIX, decode_cancel, decode_order
 from callboard.runtime.errors import BusError, CallboardError, DecodeError, TopologyError
 from callboard.runtime.lease import KeeperThread, LeaseKeeper
-from callboard.runtime.pool import MAX_STALL_S, Pool, PoolRules
+from callboard.runtime.pool import MAX_STALL_S, Pool
 from callboard.runtime.questions import Questions
-from callboard.runtime.settle import Settler, SettleRules
+from callboard.runtime.registry import house
+from callboard.runtime.registry.actor import Registry
+from callboard.runtime.registry.handle import finder_now
+from callboard.runtime.registry.house import House
+from callboard.runtime.settle import Settler
 from callboard.runtime.version import VERSION
+from callboard.runtime.worker_options import WorkerOptions
+
+__all__ = ["Worker", "WorkerOptions"]
 
 TICK_S = 0.05
 WRONG_ORDER = f"orders are drain, and slots with a capability of this worker and 1 to {MAX_CONCURRENCY} of them"
@@ -46,38 +52,13 @@ DEAF_AFTER_S = 12.0
 DEAF_EXIT_S = 45.0
 
 
-class WorkerOptions(Struct, frozen=True, kw_only=True):
-    """What a worker needs to know; ``Settings`` makes it from file, environment and flags.
-
-    Attributes:
-        concurrency: Slots of a capability that names no number itself.
-        pool: Serve only capabilities of this pool and those that name none; None serves all.
-        drain_grace_s: How long running work may go on after a stop was asked for.
-        shutdown: What becomes of running work meanwhile; see ``callboard.runtime.actor.shutdown``.
-        max_block_s: The lease of a handler that blocks the loop is kept this long.
-    """
-
-    concurrency: int = DEFAULT_CONCURRENCY
-    pool: str | None = None
-    labels: dict[str, str] = {}
-    ack_wait_s: float = 4.0
-    extend_every_s: float = 1.0
-    max_ack_pending: int = 4096
-    max_block_s: float = 60.0
-    drain_grace_s: float = 30.0
-    shutdown: Shutdown = COOPERATIVE
-    holds_wait_s: float = 0.75
-    pool_rules: PoolRules = PoolRules()
-    settle_rules: SettleRules = SettleRules()
-    actor_rules: ActorRules = ActorRules()
-
-
 class Worker:
     """Serves capabilities until told to stop. Make one per process and ``await run()``.
 
     Attributes:
         id: Its name in beats, records and orders.
         pools: By capability.
+        house: Its part of the registry; None while it hosts none.
         status: starting, ready, deaf (connected and not fetching), draining, stopped.
         reconnects: How often its link to the broker came back.
         loop_lag_s: How late its event loop was at the last tick, 20 times a second.
@@ -112,8 +93,7 @@ class Worker:
         """
         self.options = options or WorkerOptions()
         self._types = [ActorType.of(cls) for cls in actors]
-        for kind in self._types:
-            kind.prepare()
+        house.check_names(self._types)
         wanted = served(capabilities, self.options.pool, has_actors=bool(self._types))
         slots = self.options.concurrency
         wanted = with_offers(wanted, self._types, slots=slots, stage=lambda: self.host, clock=clock)
@@ -122,6 +102,7 @@ class Worker:
         self.id = worker_id or ids.new_worker_id()
         self.status: WorkerStatus = "starting"
         self.pools: dict[str, Pool] = {}
+        self.house: House | None = None
         self.problem: str | None = None
         self._capabilities = wanted
         self._connect = connect
@@ -175,6 +156,9 @@ class Worker:
 
     async def _serve(self, bus: Bus, on_ready: Callable[[], None] | None) -> None:
         await self._ensure_consumers(bus)
+        self.client = Client(bus, clock=self._clock)
+        # pools run their handlers in the context that they are made in
+        finder_now.set(self.client)
         thread = KeeperThread(self.keeper, lambda: self._connect(f"{self.id}-keeper"))
         try:
             async with asyncio.TaskGroup() as group:
@@ -191,6 +175,7 @@ class Worker:
                     await self._listen(bus)
                     for pool in self.pools.values():
                         await pool.open()
+                    await self._open_registry(bus)
                     if self._types:
                         background.append(await self._host_actors(bus, group))
                     self.status = "ready"
@@ -202,6 +187,9 @@ class Worker:
                     local_stop.set()
                     for pool in self.pools.values():
                         pool.shut()
+                    if self.house is not None:
+                        await self.house.close()
+                    await self.client.close()
                     for task in background:
                         task.cancel()
                     for subscription in self._subscriptions:
@@ -245,6 +233,17 @@ class Worker:
             )
         return committer
 
+    async def _open_registry(self, bus: Bus) -> None:
+        """Take part in hosting the registry."""
+        if self.options.hosts_registry and await house.why_not(bus, self.id) is None:
+            self.house = House(bus, clock=self._clock, worker=self.id, spawn=self._spawn, is_dead=self._is_dead)
+            await self.house.open()
+            self._types.append(ActorType.of(Registry))
+            self.client.lookups.use(self.house.cache)
+
+    def _is_dead(self, worker: str) -> bool:
+        return self.host is not None and self.host.liveness.is_dead(worker, self._clock.monotonic())
+
     async def _host_actors(self, bus: Bus, group: asyncio.TaskGroup) -> asyncio.Task[None]:
         """Start the actors' side and wait until it takes mail."""
         self.host = ActorHost(
@@ -254,7 +253,9 @@ class Worker:
             clock=self._clock,
             rules=self.options.actor_rules,
             spawn=self._spawn,
+            client=self.client,
         )
+        self.host.services.enroller = self.house.enrol if self.house is not None else None
         opened = asyncio.Event()
         task = group.create_task(self.host.run(opened.set), name="actors")
         waiter = asyncio.create_task(opened.wait(), name="actors-opening")

@@ -18,9 +18,12 @@ from callboard.runtime.actor.mail import Mail
 from callboard.runtime.actor.migration import collect as collect_migrations
 from callboard.runtime.actor.options import ActorOptions, MailboxPolicy
 from callboard.runtime.actor.recovery import Recovery
+from callboard.runtime.actor.residence import Residence
 from callboard.runtime.actor.turn_api import TurnApi, TurnRef, Where, turn_now
 from callboard.runtime.capability import Capability
 from callboard.runtime.errors import ActorDefinitionError, ActorError
+from callboard.runtime.registry.handle import Picks
+from callboard.runtime.registry.message import Found
 from callboard.runtime.retry import RetryPolicy
 
 __all__ = ["Actor", "TurnApi", "turn_scope"]
@@ -54,6 +57,7 @@ class Actor:
 
     _address: Address
     _turn: TurnApi | None = None
+    _residence: Residence | None = None
     _loop: asyncio.AbstractEventLoop | None = None
 
     def __init_subclass__(
@@ -61,6 +65,9 @@ class Actor:
         *,
         name: str | None = None,
         capabilities: Sequence[str | Capability[..., Any]] | UnsetType = UNSET,
+        labels: Mapping[str, str] | UnsetType = UNSET,
+        weight: int | UnsetType = UNSET,
+        residents: Sequence[str] | UnsetType = UNSET,
         version: int | UnsetType = UNSET,
         idle_s: float | UnsetType | None = UNSET,
         retry: RetryPolicy | UnsetType | None = UNSET,
@@ -79,6 +86,9 @@ class Actor:
     ) -> None:
         given = {
             "capabilities": capabilities,
+            "labels": labels,
+            "weight": weight,
+            "residents": residents,
             "version": version,
             "idle_s": idle_s,
             "retry": RetryPolicy() if retry is None else retry,
@@ -127,6 +137,18 @@ class Actor:
     def on_health(self) -> dict[str, Any] | Awaitable[dict[str, Any]]:
         """Return facts about its health for people who look; plain values."""
         return {}
+
+    @property
+    def residence(self) -> Residence:
+        """Where a resident actor lives: connection, clock and client of its worker. From ``on_start`` to ``on_stop``.
+
+        Raises:
+            ActorError: If it is no resident; see ``ActorOptions.residents``.
+        """
+        if self._residence is None:
+            message = f"{type(self).__name__} is no resident here: name its key in residents=[...]"
+            raise ActorError(message)
+        return self._residence
 
     # --- during a turn; ``TurnApi`` has the whole contract of each
 
@@ -233,6 +255,18 @@ class Actor:
     ) -> Coroutine[Any, Any, Any]:
         """Send a message to another actor at once and return its answer, journaled."""
         return self._running("ask").ask(to, message, timeout_s=timeout_s, idempotency_key=idempotency_key)
+
+    async def find(self, capability: str | Capability[..., Any] = "", **what: Any) -> Found:  # noqa: ANN401 - a query
+        """Return agents as the registry sees them now; see ``Client.find``. Not journaled: a later run sees others."""
+        return await self._running("find").find(capability, **what)
+
+    def pick(
+        self,
+        capability: str | Capability[..., Any] = "",
+        **what: Any,  # noqa: ANN401 - a query
+    ) -> Coroutine[Any, Any, Picks]:
+        """Choose the least busy agent that fits, journaled; then ``await agent.ask(...)``. See ``Client.pick``."""
+        return self._running("pick").pick(capability, **what)
 
     def stream(self, to: str | Address, message: object, *, timeout_s: float = 30.0) -> AsyncIterator[Any]:
         """Send a message to another actor and iterate over the parts of its answer."""

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import hashlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType, ModuleType
 from typing import Any
 
@@ -164,6 +164,13 @@ class ActorType:
             raise DecodeError(problem) from error
 
     # --- state
+
+    def numbers(self, count: int) -> Sequence[int]:
+        """Return the partitions, of ``count``, that its actors are in: all, or those of its residents."""
+        residents = self.options.residents
+        if not residents:
+            return range(count)
+        return sorted({Address(self.name, key).partition(count) for key in residents})
 
     @property
     def has_state(self) -> bool:
