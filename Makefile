@@ -72,6 +72,10 @@ chaos-upgrade: $(VENV)/.dev ## replace the workers of the version before under 2
 chaos-takeover: $(VENV)/.dev ## kill the host of a turn 200 times and time its heirs (CHAOS="--kills 20")
 	@$(BIN)/python -m tests.chaos.takeover $(CHAOS)
 
+.PHONY: chaos-cluster
+chaos-cluster: $(VENV)/.dev ## every fault of three servers under tasks and turns (CHAOS='--fault "leader killed"')
+	@$(BIN)/python -m tests.chaos.cluster_ledger $(CHAOS)
+
 .PHONY: simulate
 simulate: $(VENV)/.dev ## replay one simulated run and print its history (SCENARIO=actors SEED=7)
 	@$(BIN)/python -m tests.simulation.replay --scenario $(SCENARIO) --seed $(SEED)

@@ -56,6 +56,7 @@ CODES = {
     "InvalidNameError": "invalid_name",
     "MissingExtraError": "missing_extra",
     "ModuleLoadError": "module_load",
+    "NoLeaderError": "no_leader",
     "NoAgentError": "no_agent",
     "NoRespondersError": "no_responders",
     "NotFoundError": "not_found",

@@ -152,6 +152,7 @@ async def _submit(
             notify=wait,
             headers=headers or None,
             labels=labels,
+            timeout_s=session.patience_s,
         )
         if not wait:
             _tell(session, handle)

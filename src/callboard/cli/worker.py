@@ -261,3 +261,10 @@ def serving(worker: Worker, parts: Parts) -> str:
     """Return what a worker serves, for people."""
     slots = [f"{name} ({pool.slots} slots)" for name, pool in sorted(worker.pools.items())]
     return ", ".join([*slots, *(f"the actors {actor.actor_name}/*" for actor in parts.actors)])
+
+
+def child_command(session: Session, /, settings: Settings, modules: Sequence[str]) -> list[str]:
+    """Return the command line of a worker that is a child of ours, but for its slot and its end of the socket."""
+    files = [word for file in session.files for word in ("--config", str(file))]
+    parts = [sys.executable, "-m", "callboard", "worker", "child", *modules, "--nats", settings.nats.url, *files]
+    return [*parts, *(["--debug"] if session.debug else []), "--parent-pid", str(os.getpid())]

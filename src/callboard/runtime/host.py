@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
-from callboard.runtime import events, ids, limits, logs, metrics, subjects, tracing
+from callboard.runtime import endpoint, events, ids, limits, logs, subjects, tracing
 from callboard.runtime.actor import shutdown
 from callboard.runtime.actor.actor import Actor
 from callboard.runtime.actor.services import ActorRules
@@ -25,19 +25,16 @@ from callboard.runtime.bus import provision, topology
 from callboard.runtime.bus.base import Bus
 from callboard.runtime.capability import DEFAULT_POOL, Capability
 from callboard.runtime.client import Client
-from callboard.runtime.clock import SYSTEM_CLOCK
+from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 from callboard.runtime.config import Settings
-from callboard.runtime.errors import CallboardError, ConfigError
+from callboard.runtime.errors import BusError, CallboardError, ConfigError, NoLeaderError
 from callboard.runtime.fairness import Seat
-from callboard.runtime.health import Health, HealthServer
 from callboard.runtime.pool import PoolRules
 from callboard.runtime.processes import RETIRE, tell_worn
 from callboard.runtime.registry.handle import finder_now
 from callboard.runtime.retry import RetryPolicy
 from callboard.runtime.server_folder import DataFolder
 from callboard.runtime.settle import SettleRules
-from callboard.runtime.survey import Surveyor
-from callboard.runtime.view import view_of
 from callboard.runtime.worker import Worker, WorkerOptions
 
 T = TypeVar("T")
@@ -51,6 +48,7 @@ STUCK_GRACE_S = 2.0
 # older. Few: an actor that is forgotten is a circle of some 25 objects, and 6 KB that only a round of the oldest frees.
 GC_EVERY_OBJECTS = 20_000
 GC_OLDER_EVERY = (1, 1)
+_PROVISION_AGAIN_S = 0.25
 
 _log = logs.get_logger(__name__)
 _bus_log = logs.get_logger("callboard.runtime.bus")
@@ -93,8 +91,16 @@ def connector(settings: Settings) -> Connect:
     return connect
 
 
-async def provision_embedded(settings: Settings) -> None:
+async def provision_embedded(
+    settings: Settings, *, store_bytes: int | None = None, patience_s: float = 0.0, clock: Clock = SYSTEM_CLOCK
+) -> None:
     """Create the streams on the embedded server at ``nats.url``, as large as the disk of its data folder allows.
+
+    Args:
+        settings: All settings.
+        store_bytes: What all servers of a cluster may store together, in place of the data folder's room.
+        patience_s: How long a refusal is tried again: servers of a new cluster do not know each other at once.
+        clock: Time.
 
     Raises:
         ServerStartError: If the disk has no room for streams.
@@ -102,10 +108,19 @@ async def provision_embedded(settings: Settings) -> None:
     """
     bus = await connector(settings)("provision")
     try:
-        store_bytes = DataFolder(settings.server.data_dir).max_file_bytes(settings.server)
-        fitting = topology.fit(settings.topology, store_bytes=store_bytes)
+        room = store_bytes or DataFolder(settings.server.data_dir).max_file_bytes(settings.server)
+        fitting = topology.fit(settings.topology, store_bytes=room)
         wanted = topology.declared(fitting, audit=settings.actors.audit)
-        await provision.apply(bus, await provision.plan(bus, wanted))
+        deadline = clock.monotonic() + patience_s
+        while True:
+            try:
+                await provision.apply(bus, await provision.plan(bus, wanted))
+            except BusError:
+                if clock.monotonic() > deadline:
+                    raise
+                await clock.sleep(_PROVISION_AGAIN_S)
+            else:
+                return
     finally:
         await bus.close()
 
@@ -303,13 +318,15 @@ async def run_worker(
     Raises:
         ModuleLoadError: If there is nothing to serve in the pool.
         BusConnectError: If there is no broker at the start.
+        NoLeaderError: If its streams have no leader within ``nats.connect_deadline_s``.
         TopologyError: If its streams are missing or break a promise.
         PortInUseError: If the health port is taken.
     """
     use_retry(capabilities, settings)
     use_limit(capabilities, settings)
     links: list[Bus] = []
-    open_bus = _verified(connect or connector(settings), links.append)
+    patience_s = settings.nats.connect_deadline_s
+    open_bus = _verified(connect or connector(settings), links.append, patience_s=patience_s)
     worker_id = ids.new_worker_id(settings.worker.user)
     options = replace(worker_options(settings, group=group), seat=seat)
     worker = Worker(capabilities, open_bus, actors=actors, options=options, worker_id=worker_id)
@@ -327,7 +344,7 @@ async def run_worker(
 
     signals = _signals(worker, on_signal) if has_signals else contextlib.nullcontext()
     with signals, _lifeline(worker, parent_fd), tracing.running(settings.trace):
-        async with _health(worker, settings, port=port) as surveyor:
+        async with endpoint.serving(worker, settings, port=port) as surveyor:
             watchers.append(asyncio.create_task(_leave_stuck(worker), name="host-stuck"))
             if parent_fd is not None:
                 watchers.append(asyncio.create_task(_watch_wear(worker, settings, parent_fd), name="host-wear"))
@@ -381,8 +398,15 @@ async def _leave_stuck(worker: Worker) -> None:
     os._exit(1)
 
 
-def _verified(connect: Connect, on_first: Callable[[Bus], None]) -> Connect:
+def _verified(connect: Connect, on_first: Callable[[Bus], None], *, patience_s: float) -> Connect:
+    """Return ``connect`` with a look at the streams after the first time; without leaders it waits for them.
+
+    ``on_first`` is given that first connection once it was looked at.
+    """
     is_first = True
+
+    def told(problem: str) -> None:
+        _bus_log.info(events.BUS_WAITED, code=NoLeaderError.code, message=problem)
 
     async def verified(name: str) -> Bus:
         nonlocal is_first
@@ -390,6 +414,7 @@ def _verified(connect: Connect, on_first: Callable[[Bus], None]) -> Connect:
         if is_first:
             is_first = False
             try:
+                await provision.await_leaders(bus, streams=TASK_STREAMS, within_s=patience_s, told=told)
                 await provision.verify(bus, streams=TASK_STREAMS)
             except BaseException:
                 await bus.close()
@@ -453,31 +478,3 @@ def _lifeline(worker: Worker, parent_fd: int | None) -> Iterator[None]:
         yield
     finally:
         done.set()
-
-
-@asynccontextmanager
-async def _health(worker: Worker, settings: Settings, *, port: int) -> AsyncIterator[Surveyor | None]:
-    """Serve health and metrics; yield what looks at the broker for them, None without a port."""
-    if not port:
-        yield None
-        return
-
-    def ready() -> Health:
-        problem = worker.ready_problem()
-        return Health(problem is None, () if problem is None else (problem,))
-
-    declared = topology.declared(settings.topology, audit=settings.actors.audit).streams
-    surveyor = Surveyor(
-        [config.name for config in declared],
-        agents=lambda: worker.house.cache.tally() if worker.house is not None else {},
-    )
-    server = HealthServer(
-        live=lambda: Health(is_ok=True),
-        ready=ready,
-        metrics=lambda: metrics.render(lambda: view_of(worker), lambda: surveyor.tables(worker.id)),
-    )
-    _ = await server.start(host=settings.worker.health_host, port=port)
-    try:
-        yield surveyor
-    finally:
-        await server.close()

@@ -120,6 +120,7 @@ class ProcessGroup:
         takes_signals: bool = True,
         stays: bool = False,
         on_death: Callable[[int], Awaitable[None]] | None = None,
+        on_ready: Callable[[int, int], None] | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         """Prepare.
@@ -134,6 +135,7 @@ class ProcessGroup:
             stays: Whether ``run`` goes on without children until ``stop``; so it does after a ``resize``.
             on_death: Called with the process id right after a child ended in any other way than with status 0; its
                 errors are logged, and it has ``TELL_WITHIN_S``. ``run`` returns after it.
+            on_ready: Called with slot and process id when a child serves.
             clock: Time.
         """
         self.children: dict[int, Child] = {}
@@ -145,6 +147,7 @@ class ProcessGroup:
         self._policy = policy or RestartPolicy()
         self._signals = (signal.SIGTERM, signal.SIGINT) if takes_signals else ()
         self._on_death = on_death
+        self._on_ready = on_ready
         self._clock = clock
         self._stopping = asyncio.Event()
         self._ended = asyncio.Event()
@@ -382,6 +385,8 @@ class ProcessGroup:
                 elif said == READY:
                     child.was_ready = child.is_ready = True
                     self.first_ready.set()
+                    if self._on_ready is not None and child.process is not None:
+                        self._on_ready(child.slot, child.process.pid)
                     if child.replaces is not None:
                         self._retire(child.replaces)
                         child.replaces = None

@@ -70,6 +70,7 @@ class Core:
             await listener.close()
             # the server names it in lower case
             raise PermissionDeniedError(refusal.message.replace(subject.lower(), subject), subject=subject)
+        self._link.listening()
         return listener
 
     async def request(
