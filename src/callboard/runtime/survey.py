@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Final
+from functools import partial
+from typing import Final, TypeVar
 
 from msgspec import Struct
 
@@ -17,7 +18,7 @@ from callboard.runtime import events, logs, lookup, subjects
 from callboard.runtime.bus import topology
 from callboard.runtime.bus.base import Bus, StreamInfo
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
-from callboard.runtime.errors import BusError
+from callboard.runtime.errors import BusError, PermissionDeniedError
 from callboard.runtime.lookup import Queue
 from callboard.runtime.metrics import Spec, Table
 
@@ -26,6 +27,7 @@ EVERY_S = 15.0
 GROWTH_WINDOW_S = 600.0
 GROWTH_LEAST_S = 60.0
 
+T = TypeVar("T")
 _HOUR_S = 3600.0
 _log = logs.get_logger(__name__)
 
@@ -132,6 +134,7 @@ class Surveyor:
         self._clock = clock
         self._sizes: dict[str, deque[tuple[float, int]]] = {}
         self._low: set[str] = set()
+        self._denied: set[str] = set()
         self._is_failing = False
 
     async def run(self, bus: Bus) -> None:
@@ -148,25 +151,35 @@ class Surveyor:
             await self._clock.sleep(EVERY_S)
 
     async def look(self, bus: Bus) -> Survey:
-        """Look once, keep it and return it. A request for each stream and a few more.
+        """Look once, keep it and return it. A request for each stream and a few more; what we may not see is left out.
 
         Raises:
             BusError: If the broker cannot be asked.
         """
-        queues = await lookup.queues(bus, with_age=True)
-        infos = await asyncio.gather(*(bus.stream_info(name) for name in self._names))
+        queues = await self._allowed("queues", lambda: lookup.queues(bus, with_age=True))
+        infos = await asyncio.gather(*(self._allowed(n, partial(bus.stream_info, n)) for n in self._names))
         now_s, now = self._clock.monotonic(), self._clock.now()
         found = [info for info in infos if info is not None]
         self.latest = Survey(
             at_s=now_s,
             now=now,
-            queues=queues,
+            queues=queues or (),
             streams=[self._room(info, now_s, now) for info in found],
             dead_letters=sum(info.messages for info in found if info.config.name == subjects.DEAD),
             agents=self._agents() if self._agents is not None else {},
         )
         self._warn(self.latest.streams)
         return self.latest
+
+    async def _allowed(self, what: str, ask: Callable[[], Awaitable[T]]) -> T | None:
+        """Ask; what this worker's user may not see is left out, and not asked for again."""
+        if what in self._denied:
+            return None
+        try:
+            return await ask()
+        except PermissionDeniedError:
+            self._denied.add(what)
+            return None
 
     def tables(self, worker: str) -> Iterator[Table]:
         """Yield the latest look as metrics, nothing before the first; asks nobody."""
