@@ -146,7 +146,7 @@ async def test_what_may_not_be_seen_is_left_out_and_not_asked_for_again(callboar
 
     surveyor = Surveyor((subjects.WORK, subjects.LEDGER), clock=callboard_world.clock)
     for _ in range(3):
-        await surveyor.look(Guarded())  # type: ignore[arg-type] - all that a look needs
+        await surveyor.look(Guarded())  # type: ignore[arg-type]  # all that a look needs
     assert surveyor.latest is not None
     assert [room.name for room in surveyor.latest.streams] == [subjects.WORK]
     assert (asked[subjects.WORK], asked[subjects.LEDGER]) == (3, 1)
@@ -180,7 +180,7 @@ async def test_the_hours_left_follow_the_growth_of_the_last_ten_minutes() -> Non
     sizes = [100_000] * 10 + [100_000 + 250 * n for n in range(1, 81)] + [120_000] * 45
     for size in sizes:
         bus.size_bytes = size
-        found = await surveyor.look(bus)  # type: ignore[arg-type] - all that a look needs
+        found = await surveyor.look(bus)  # type: ignore[arg-type]  # all that a look needs
         said.append(found.streams[0].hours_left)
         await clock.advance(EVERY_S)
     # it took 20 days to get there, so it would be months until it is full; 60,000 bytes an hour make it 15 hours
