@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 import socket
+import sys
 import urllib.error
 import urllib.request
 from collections import Counter, defaultdict
@@ -178,6 +179,8 @@ def console(tmp_path: Path) -> Iterator[Console]:
     found = Console(tmp_path)
     (tmp_path / "act.py").write_text(ACT)
     yield found
+    # shown when the test fails
+    sys.stderr.writelines(line for each in found.running for line in each.err[-20:])
     found.close()
 
 

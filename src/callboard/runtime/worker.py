@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import os
 import socket
@@ -29,7 +30,7 @@ from callboard.runtime.client import Client
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 from callboard.runtime.commit import Committer
 from callboard.runtime.control import CONFIG_BUCKET, PAUSE_PREFIX, answer, decode_cancel, decode_order
-from callboard.runtime.errors import CallboardError
+from callboard.runtime.errors import BusError, CallboardError
 from callboard.runtime.label_pools import LabelPools
 from callboard.runtime.lease import KeeperThread, LeaseKeeper
 from callboard.runtime.pool import Pool
@@ -304,6 +305,9 @@ class Worker:
             configured_s=math.inf if self._is_retired else options.drain_grace_s,
             is_now=lambda: self._stop_now or self._clock.monotonic() >= self._hurry_s,
         )
+        with contextlib.suppress(BusError):
+            # now, not with the next beat: whoever takes us for one that stays hands partitions back
+            await bus.publish(subjects.beat(self.id), self.beat())
         for pool in list(self.pools.values()):
             await pool.drain()
         if crash.point:
