@@ -305,16 +305,13 @@ class Worker:
             configured_s=math.inf if self._is_retired else options.drain_grace_s,
             is_now=lambda: self._stop_now or self._clock.monotonic() >= self._hurry_s,
         )
-        with contextlib.suppress(BusError):
-            # now, not with the next beat: whoever takes us for one that stays hands partitions back
-            await bus.publish(subjects.beat(self.id), self.beat())
         for pool in list(self.pools.values()):
             await pool.drain()
         if crash.point:
             crash.at("in-drain")
         actors = None
         if self.host is not None:
-            actors = self._spawn(self.host.drain(drain), "actors-drain")
+            actors = self._spawn(self._drain_actors(bus, self.host, drain), "actors-drain")
         while not all(pool.is_idle for pool in self.pools.values()):
             for pool in self.pools.values():
                 pool.stop_running("drain", which=partial(_must_end, drain))
@@ -332,6 +329,12 @@ class Worker:
         self.status = "stopped"
         await bus.publish(subjects.beat(self.id), self.beat())
         await bus.flush(timeout_s=2.0)
+
+    async def _drain_actors(self, bus: Bus, host: ActorHost, drain: Drain) -> None:
+        with contextlib.suppress(BusError):
+            # now, not with the next beat: whoever takes us for one that stays hands partitions back
+            await bus.publish(subjects.beat(self.id), self.beat())
+        await host.drain(drain)
 
     # --- what it hears
 
