@@ -113,13 +113,16 @@ async def staged(
     tweak: Tweak | None = None,
     max_file_bytes: int = 4 << 30,
     servers: int = 1,
+    has_mesh: bool = False,
     **workers: Any,  # noqa: ANN401 - fields of Options
 ) -> AsyncIterator[Stage]:
     """Start the servers with the topology; workers take ``workers`` as their defaults. Everything ends with the block.
 
-    With three servers every stream has three copies.
+    With three servers every stream has three copies, and ``has_mesh`` puts doors on the routes between them.
     """
-    brokers = Servers(folder, count=servers, more=lambda number: _config(folder, number, max_file_bytes))
+    brokers = Servers(
+        folder, count=servers, more=lambda number: _config(folder, number, max_file_bytes), has_mesh=has_mesh
+    )
     fleet: Fleet | None = None
     try:
         await brokers.start()

@@ -67,8 +67,12 @@ async def main(options: Options) -> None:
     if options.logs_claims:
         _log_claims(journal)
 
+    log = logs.get_logger("callboard.runtime.bus")
+
     async def open_bus(name: str) -> Bus:
-        return await connect(options.url, name=name)
+        return await connect(
+            options.url, name=name, on_event=lambda event, fields: log.info(event, connection=name, **fields)
+        )
 
     tasks = (
         [] if options.has_actors else handlers.make(journal, concurrency=options.concurrency, gap_s=options.retry_gap_s)

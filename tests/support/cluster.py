@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,21 +10,29 @@ from callboard.runtime import subjects
 from callboard.runtime.bus.base import Bus
 from callboard.runtime.errors import BusError
 from tests.support.eventually import eventually
+from tests.support.mesh import RouteMesh, free_ports
 from tests.support.server import NatsServer
 
 _LEADER_S = 30.0
 
 
 class Servers:
-    """The servers of a run, on loopback. ``more`` gives each one's further configuration, by its number from 0."""
+    """The servers of a run, on loopback. ``more`` gives each one's further configuration, by its number from 0.
 
-    def __init__(self, folder: Path, *, count: int = 1, more: Callable[[int], str]) -> None:
-        routes = _routes(count)
+    Attributes:
+        mesh: The doors between them, if they were asked for.
+    """
+
+    def __init__(
+        self, folder: Path, *, count: int = 1, more: Callable[[int], str] = lambda _: "", has_mesh: bool = False
+    ) -> None:
+        routes = list(free_ports(count)) if count > 1 else []
+        self.mesh = RouteMesh(routes) if has_mesh and routes else None
         self.all = [
             NatsServer(
                 folder / (f"server-{number}" if number else "server"),
                 jetstream=False,
-                more=f"{more(number)}\n{_clustered(number, routes)}",
+                more=f"{more(number)}\n{_clustered(number, routes, self.mesh)}",
             )
             for number in range(count)
         ]
@@ -53,6 +60,8 @@ class Servers:
         """End all, as a crash does."""
         for server in self.all:
             server.kill()
+        if self.mesh is not None:
+            self.mesh.close()
 
     async def victim(self, bus: Bus) -> NatsServer:
         """Return the server that hurts most: the one that leads the actors' stream."""
@@ -73,22 +82,12 @@ class Servers:
         return self.all[int(found[0].removeprefix("cb"))]
 
 
-def _routes(count: int) -> Sequence[int]:
-    """Return free ports for the links between the servers, none for a single one."""
-    if count == 1:
-        return []
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
-
-
-def _clustered(number: int, routes: Sequence[int]) -> str:
+def _clustered(number: int, routes: Sequence[int], mesh: RouteMesh | None) -> str:
     if not routes:
         return ""
-    urls = ", ".join(f'"nats://127.0.0.1:{port}"' for port in routes)
-    return f'server_name: cb{number}\ncluster {{ name: cb, listen: "127.0.0.1:{routes[number]}"\n  routes: [{urls}] }}'
+    ports = [port if mesh is None else mesh.door(number, n) for n, port in enumerate(routes) if n != number]
+    urls = ", ".join(f'"nats://127.0.0.1:{port}"' for port in ports)
+    # what servers tell each other of third ones must not lead past the doors: nobody listens on port 1
+    advertised = 'advertise: "127.0.0.1:1"\n' if mesh is not None else ""
+    listen = f'listen: "127.0.0.1:{routes[number]}"'
+    return f"server_name: cb{number}\ncluster {{ name: cb, {listen}\n{advertised}  routes: [{urls}] }}"

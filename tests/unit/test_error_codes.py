@@ -55,6 +55,7 @@ CODES = {
     "InvalidNameError": "invalid_name",
     "MissingExtraError": "missing_extra",
     "ModuleLoadError": "module_load",
+    "NoLeaderError": "no_leader",
     "NoRespondersError": "no_responders",
     "NotFoundError": "not_found",
     "PayloadTooLargeError": "payload_too_large",

@@ -61,6 +61,7 @@ _STATUS: Final[dict[str, int]] = {
     "bus_closed": UNREACHABLE,
     "bus_timeout": UNREACHABLE,
     "no_responders": UNREACHABLE,
+    "no_leader": UNREACHABLE,
     "permission_denied": UNREACHABLE,
     "topology": UNREACHABLE,
     "backpressure": REFUSED,
@@ -81,6 +82,10 @@ _STATUS: Final[dict[str, int]] = {
 _HINTS: Final[dict[str, str]] = {
     "bus_connect": "`callboard up` runs a server here; --nats, CALLBOARD_NATS__URL or callboard.yaml name another one",
 }
+
+
+# What a cluster without a majority makes of any question.
+_UNANSWERED: Final = {"bus_connect", "bus_timeout", "no_responders", "no_leader", "topology"}
 
 
 class Commands(click.Group):
@@ -154,9 +159,7 @@ def main(args: Sequence[str] | None = None) -> None:
     except CallboardError as error:
         if session.debug:
             raise
-        note(f"error[{error.code}]: {error}")
-        if error.code in _HINTS:
-            click.echo(_HINTS[error.code], err=True)
+        _explain(session, error)
         status = status_of(error)
     except Exception as error:
         if session.debug:
@@ -165,6 +168,17 @@ def main(args: Sequence[str] | None = None) -> None:
         click.echo(f"error[internal]: {text}", err=True)
         status = FAILED
     sys.exit(status if isinstance(status, int) else OK)
+
+
+def _explain(session: Session, error: CallboardError) -> None:
+    """Say what went wrong and what to do; of a cluster that answers nothing, which servers are away."""
+    missing = session.missing() if error.code in _UNANSWERED else ""
+    if missing:
+        note(f"error[{error.code}]: {missing}")
+        return
+    note(f"error[{error.code}]: {error}")
+    if error.code in _HINTS and not session.has_cluster:
+        click.echo(_HINTS[error.code], err=True)
 
 
 def status_of(error: CallboardError) -> int:

@@ -18,6 +18,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 # A person waits for a command; a worker may wait longer for its broker.
 COMMAND_CONNECT_S = 3.0
+# An election among servers takes up to ten.
+ELECTION_S = 12.0
+# Of fewer servers none may be away anyway.
+MAJORITY_OF = 3
 
 
 class Session:
@@ -28,6 +32,7 @@ class Session:
         files: ``--config``, in order.
         debug: Whether errors show their traceback.
         json: Whether the command writes JSON only.
+        names: Names of the servers of this folder's cluster, by address.
     """
 
     def __init__(self) -> None:
@@ -35,11 +40,44 @@ class Session:
         self.files: tuple[Path, ...] = ()
         self.debug = False
         self.json = False
+        self.names: dict[str, str] = {}
+        self._urls = ""
+
+    @property
+    def has_cluster(self) -> bool:
+        """Whether the settings name so many servers that some may be away."""
+        return len(self._addresses) >= MAJORITY_OF
+
+    @property
+    def patience_s(self) -> float:
+        """How long a write may wait for the broker: where there are several servers, for an election."""
+        from callboard.runtime.bus.base import DEFAULT_TIMEOUT_S
+
+        return ELECTION_S if self.has_cluster else DEFAULT_TIMEOUT_S
+
+    @property
+    def _addresses(self) -> list[str]:
+        return [url.strip() for url in self._urls.split(",") if url.strip()]
+
+    def missing(self) -> str:
+        """Say which servers of a cluster are away, when so many are that it can store nothing; else "".
+
+        Takes up to a second.
+        """
+        if not self.has_cluster:
+            return ""
+        import asyncio
+
+        from callboard.runtime.bus import muster
+
+        found = asyncio.run(muster.look(self._addresses, names=self.names))
+        return "" if muster.has_majority(found) else muster.explain(found)
 
     def settings(self, **flags: object) -> Settings:
         """Load the settings; ``flags`` are dotted keys with ``__`` for the dot, None counts as not given.
 
-        When no address was given anywhere and a server of this folder is running, its address is taken.
+        When no address was given anywhere and a server of this folder is running, its address is taken, or all
+        addresses of a cluster.
 
         Raises:
             ConfigError: If a setting is wrong.
@@ -49,14 +87,22 @@ class Session:
         given = {key.replace("__", "."): value for key, value in flags.items()}
         given["nats.url"] = self.nats
         settings = Settings.load(file=self.files or None, flags=given)
+        self._urls = settings.nats.url
         if settings.origins()["nats.url"] != "default":
             return settings
         from callboard.runtime.server_folder import running
 
         here = running(settings.server.data_dir)
-        return (
-            settings if here is None else Settings.load(file=self.files or None, flags={**given, "nats.url": here.url})
-        )
+        if here is None:
+            return settings
+        found: dict[str, object] = {"nats.url": here.url}
+        if here.members:
+            self.names = {member.url: member.name for member in here.members}
+            if settings.origins()["topology.replicas"] == "default":
+                # the cluster that `up` runs here has its streams on every server
+                found["topology.replicas"] = len(here.members)
+        self._urls = here.url
+        return Settings.load(file=self.files or None, flags=given | found)
 
     def command_settings(self) -> Settings:
         """Return the settings with the patience of a person: three seconds to connect, unless it was set.
@@ -80,11 +126,22 @@ class Session:
         """
         from callboard.runtime.host import connector
 
-        bus = await connector(self.command_settings())(f"cli-{name}")
+        bus = await connector(await self._patient(self.command_settings()))(f"cli-{name}")
         try:
             yield bus
         finally:
             await bus.close()
+
+    async def _patient(self, settings: Settings) -> Settings:
+        """Return settings that wait for an election, when enough servers of a cluster are there to hold one."""
+        from callboard.runtime.bus import muster
+
+        if not self.has_cluster or settings.origins()["nats.connect_deadline_s"] != "default":
+            return settings
+        if not muster.has_majority(await muster.look(self._addresses)):
+            return settings
+        nats = settings.nats.model_copy(update={"connect_deadline_s": ELECTION_S})
+        return settings.model_copy(update={"nats": nats})
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run ``work`` on a loop of its own; Ctrl-C cancels it."""

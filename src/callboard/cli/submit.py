@@ -140,6 +140,7 @@ async def _submit(
             delay_s=delay_s,
             notify=wait,
             headers=headers or None,
+            timeout_s=session.patience_s,
         )
         if not wait:
             _tell(session, handle)

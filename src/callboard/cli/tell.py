@@ -62,7 +62,9 @@ async def _tell(
 
     async with session.bus("tell") as bus:
         ref = ActorRef(bus, address)
-        seq = await ref.tell(data, type=kind, id=own_id, delay_s=delay_s, deadline=deadline)
+        seq = await ref.tell(
+            data, type=kind, id=own_id, delay_s=delay_s, deadline=deadline, timeout_s=session.patience_s
+        )
         if not await inspection.is_hosted(bus, ref.address):
             note(f"warning: no worker hosts {ref.address.type!r} now; the message waits until one does")
         return seq

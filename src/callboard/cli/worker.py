@@ -166,6 +166,13 @@ def serving(worker: Worker, parts: Parts) -> str:
     return ", ".join([*slots, *(f"the actors {actor.actor_name}/*" for actor in parts.actors)])
 
 
+def child_command(session: Session, /, settings: Settings, modules: Sequence[str]) -> list[str]:
+    """Return the command line of a worker that is a child of ours, but for its slot and its end of the socket."""
+    files = [word for file in session.files for word in ("--config", str(file))]
+    parts = [sys.executable, "-m", "callboard", "worker", "child", *modules, "--nats", settings.nats.url, *files]
+    return [*parts, *(["--debug"] if session.debug else []), "--parent-pid", str(os.getpid())]
+
+
 def _supervise(session: Session, /, settings: Settings, modules: Sequence[str], flags: dict[str, Any]) -> None:
     import asyncio
 
@@ -173,7 +180,7 @@ def _supervise(session: Session, /, settings: Settings, modules: Sequence[str], 
     from callboard.runtime.processes import DeathNotice, ProcessGroup
 
     host.configure_logs(settings)
-    parts = [sys.executable, "-m", "callboard", "worker", "child", *modules]
+    parts = child_command(session, settings, modules)
     for name, option in (("concurrency", "--concurrency"), ("pool", "--pool"), ("labels", "--labels")):
         if flags[name] is not None:
             parts += [option, str(flags[name])]
@@ -186,9 +193,7 @@ def _supervise(session: Session, /, settings: Settings, modules: Sequence[str], 
     ):
         if flags[name] is not None:
             parts += [option, str(flags[name])]
-    parts += ["--nats", settings.nats.url, *(word for file in session.files for word in ("--config", str(file)))]
-    parts += [*(["--json"] if session.json else []), *(["--debug"] if session.debug else [])]
-    parts += ["--parent-pid", str(os.getpid())]
+    parts += ["--json"] if session.json else []
 
     async def work() -> int:
         notice = DeathNotice(host.connector(settings))

@@ -18,7 +18,7 @@ from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 from callboard.runtime.config import ServerSettings
 from callboard.runtime.errors import DataFolderInUseError, PortInUseError, ServerStartError
 from callboard.runtime.server_binary import ServerBinary
-from callboard.runtime.server_folder import DataFolder, RunningServer
+from callboard.runtime.server_folder import DataFolder, Membership, RunningServer
 
 HOST = "127.0.0.1"
 
@@ -50,8 +50,12 @@ class EmbeddedServer:
     as long as the server shall: Linux counts the death of the starting thread.
     """
 
-    def __init__(self, settings: ServerSettings, *, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(
+        self, settings: ServerSettings, *, clock: Clock = SYSTEM_CLOCK, membership: Membership | None = None
+    ) -> None:
+        """Prepare; with ``membership`` it is one of a cluster, and ``settings`` name its own folder and port."""
         self._settings = settings
+        self._membership = membership
         self._clock = clock
         self._folder = DataFolder(settings.data_dir)
         self._process: subprocess.Popen[bytes] | None = None
@@ -68,6 +72,11 @@ class EmbeddedServer:
             message = "the embedded server is not started; use `async with EmbeddedServer(settings)`"
             raise ServerStartError(message)
         return self._state
+
+    @property
+    def name(self) -> str:
+        """Its name in a cluster, or "" for a single server."""
+        return self._membership.name if self._membership is not None else ""
 
     @property
     def url(self) -> str:
@@ -143,12 +152,14 @@ class EmbeddedServer:
     async def _start(self, binary: ServerBinary) -> RunningServer:
         settings = self._settings
         if settings.http_port:
-            _check_port(settings.http_port, setting="server.http_port")
+            check_port(settings.http_port, setting="server.http_port")
         for attempt in range(_FREE_PORT_ATTEMPTS):
-            port = settings.port or _free_port()
-            _check_port(port, setting="server.port")
-            name = f"callboard-{secrets.token_hex(6)}"
-            self._folder.write_config(settings, port=port, http_port=settings.http_port, server_name=name)
+            port = settings.port or free_port()
+            check_port(port, setting="server.port")
+            name = self._membership.name if self._membership is not None else f"callboard-{secrets.token_hex(6)}"
+            self._folder.write_config(
+                settings, port=port, http_port=settings.http_port, server_name=name, membership=self._membership
+            )
             process = self._process = _spawn(binary, self._folder)
             try:
                 await self._ready(port, name)
@@ -257,14 +268,20 @@ async def _read_info(port: int) -> dict[str, object] | None:
     return info
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]
         return port
 
 
-def _check_port(port: int, *, setting: str) -> None:
+def check_port(port: int, *, setting: str) -> None:
+    """Make sure that nobody listens on a port.
+
+    Raises:
+        PortInUseError: If somebody does; it names ``setting``.
+    """
     with socket.socket() as probe:
         # As the server itself binds: a port whose last connections are only waiting to time out is free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -63,6 +63,16 @@ class BusTimeoutError(BusError):
     retryable = True
 
 
+class NoLeaderError(BusError):
+    """Raised when the server reaches no leader: an election is under way, or the cluster has lost its majority.
+
+    Nothing was changed. A majority that is lost comes back by starting servers, never by removing those away.
+    """
+
+    code = "no_leader"
+    retryable = True
+
+
 class NoRespondersError(BusError):
     """Raised when nobody listens on the subject of a request, or no stream stores a published subject."""
 

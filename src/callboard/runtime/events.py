@@ -18,6 +18,9 @@ WORKER_FAILED: Final = "callboard.v1.worker.failed"  # error: worker, code, mess
 
 # --- process -----------------------------------------------------------------------------------------------------
 
+SERVER_ENDED: Final = "callboard.v1.server.ended"  # warning: server, pid, status, delay_s (None: left as it is)
+SERVER_STARTED: Final = "callboard.v1.server.started"  # info: server, pid
+SERVER_UNSTARTED: Final = "callboard.v1.server.unstarted"  # warning: server, code, message; tried again
 PROCESS_STARTED: Final = "callboard.v1.process.started"  # info: slot, pid
 PROCESS_RESTARTED: Final = "callboard.v1.process.restarted"  # warning: slot, restarts, delay_s, status
 PROCESS_ABANDONED: Final = "callboard.v1.process.abandoned"  # error: slot, restarts, window_s
@@ -71,6 +74,7 @@ PARTITION_UNPLACED: Final = "callboard.v1.partition.unplaced"  # debug: code, me
 # --- bus ---------------------------------------------------------------------------------------------------------
 
 BUS_CONNECTED: Final = "callboard.v1.bus.connected"  # info: server, version
+BUS_WAITED: Final = "callboard.v1.bus.waited"  # info: server, code, message; connected, and no leader answers yet
 BUS_DISCONNECTED: Final = "callboard.v1.bus.disconnected"  # warning: server
 BUS_RECONNECTED: Final = "callboard.v1.bus.reconnected"  # info: server, away_s
 BUS_DEAFENED: Final = "callboard.v1.bus.deafened"  # warning: consumer, silent_s; pulled again

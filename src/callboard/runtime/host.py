@@ -24,9 +24,9 @@ from callboard.runtime.bus import provision, topology
 from callboard.runtime.bus.base import Bus
 from callboard.runtime.capability import DEFAULT_POOL, Capability
 from callboard.runtime.client import Client
-from callboard.runtime.clock import SYSTEM_CLOCK
+from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 from callboard.runtime.config import Settings
-from callboard.runtime.errors import CallboardError, ConfigError
+from callboard.runtime.errors import BusError, CallboardError, ConfigError
 from callboard.runtime.health import Health, HealthServer
 from callboard.runtime.pool import PoolRules
 from callboard.runtime.retry import RetryPolicy
@@ -44,6 +44,7 @@ STUCK_GRACE_S = 2.0
 # objects between two rounds of the garbage collector, and rounds of the younger ones between two of the older
 GC_EVERY_OBJECTS = 20_000
 GC_OLDER_EVERY = (20, 20)
+_PROVISION_AGAIN_S = 0.25
 
 _log = logs.get_logger(__name__)
 _bus_log = logs.get_logger("callboard.runtime.bus")
@@ -86,8 +87,16 @@ def connector(settings: Settings) -> Connect:
     return connect
 
 
-async def provision_embedded(settings: Settings) -> None:
+async def provision_embedded(
+    settings: Settings, *, store_bytes: int | None = None, patience_s: float = 0.0, clock: Clock = SYSTEM_CLOCK
+) -> None:
     """Create the streams on the embedded server at ``nats.url``, as large as the disk of its data folder allows.
+
+    Args:
+        settings: All settings.
+        store_bytes: What all servers of a cluster may store together, in place of the data folder's room.
+        patience_s: How long a refusal is tried again: servers of a new cluster do not know each other at once.
+        clock: Time.
 
     Raises:
         ServerStartError: If the disk has no room for streams.
@@ -95,10 +104,19 @@ async def provision_embedded(settings: Settings) -> None:
     """
     bus = await connector(settings)("provision")
     try:
-        store_bytes = DataFolder(settings.server.data_dir).max_file_bytes(settings.server)
-        fitting = topology.fit(settings.topology, store_bytes=store_bytes)
+        room = store_bytes or DataFolder(settings.server.data_dir).max_file_bytes(settings.server)
+        fitting = topology.fit(settings.topology, store_bytes=room)
         wanted = topology.declared(fitting, audit=settings.actors.audit)
-        await provision.apply(bus, await provision.plan(bus, wanted))
+        deadline = clock.monotonic() + patience_s
+        while True:
+            try:
+                await provision.apply(bus, await provision.plan(bus, wanted))
+            except BusError:
+                if clock.monotonic() > deadline:
+                    raise
+                await clock.sleep(_PROVISION_AGAIN_S)
+            else:
+                return
     finally:
         await bus.close()
 

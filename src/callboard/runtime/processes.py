@@ -89,6 +89,7 @@ class ProcessGroup:
         policy: RestartPolicy | None = None,
         takes_signals: bool = True,
         on_death: Callable[[int], Awaitable[None]] | None = None,
+        on_ready: Callable[[int, int], None] | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         """Prepare.
@@ -102,6 +103,7 @@ class ProcessGroup:
             takes_signals: Whether ``run`` answers SIGTERM and SIGINT with ``stop``; else the caller does.
             on_death: Called with the process id right after a child ended in any other way than with status 0; its
                 errors are logged, and it has ``TELL_WITHIN_S``. ``run`` returns after it.
+            on_ready: Called with slot and process id when a child serves.
             clock: Time.
         """
         self._command = command
@@ -110,6 +112,7 @@ class ProcessGroup:
         self._policy = policy or RestartPolicy()
         self._signals = (signal.SIGTERM, signal.SIGINT) if takes_signals else ()
         self._on_death = on_death
+        self._on_ready = on_ready
         self._clock = clock
         self._stopping = asyncio.Event()
         self._first_ready = asyncio.Event()
@@ -254,6 +257,8 @@ class ProcessGroup:
             if await asyncio.get_running_loop().sock_recv(ours, 1) == READY:
                 child.was_ready = True
                 self._first_ready.set()
+                if self._on_ready is not None and child.process is not None:
+                    self._on_ready(child.slot, child.process.pid)
 
 
 class DeathNotice:

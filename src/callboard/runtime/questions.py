@@ -107,7 +107,9 @@ class Questions:
         return self._keeper.holds(claim.task_id, seq=delivery.seq, turn=delivery.delivered, asker=claim)
 
     async def read_ledger(self, claims: Sequence[Claim]) -> list[Answers]:
-        """Return what the ledger alone knows; ``is_held`` is False throughout. One direct get.
+        """Return what the ledger alone knows; ``is_held`` is False throughout. A few requests to the leader.
+
+        A follower that is behind would say "no record" of a task that is finished, and it would run again.
 
         Raises:
             BusError: If it cannot be read.
@@ -116,7 +118,7 @@ class Questions:
         for claim in claims:
             wanted.append(claim.result_subject)
             wanted.append(subjects.attempts(claim.capability, claim.task_id))
-        found = await self._bus.get_many(subjects.LEDGER, wanted)
+        found = await self._bus.get_many(subjects.LEDGER, wanted, from_leader=True)
         recorded = {stored.subject for stored in found if stored.subject.startswith("cb.result.")}
         notes: dict[str, list[Stored]] = {}
         for stored in found:

@@ -23,6 +23,8 @@ else:
 
 MAX_PAYLOAD_BYTES = 1 << 20
 MIN_FILE_BYTES = 64 << 20
+CLUSTER = "callboard"
+MEMBER = "cb"
 
 _RESERVE_BYTES = 512 << 20
 _RESERVE_SHARE = 10
@@ -30,13 +32,37 @@ _RESERVE_SHARE = 10
 _SYNC = {"durable": "always", "fast": '"2m"'}
 
 
-class RunningServer(Struct, frozen=True, kw_only=True):
-    """What ``server.json`` says while a server runs.
+class Membership(Struct, frozen=True, kw_only=True):
+    """What makes a server one of a cluster.
 
     Attributes:
-        pid: Process of the server.
+        name: Its name, ``cb1`` and so on; its data stands in a folder of that name.
+        route_port: Where it takes routes.
+        routes: The route ports of all members.
+    """
+
+    name: str
+    route_port: int
+    routes: tuple[int, ...]
+
+
+class RunningMember(Struct, frozen=True, kw_only=True):
+    """One server of a cluster; ``pid`` is 0 while it does not run."""
+
+    name: str
+    url: str
+    pid: int
+
+
+class RunningServer(Struct, frozen=True, kw_only=True):
+    """What ``server.json`` says while a server, or a cluster of them, runs.
+
+    Attributes:
+        url: Where clients connect; of a cluster all addresses, with commas.
+        pid: Process of the server; of a cluster the one that looks after the servers.
         owner_pid: Process that started it and stops it.
         http_url: Monitoring address, or "".
+        members: The servers of a cluster; empty for a single one.
     """
 
     url: str
@@ -45,6 +71,7 @@ class RunningServer(Struct, frozen=True, kw_only=True):
     version: str
     profile: str
     http_url: str = ""
+    members: tuple[RunningMember, ...] = ()
 
 
 class DataFolder:
@@ -124,7 +151,19 @@ class DataFolder:
         except (OSError, msgspec.DecodeError):
             return None
 
-    def write_config(self, settings: ServerSettings, *, port: int, http_port: int, server_name: str) -> None:
+    def member_names(self) -> list[str]:
+        """Return the members of the cluster whose data stands here, in order; none for a single server or no data."""
+        return sorted(found.parent.name for found in self.path.glob(f"{MEMBER}[1-9]/jetstream"))
+
+    def write_config(
+        self,
+        settings: ServerSettings,
+        *,
+        port: int,
+        http_port: int,
+        server_name: str,
+        membership: Membership | None = None,
+    ) -> None:
         """Write the server's configuration file anew.
 
         Raises:
@@ -137,6 +176,7 @@ class DataFolder:
             http_port=http_port,
             server_name=server_name,
             max_file_bytes=self.max_file_bytes(settings),
+            membership=membership,
         )
         self.config_file.write_text(text, encoding="utf-8")
 
@@ -193,7 +233,14 @@ def store_limit(*, free_bytes: int, total_bytes: int, stored_bytes: int) -> int:
 
 
 def render_config(
-    settings: ServerSettings, *, folder: DataFolder, port: int, http_port: int, server_name: str, max_file_bytes: int
+    settings: ServerSettings,
+    *,
+    folder: DataFolder,
+    port: int,
+    http_port: int,
+    server_name: str,
+    max_file_bytes: int,
+    membership: Membership | None = None,
 ) -> str:
     """Return the text of the server's configuration file."""
     lines = [
@@ -214,8 +261,21 @@ def render_config(
         '    batch { max_inflight_per_stream: 50, max_inflight_total: 1000, max_msgs: 1000, timeout: "10s" }',
         "  }",
         "}",
+        *(_cluster(membership) if membership is not None else []),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _cluster(membership: Membership) -> list[str]:
+    others = [port for port in membership.routes if port != membership.route_port]
+    routes = ", ".join(f'"nats://127.0.0.1:{port}"' for port in others)
+    return [
+        "cluster {",
+        f"  name: {CLUSTER}",
+        f'  listen: "127.0.0.1:{membership.route_port}"',
+        f"  routes: [{routes}]",
+        "}",
+    ]
 
 
 def _quoted(path: Path) -> str:

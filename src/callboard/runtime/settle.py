@@ -380,7 +380,7 @@ class Settler:
             await self._patiently(lambda: self._bus.store(Write(subject, data)))
         except ConflictError:
             # perhaps our own write, whose answer got lost
-            standing = await self._patiently(lambda: self._bus.get_last(subjects.LEDGER, subject))
+            standing = await self._patiently(lambda: self._bus.get_last(subjects.LEDGER, subject, from_leader=True))
             return standing is not None and standing.data == data
         return True
 
@@ -388,7 +388,9 @@ class Settler:
         if claim.number == 1:
             return []
         wildcard = subjects.attempts(claim.capability, claim.task_id)
-        return read_history(await self._patiently(lambda: self._bus.get_many(subjects.LEDGER, [wildcard])))
+        return read_history(
+            await self._patiently(lambda: self._bus.get_many(subjects.LEDGER, [wildcard], from_leader=True))
+        )
 
     async def _patiently(self, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:  # noqa: ANN401 - whatever call returns
         """Repeat a write or read that may succeed later, with the lease held; it never gives a claim up."""

@@ -153,6 +153,11 @@ class NatsLink(LinkState):
         await _dispose(self._client)
         self.report(events.BUS_CLOSED, {"server": self._address.text})
 
+    @property
+    def servers(self) -> list[str]:
+        """The addresses we were given, without secrets."""
+        return list(self._address.urls)
+
     def describe(self) -> ServerInfo:
         """Return what the client tells of the server."""
         version = self._client.connected_server_version

@@ -15,13 +15,14 @@ from callboard.runtime.bus.jetstream_wire import (
     Json,
     from_consumer,
     from_stream,
+    hears_majority,
     overlay,
     to_consumer_info,
     to_error,
     to_stream,
     to_stream_info,
 )
-from callboard.runtime.errors import ApiError, BusError, NoRespondersError, NotFoundError, TopologyError
+from callboard.runtime.errors import ApiError, BusError, NoLeaderError, NoRespondersError, NotFoundError, TopologyError
 
 API_TIMEOUT_S = 5.0
 API_PREFIX = "$JS.API."
@@ -34,6 +35,7 @@ class Administration:
 
     _link: Link
     _api_calls: Calls[Raw]
+    _known_stream: str
 
     async def _api(self, path: str, body: Json | None = None, *, timeout_s: float = API_TIMEOUT_S) -> Json:
         """Ask the API and return its answer.
@@ -46,7 +48,7 @@ class Administration:
             raw, _ = await self._api_calls.one(subject, json.encode(body) if body else b"", timeout_s)
         except NoRespondersError as error:
             raise _silent(subject) from error
-        return _answer(raw, path)
+        return self._heard(raw, path)
 
     async def _api_many(self, path: str, bodies: Sequence[Json]) -> list[Json | NotFoundError]:
         """Ask the API the same for each of ``bodies``, pipelined, and return the answers in their order.
@@ -69,10 +71,29 @@ class Administration:
             if isinstance(found, BusError):
                 raise found
             try:
-                answers.append(_answer(found, path) if found is not None else {})
+                answers.append(self._heard(found, path) if found is not None else {})
             except NotFoundError as error:
                 answers.append(error)
         return answers
+
+    def _heard(self, raw: Raw, path: str) -> Json:
+        """Return an answer of the API, and note whether it came from one that reaches a leader.
+
+        Raises:
+            BusError: If it is a refusal.
+        """
+        try:
+            answer = _answer(raw, path)
+        except BusError as error:
+            self._link.answered(is_leader=not isinstance(error, NoLeaderError))
+            raise
+        cluster: Json | None = answer.get("cluster")
+        if cluster is None:
+            self._link.answered()
+        elif cluster.get("leader"):
+            self._link.answered(is_leader=hears_majority(cluster))
+        # else a server that may be cut off tells what it last knew of a stream: that says nothing
+        return answer
 
     # --- streams
 
@@ -183,9 +204,11 @@ class Administration:
     async def _stream(self, name: str) -> Json | None:
         check_name(name, what="stream")
         try:
-            return await self._api(f"STREAM.INFO.{name}")
+            answer = await self._api(f"STREAM.INFO.{name}")
         except NotFoundError:
             return None
+        self._known_stream = name
+        return answer
 
     # --- consumers
 

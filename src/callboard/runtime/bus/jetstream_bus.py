@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from msgspec import json
 
 from callboard.runtime import events
+from callboard.runtime.bus import muster
 from callboard.runtime.bus.base import PubAck, ServerInfo
 from callboard.runtime.bus.jetstream_call import Calls
 from callboard.runtime.bus.jetstream_core import Core
@@ -18,13 +19,27 @@ from callboard.runtime.bus.jetstream_link import WHO, Link, Raw
 from callboard.runtime.bus.jetstream_store import Writer
 from callboard.runtime.bus.jetstream_wire import to_pub_ack
 from callboard.runtime.bus.jetstream_work import confirmed
-from callboard.runtime.errors import BusConnectError, BusError, BusTimeoutError, PermissionDeniedError, TopologyError
+from callboard.runtime.errors import (
+    BusConnectError,
+    BusError,
+    BusTimeoutError,
+    NoLeaderError,
+    NotFoundError,
+    PermissionDeniedError,
+    TopologyError,
+)
 
 MINIMUM_VERSION = (2, 12)
 
 _RETRY_S = 0.2
 _STARTING_S = 1.0
 _WHO_TIMEOUT_S = 1.0
+# How long a call may wait before it is asked whether JetStream is there at all, and how long that may take.
+_PATIENCE_S = 1.0
+_UNPROVEN_S = 3.0
+_PROBE_S = 0.75
+# One question to a cluster that may have no leader yet; it is asked again.
+_ASK_S = 1.0
 
 
 class Connection(Link, Protocol):
@@ -33,6 +48,11 @@ class Connection(Link, Protocol):
     @property
     def connected_at(self) -> float:
         """Monotonic seconds of the last connect or reconnect."""
+        ...
+
+    @property
+    def servers(self) -> list[str]:
+        """The addresses we were given, without secrets."""
         ...
 
     def describe(self) -> ServerInfo:
@@ -59,15 +79,16 @@ class JetStreamBus(Core, Writer, Reader):
         self._link: Connection = link
         self._name = name
         self._inboxes = count(1)
-        self._refusal = ""
+        self._refusal = self._known_stream = ""
+        self._is_probing = False
         self._replicas = {}
         self._callbacks: list[Callable[[], None]] = []
         self._server = link.describe()
         self._requests = Calls(link, "r", _itself, is_jetstream=False)
         self._api_calls = Calls(link, "a", _itself, is_jetstream=True)
         self._gets = Calls(link, "g", ends, is_jetstream=True)
-        self._stores: Calls[PubAck] = Calls(link, "p", to_pub_ack, is_jetstream=True)
-        self._acks: Calls[bool] = Calls(link, "d", confirmed, is_jetstream=True)
+        self._stores: Calls[PubAck] = Calls(link, "p", self._stored, is_jetstream=True, is_proof=True)
+        self._acks: Calls[bool] = Calls(link, "d", confirmed, is_jetstream=True, is_proof=True)
         self._calls: list[Calls[Any]] = [self._requests, self._api_calls, self._gets, self._stores, self._acks]
 
     def __repr__(self) -> str:
@@ -131,12 +152,50 @@ class JetStreamBus(Core, Writer, Reader):
             self._link.loop.call_soon(callback)
 
     def tick(self, now: float) -> None:
-        """Nothing to do."""
+        """Ask, when a call goes unanswered or nothing comes for long, whether our server reaches a leader at all.
+
+        Without this a caller that waits five seconds for each answer would sit on a server cut off for a quarter of
+        a minute, and an idle worker for ever; three questions unanswered make the link leave it.
+        """
+        waiting = [since for calls in self._calls if (since := calls.waiting_since()) is not None]
+        is_due = self._link.unproven_s(now) > _UNPROVEN_S or (waiting and now - min(waiting) > _PATIENCE_S)
+        if is_due and self._link.is_up and not self._is_probing:
+            self._is_probing = True
+            self._link.spawn(self._probe(), "bus-probe")
 
     def denied(self, subject: str, message: str) -> None:
         """Notice at the start that our own inboxes are refused."""
         if subject.startswith(self._link.base.lower()):
             self._refusal = message
+
+    def _stored(self, raw: Raw, subject: str) -> PubAck | BusError | None:
+        answer = to_pub_ack(raw, subject)
+        if isinstance(answer, PubAck):
+            self._known_stream = answer.stream
+        return answer
+
+    async def _probe(self) -> None:
+        try:
+            # its answer, or its silence, is what counts
+            with suppress(BusError):
+                await self._ask_leader()
+        finally:
+            self._is_probing = False
+
+    async def _ask_leader(self) -> None:
+        """Ask a stream's leader, if we know a stream and may; whom the cluster's own leader hears, nobody tells."""
+        if not self._known_stream and self._server.cluster:
+            with suppress(PermissionDeniedError):
+                names = (await self._api("STREAM.NAMES", timeout_s=_PROBE_S)).get("streams") or [""]
+                self._known_stream = str(names[0])
+        if self._known_stream:
+            try:
+                await self._api(f"STREAM.INFO.{self._known_stream}", timeout_s=_PROBE_S)
+            except (PermissionDeniedError, NotFoundError):
+                self._known_stream = ""
+            else:
+                return
+        await self._api("INFO", timeout_s=_PROBE_S)
 
     # --- the server
 
@@ -154,25 +213,38 @@ class JetStreamBus(Core, Writer, Reader):
         clock = self._link.clock
         # A server that has just started may answer "nobody" for a moment.
         patience = min(deadline, clock.monotonic() + _STARTING_S)
+        was_told = False
         while True:
             try:
-                await self._api("INFO", timeout_s=max(0.1, deadline - clock.monotonic()))
+                await self._api("INFO", timeout_s=min(_ASK_S, max(0.1, deadline - clock.monotonic())))
             except PermissionDeniedError:
                 # A worker need not be allowed to ask; what it may do will show.
                 return
             except BusError as error:
                 if clock.monotonic() < (patience if error.code == "no_responders" else deadline) and error.retryable:
+                    if not was_told:
+                        was_told = True
+                        self._link.report(
+                            events.BUS_WAITED,
+                            {"server": self._link.describe().url, "code": error.code, "message": str(error)},
+                        )
                     await clock.sleep(_RETRY_S)
                     continue
-                if isinstance(error, BusTimeoutError):
-                    message = f"the server at {self._server.url} lets us in, but its JetStream does not answer"
-                    raise BusConnectError(message) from error
+                if isinstance(error, BusTimeoutError | NoLeaderError):
+                    raise BusConnectError(await self._leaderless()) from error
                 message = (
                     f"JetStream does not work on {self._server.url} ({error}): start the server with -js, or switch "
                     "JetStream on for this account"
                 )
                 raise TopologyError(message) from error
             return
+
+    async def _leaderless(self) -> str:
+        """Say why JetStream does not answer, as far as a look at all servers tells."""
+        servers = self._link.servers
+        if len(servers) == 1:
+            return f"the server at {self._server.url} lets us in, but its JetStream does not answer"
+        return muster.explain(await muster.look(servers))
 
     async def _learn(self) -> None:
         """Ask the server for its name, best effort: the client keeps it to itself, and permissions may forbid it."""

@@ -8,7 +8,14 @@ from typing import Generic, TypeVar
 
 from callboard.runtime.bus.header import Headers
 from callboard.runtime.bus.jetstream_link import NO_RESPONDERS, Link, Listener, Raw
-from callboard.runtime.errors import BusClosedError, BusError, BusTimeoutError, NoRespondersError, PermissionDeniedError
+from callboard.runtime.errors import (
+    BusClosedError,
+    BusError,
+    BusTimeoutError,
+    NoLeaderError,
+    NoRespondersError,
+    PermissionDeniedError,
+)
 
 A = TypeVar("A")
 
@@ -21,9 +28,10 @@ class Call(Generic[A]):
         subjects: What was asked, for error texts and for matching refusals.
         answers: What came, by position.
         is_whole: The last answer, or any refusal, answers all of it.
+        asked_s: When it was made, in monotonic seconds.
     """
 
-    __slots__ = ("answers", "done", "first", "is_whole", "missing", "parts", "subjects", "timer")
+    __slots__ = ("answers", "asked_s", "done", "first", "is_whole", "missing", "parts", "subjects", "timer")
 
     def __init__(self, first: int, subjects: Sequence[str], done: asyncio.Future[None], *, is_whole: bool) -> None:
         self.first = first
@@ -34,6 +42,7 @@ class Call(Generic[A]):
         self.is_whole = is_whole
         self.done = done
         self.timer: asyncio.TimerHandle | None = None
+        self.asked_s = 0.0
 
     def put(self, index: int, answer: A | BusError | None) -> None:
         """Take the answer at one position."""
@@ -70,14 +79,23 @@ class Calls(Generic[A]):
         kind: A token of the reply subjects.
         decode: Makes the answer to ``subject`` from what came; None means that more will come.
         is_jetstream: Whether silence says something about JetStream.
+        is_proof: Whether an answer proves that the server reaches a leader. A server that is cut off from its peers
+            answers direct gets from its own copy, and questions about streams with what it last knew.
     """
 
     def __init__(
-        self, link: Link, kind: str, decode: Callable[[Raw, str], A | BusError | None], *, is_jetstream: bool
+        self,
+        link: Link,
+        kind: str,
+        decode: Callable[[Raw, str], A | BusError | None],
+        *,
+        is_jetstream: bool,
+        is_proof: bool = False,
     ) -> None:
         self._link = link
         self._decode = decode
         self._is_jetstream = is_jetstream
+        self._is_proof = is_proof
         self.prefix = f"{link.base}.{kind}."
         self._start = len(self.prefix)
         self._next = 1
@@ -89,11 +107,16 @@ class Calls(Generic[A]):
         self._listener = await self._link.listen(f"{self.prefix}*", self._deliver)
         self._link.attach(self)
 
+    def waiting_since(self) -> float | None:
+        """Return when the oldest open call was made, in monotonic seconds, or None; only of calls to JetStream."""
+        return next(iter(self._open.values())).asked_s if self._is_jetstream and self._open else None
+
     def open(self, subjects: Sequence[str], timeout_s: float, *, is_whole: bool = False) -> Call[A]:
         """Begin a call; the reply subject of position ``i`` is ``reply(call, i)``."""
         first = self._next
         self._next = first + len(subjects)
         call: Call[A] = Call(first, subjects, self._link.loop.create_future(), is_whole=is_whole)
+        call.asked_s = self._link.clock.monotonic()
         call.timer = self._link.loop.call_later(timeout_s, self._expire, call, timeout_s)
         for number in range(first, self._next):
             self._open[number] = call
@@ -180,14 +203,14 @@ class Calls(Generic[A]):
         call = self._open.get(number)
         if call is None:
             return
-        if self._is_jetstream:
-            self._link.answered()
         index = number - call.first
         answer: A | BusError | None
         if raw.headers is not None and not raw.data and raw.status == NO_RESPONDERS:
             answer = NoRespondersError(f"nobody takes {call.subjects[index]!r}: no listener and no stream has it")
         else:
             answer = self._decode(raw, call.subjects[index])
+            if self._is_proof:
+                self._link.answered(is_leader=not isinstance(answer, NoLeaderError))
             if answer is None and not call.is_whole:
                 call.parts.append(raw)
                 return

@@ -63,6 +63,7 @@ class Core:
         if refusal.message:
             await listener.close()
             raise PermissionDeniedError(refusal.message, subject=subject)
+        self._link.listening()
         return listener
 
     async def request(

@@ -86,7 +86,7 @@ class Feed:
             BusError: If it cannot be made.
         """
         self.next_seq = max(1, start_seq or 1)
-        self._link.attach(self)
+        self._link.attach(self, is_standing=True)
         try:
             waiting = await self._begin(self._config(start_seq, start_time))
         except BaseException:

@@ -120,8 +120,8 @@ class Link(Protocol):
         """Wait until the server has taken everything sent so far."""
         ...
 
-    def attach(self, part: Part) -> None:
-        """Tell ``part`` about the connection from now on."""
+    def attach(self, part: Part, *, is_standing: bool = False) -> None:
+        """Tell ``part`` about the connection from now on; ``is_standing`` means that it waits for what may come."""
         ...
 
     def detach(self, part: Part) -> None:
@@ -136,8 +136,16 @@ class Link(Protocol):
         """Tell whoever watches the bus."""
         ...
 
-    def answered(self) -> None:
-        """JetStream has answered a request."""
+    def unproven_s(self, now: float) -> float:
+        """Return for how long no leader has answered while somebody waits for what may come; 0 when nobody does."""
+        ...
+
+    def listening(self) -> None:
+        """Somebody listens by this connection: from now on it is no use on a server that is cut off."""
+        ...
+
+    def answered(self, *, is_leader: bool = True) -> None:
+        """A leader has answered a request; or, without ``is_leader``, a server that says that it reaches none."""
         ...
 
     def unanswered(self) -> None:

@@ -13,7 +13,8 @@ from callboard.runtime.bus.jetstream_wire import to_delivery
 from callboard.runtime.errors import BusError
 
 EXPIRES_S = 30.0
-HEARTBEAT_S = 5.0
+# Two that stay away are noticed within six seconds, about as long as a consumer takes to find another leader.
+HEARTBEAT_S = 2.0
 
 _NS = 1_000_000_000
 _HEARTBEAT = "100"
@@ -69,7 +70,7 @@ class StandingPull:
         self._refusals = 0
         self._problem: str | None = None
         self._last_heard = self._last_asked = link.clock.monotonic()
-        link.attach(self)
+        link.attach(self, is_standing=True)
 
     def __repr__(self) -> str:
         return f"<pull on {self._what}: {self._asked} asked, {self._owed} owed, problem {self.problem!r}>"

@@ -32,6 +32,8 @@ class LinkState(ABC):
         self._servers = servers
         self._on_event = on_event
         self._parts: list[Part] = []
+        self._standing: set[int] = set()
+        self._is_listening = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_closed = False
         self._is_reviving = False
@@ -63,14 +65,17 @@ class LinkState(ABC):
 
     # --- for the parts
 
-    def attach(self, part: Part) -> None:
-        """Tell ``part`` about the connection from now on."""
+    def attach(self, part: Part, *, is_standing: bool = False) -> None:
+        """Tell ``part`` about the connection from now on; ``is_standing`` means that it waits for what may come."""
         self._parts.append(part)
+        if is_standing:
+            self._standing.add(id(part))
 
     def detach(self, part: Part) -> None:
         """Stop telling it."""
         if part in self._parts:
             self._parts.remove(part)
+            self._standing.discard(id(part))
 
     def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """Run ``work`` beside; it is cancelled when the link closes, and an error of it is reported."""
@@ -91,8 +96,20 @@ class LinkState(ABC):
 
     # --- is JetStream there
 
-    def answered(self) -> None:
-        """JetStream has answered a request."""
+    def unproven_s(self, now: float) -> float:
+        """Return for how long no leader has answered while somebody waits for what may come; 0 when nobody does."""
+        return now - self._answered_at if self._standing or self._is_listening else 0.0
+
+    def listening(self) -> None:
+        """Somebody listens by this connection: from now on it is no use on a server that is cut off."""
+        self._is_listening = True
+
+    def answered(self, *, is_leader: bool = True) -> None:
+        """A leader has answered a request; or, without ``is_leader``, a server that says that it reaches none."""
+        if not is_leader:
+            # as good as silence: a node that is cut off begins to say so after ten seconds
+            self.unanswered()
+            return
         self._unanswered = 0
         self._answered_at = self.clock.monotonic()
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from callboard.runtime.bus import header
-from callboard.runtime.bus.base import DEFAULT_TIMEOUT_S, MAX_BATCH, PubAck, Write
+from callboard.runtime.bus.base import DEFAULT_TIMEOUT_S, MAX_BATCH, PubAck, ServerInfo, Write
 from callboard.runtime.bus.check import check_headers, check_size, check_subject
 from callboard.runtime.bus.jetstream_call import Calls
 from callboard.runtime.bus.jetstream_link import Link
-from callboard.runtime.errors import BusError, BusTimeoutError, InputError
+from callboard.runtime.errors import BusError, BusTimeoutError, InputError, NoRespondersError
 from callboard.runtime.ids import new_token
 
 # What the three headers of a batch add at most: names, a 16-character id, four digits.
 _BATCH_HEADERS_BYTES = 100
+_AGAIN_S = 0.2
 
 
 class Writer:
@@ -21,12 +22,28 @@ class Writer:
 
     _link: Link
     _stores: Calls[PubAck]
+    _server: ServerInfo
 
     async def store(self, write: Write, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> PubAck:
-        """Store one message and wait for the broker's word. One round trip."""
+        """Store one message and wait for the broker's word. One round trip.
+
+        Raises:
+            NoRespondersError: If no stream takes the subject. In a cluster that is also what a stream without a leader
+                looks like, so it is tried again until ``timeout_s`` is over; nothing was stored meanwhile.
+        """
         self._check(write)
-        ack, _ = await self._stores.one(write.subject, write.data, timeout_s, write.headers)
-        return ack
+        clock = self._link.clock
+        deadline = clock.monotonic() + timeout_s
+        while True:
+            try:
+                ack, _ = await self._stores.one(write.subject, write.data, timeout_s, write.headers)
+            except NoRespondersError:
+                timeout_s = deadline - clock.monotonic() - _AGAIN_S
+                if timeout_s <= 0 or not self._server.cluster:
+                    raise
+                await clock.sleep(_AGAIN_S)
+            else:
+                return ack
 
     async def store_many(
         self, writes: Sequence[Write], *, timeout_s: float = DEFAULT_TIMEOUT_S

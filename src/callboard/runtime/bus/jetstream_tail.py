@@ -72,7 +72,7 @@ class StandingTail:
         Raises:
             NotFoundError: If the stream does not exist.
         """
-        self._link.attach(self)
+        self._link.attach(self, is_standing=True)
         self._set_ready()
         try:
             await self._open()

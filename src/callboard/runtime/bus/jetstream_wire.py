@@ -27,6 +27,7 @@ from callboard.runtime.errors import (
     BusError,
     BusTimeoutError,
     ConflictError,
+    NoLeaderError,
     NotFoundError,
     PayloadTooLargeError,
 )
@@ -41,6 +42,9 @@ CONSUMER_MISSING = 10014
 _CONFLICTS = {10070, 10071, 10164, 10177, 10201}
 # the first copy of a message is on its way through the replicas and may yet fail: nobody knows, so ask again
 _UNDECIDED = {10158}
+_LEADERLESS = 10008
+# a leader hears of its followers once a second
+_IN_TOUCH_NS = 3_000_000_000
 _FULL = {10023, 10047, 10077, 10122, 10175, 10210, 10211}
 _TOO_LARGE = {10054, 10097, 10199}
 _MISSING = {CONSUMER_MISSING, STREAM_MISSING, 10037, 10043}
@@ -115,6 +119,16 @@ def to_pub_ack(raw: Raw, subject: str) -> PubAck | BusError | None:
     return PubAck(body.stream, body.seq, body.duplicate, body.count)
 
 
+def hears_majority(cluster: Json) -> bool:
+    """Return whether the leader that tells of its stream was in touch with a majority a moment ago.
+
+    One that was cut off goes on as leader for ten seconds and more, and answers.
+    """
+    replicas = cluster.get("replicas") or ()
+    heard = sum(not each.get("offline") and each.get("active", 0) < _IN_TOUCH_NS for each in replicas)
+    return bool(2 * (heard + 1) > len(replicas) + 1)
+
+
 def to_error(code: int, err_code: int, text: str, *, what: str) -> BusError:
     """Return our error for one of the API; its text names ``what`` and the broker's number."""
     message = f"{what}: {text or 'refused'} ({err_code or code})"
@@ -123,6 +137,8 @@ def to_error(code: int, err_code: int, text: str, *, what: str) -> BusError:
         return ConflictError(message, last_seq=int(found[1]) if found else 0)
     if err_code in _UNDECIDED:
         return BusTimeoutError(message)
+    if err_code == _LEADERLESS:
+        return NoLeaderError(message)
     if err_code in _TOO_LARGE:
         return PayloadTooLargeError(message)
     if err_code in _FULL or code == _BATCH_LIMIT:
