@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 
 from msgspec import Struct
 
-from callboard.runtime import subjects
+from callboard.runtime import roster, subjects
 from callboard.runtime.bus.base import Bus
 from callboard.runtime.errors import BusError
 from tests.chaos.fleet import Fleet
@@ -210,10 +210,18 @@ async def gather(bus: Bus, servers: Servers) -> None:
 async def _cut(scene: Scene, number: int, *, one_way: bool) -> float:
     mesh = scene.servers.mesh
     assert mesh is not None, "this fault needs doors on the routes"
+    # a worker lives as long as its beats reach the cluster: those on the server that is cut off do not
+    beats = await roster.live_workers(scene.stage.bus)
+    lonely = {beat.pid for beat in beats if beat.server == f"cb{number}"}
     at_s = time.monotonic()
     (mesh.deafen if one_way else mesh.isolate)(number)
+    cut = [(fleet, w) for fleet in (scene.tasks, scene.turns) for w in fleet.alive if w.pid in lonely]
+    for fleet, worker in cut:
+        fleet.cut_off(worker, at_s)
     await asyncio.sleep(CUT_S)
     mesh.heal()
+    for fleet, worker in cut:
+        fleet.thaw(worker)
     return at_s
 
 

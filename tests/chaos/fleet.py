@@ -117,6 +117,10 @@ class Fleet:
         self.deaths.append(Death(pid=worker.pid, at_s=at_s))
         return at_s
 
+    def cut_off(self, worker: WorkerProcess, at_s: float) -> None:
+        """Note that a worker's beats reach nobody: it counts as dead from then on, until ``thaw``."""
+        self.deaths.append(Death(pid=worker.pid, at_s=at_s))
+
     def thaw(self, worker: WorkerProcess) -> float:
         """Let a stopped worker go on."""
         at_s = worker.signal(signal.SIGCONT)

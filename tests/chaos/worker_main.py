@@ -17,15 +17,18 @@ from callboard.runtime import logs
 from callboard.runtime.actor.services import ActorRules
 from callboard.runtime.bus.base import Bus
 from callboard.runtime.bus.jetstream import connect
+from callboard.runtime.bus.provision import await_leaders
 from callboard.runtime.claim import Claim
 from callboard.runtime.errors import CallboardError
 from callboard.runtime.pool import Pool, PoolRules
 from callboard.runtime.settle import SettleRules
+from callboard.runtime.subjects import ACTORS, LATER, LEDGER, WORK
 from callboard.runtime.worker import Worker, WorkerOptions
 from tests.chaos import breakage, handlers, troupe
 from tests.chaos.journal import Journal
 
 PR_SET_PDEATHSIG = 1
+START_S = 20.0
 
 
 class Options(Struct, frozen=True, kw_only=True):
@@ -70,9 +73,12 @@ async def main(options: Options) -> None:
     log = logs.get_logger("callboard.runtime.bus")
 
     async def open_bus(name: str) -> Bus:
-        return await connect(
+        bus = await connect(
             options.url, name=name, on_event=lambda event, fields: log.info(event, connection=name, **fields)
         )
+        # as a worker's host does before it begins
+        await await_leaders(bus, streams=(WORK, LATER, LEDGER, ACTORS), within_s=START_S, told=log.info)
+        return bus
 
     tasks = (
         [] if options.has_actors else handlers.make(journal, concurrency=options.concurrency, gap_s=options.retry_gap_s)

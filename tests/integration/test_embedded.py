@@ -123,10 +123,10 @@ async def test_a_taken_port_is_named(tmp_path: Path) -> None:
 async def test_a_free_port_that_is_lost_to_somebody_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = embedded._free_port
+    real = embedded.free_port
     with socket.create_server(("127.0.0.1", 0)) as taken:
         ports = iter([taken.getsockname()[1], real()])
-        monkeypatch.setattr(embedded, "_free_port", lambda: next(ports))
+        monkeypatch.setattr(embedded, "free_port", lambda: next(ports))
         monkeypatch.setattr(embedded, "_check_port", lambda _port, setting: None)
         monkeypatch.setattr(embedded, "_CONNECT_TIMEOUT_S", 0.1)
         async with EmbeddedServer(settings(tmp_path)) as server:
@@ -212,7 +212,7 @@ async def test_the_address_needs_a_started_server(tmp_path: Path) -> None:
 
 
 async def test_monitoring_listens_when_asked(tmp_path: Path) -> None:
-    port = embedded._free_port()
+    port = embedded.free_port()
     async with EmbeddedServer(settings(tmp_path, http_port=port)) as server:
         assert server.state.http_url == f"http://127.0.0.1:{port}"
         assert json.loads(await fetch(f"{server.state.http_url}/healthz")) == {"status": "ok"}
@@ -220,7 +220,7 @@ async def test_monitoring_listens_when_asked(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("profile", ["durable", "fast"])
 async def test_the_server_understands_how_to_sync(tmp_path: Path, profile: str) -> None:
-    port = embedded._free_port()
+    port = embedded.free_port()
     async with EmbeddedServer(settings(tmp_path, http_port=port, profile=profile)) as server:
         config = json.loads(await fetch(f"{server.state.http_url}/jsz?config=true"))["config"]
     assert config.get("sync_always", False) == (profile == "durable")

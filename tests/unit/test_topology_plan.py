@@ -221,6 +221,22 @@ def test_state_lives_in_no_stream_with_an_age_limit() -> None:
     assert holders[0].max_age_s == 0.0
 
 
+def test_raising_the_replicas_updates_every_stream_but_the_audit_copy_of_one_server() -> None:
+    there = {name: info(config) for name, config in STREAMS.items()}
+    plan = diff(declared(TopologySettings(replicas=3)), streams=there, consumers={})
+    optional = [change for change in plan.changes if change.is_optional]
+    assert [change.stream for change in optional] == ["CB_AUDIT"]
+    assert [change.stream for change in plan.changes if change.is_destructive] == ["CB_AUDIT"]
+    assert {change.action for change in plan.changes if not change.is_optional} == {"update"}
+    assert "    replicas: 1 -> 3" in render(plan).splitlines()
+    assert "creates it anew; left as it is unless that is allowed" in render(plan)
+
+
+def test_a_stream_that_must_be_synced_is_not_left_as_it_is() -> None:
+    plan = plan_for("CB_WORK", there={"persist_async": True})
+    assert not plan.changes[0].is_optional
+
+
 def test_replicas_reach_every_stream_and_replicated_audit_is_synced() -> None:
     streams = declared(TopologySettings(replicas=3)).streams
     assert {config.replicas for config in streams} == {3}

@@ -26,7 +26,7 @@ from callboard.runtime.capability import DEFAULT_POOL, Capability
 from callboard.runtime.client import Client
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 from callboard.runtime.config import Settings
-from callboard.runtime.errors import BusError, CallboardError, ConfigError
+from callboard.runtime.errors import BusError, CallboardError, ConfigError, NoLeaderError
 from callboard.runtime.health import Health, HealthServer
 from callboard.runtime.pool import PoolRules
 from callboard.runtime.retry import RetryPolicy
@@ -277,11 +277,12 @@ async def run_worker(
     Raises:
         ModuleLoadError: If there is nothing to serve in the pool.
         BusConnectError: If there is no broker at the start.
+        NoLeaderError: If its streams have no leader within ``nats.connect_deadline_s``.
         TopologyError: If its streams are missing or break a promise.
         PortInUseError: If the health port is taken.
     """
     use_retry(capabilities, settings)
-    open_bus = _verified(connect or connector(settings))
+    open_bus = _verified(connect or connector(settings), patience_s=settings.nats.connect_deadline_s)
     worker = Worker(capabilities, open_bus, actors=actors, options=worker_options(settings))
     port = settings.worker.health_port if health_port is None else health_port
 
@@ -328,8 +329,12 @@ async def _leave_stuck(worker: Worker) -> None:
     os._exit(1)
 
 
-def _verified(connect: Connect) -> Connect:
+def _verified(connect: Connect, *, patience_s: float) -> Connect:
+    """Return ``connect`` with a look at the streams after the first time; without leaders it waits for them."""
     is_first = True
+
+    def told(problem: str) -> None:
+        _bus_log.info(events.BUS_WAITED, code=NoLeaderError.code, message=problem)
 
     async def verified(name: str) -> Bus:
         nonlocal is_first
@@ -337,6 +342,7 @@ def _verified(connect: Connect) -> Connect:
         if is_first:
             is_first = False
             try:
+                await provision.await_leaders(bus, streams=TASK_STREAMS, within_s=patience_s, told=told)
                 await provision.verify(bus, streams=TASK_STREAMS)
             except BaseException:
                 await bus.close()

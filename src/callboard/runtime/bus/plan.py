@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from callboard.runtime.bus.base import ConsumerConfig, ConsumerInfo, Source, StreamConfig, StreamInfo
-from callboard.runtime.bus.topology import Topology
+from callboard.runtime.bus.topology import AUDIT, Topology
 
 Action = Literal["create", "update", "replace"]
 
@@ -72,6 +72,16 @@ class Change(Struct, frozen=True, kw_only=True):
     def name(self) -> str:
         """What changes, for people."""
         return f"consumer {self.stream}/{self.consumer}" if self.consumer else f"stream {self.stream}"
+
+    @property
+    def is_optional(self) -> bool:
+        """Whether everything works without it, so that it is left out until its loss is allowed.
+
+        The audit copy of one server is written without waiting for the disk; then it can have one copy only, and the
+        server changes neither in place. It stays as it is while the other streams get their further copies.
+        """
+        names = {field.field for field in self.fields if field.is_fixed or field.destructive}
+        return self.stream == AUDIT and self.action == "replace" and names == {"persist_async"}
 
     @property
     def is_destructive(self) -> bool:
@@ -145,6 +155,7 @@ def render(plan: Plan) -> str:
     lines: list[str] = []
     for change in plan.changes:
         note = "  DESTRUCTIVE: deletes it with all it holds and creates it anew" if change.action == "replace" else ""
+        note += "; left as it is unless that is allowed" if change.is_optional else ""
         lines.append(f"{_SIGNS[change.action]} {change.name}{note}")
         if change.action == "create":
             lines.append(f"    {_summary(change.config)}")

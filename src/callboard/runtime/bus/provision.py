@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from callboard.runtime.bus import topology
 from callboard.runtime.bus.base import Bus, ConsumerConfig, ConsumerInfo, StreamConfig, StreamInfo
 from callboard.runtime.bus.plan import Change, Plan, diff, differences, render
 from callboard.runtime.bus.topology import Topology
+from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 from callboard.runtime.config import TopologySettings
-from callboard.runtime.errors import NotFoundError, TopologyError
+from callboard.runtime.errors import BusError, NoLeaderError, NotFoundError, TopologyError
 
 REMEDY = "run `callboard provision --plan` to see the difference and `callboard provision` to mend it"
+
+_LOOK_S = 0.25
 
 # What a stream must be for Callboard's promises to hold, whoever made it: setting, value, what breaks otherwise.
 _Promise = tuple[str, object, str]
@@ -98,20 +101,23 @@ async def plan(bus: Bus, wanted: Topology) -> Plan:
 async def apply(bus: Bus, planned: Plan, *, allow_destructive: bool = False) -> None:
     """Make the planned changes and read each back.
 
-    Safe to repeat and to run at once from many places with the same topology: whoever comes second finds the work
-    done. Nothing is changed when the plan is refused. Cancelling leaves the changes made so far.
+    A change that is optional and would lose data is left out unless that is allowed. Safe to repeat and to run at once
+    from many places with the same topology: whoever comes second finds the work done. Nothing is changed when the plan
+    is refused. Cancelling leaves the changes made so far.
 
     Raises:
         TopologyError: If the plan is destructive and that was not allowed, the server refuses a setting, or a setting
             reads back different from what was asked for.
     """
-    if planned.is_destructive and not allow_destructive:
-        text = render(Plan(changes=tuple(change for change in planned.changes if change.is_destructive)))
+    refused = tuple(change for change in planned.changes if change.is_destructive and not change.is_optional)
+    if refused and not allow_destructive:
+        text = render(Plan(changes=refused))
         message = f"refused, because stored data would be lost:\n{text}\nallow it with `--allow-destructive`"
         raise TopologyError(message)
-    for change in planned.changes:
+    wanted = [change for change in planned.changes if allow_destructive or not change.is_destructive]
+    for change in wanted:
         await _apply(bus, change)
-    for change in planned.changes:
+    for change in wanted:
         await _check(bus, change)
 
 
@@ -138,6 +144,44 @@ async def verify(bus: Bus, *, partitions: int | None = None, streams: Sequence[s
     if faults:
         message = "\n".join([*faults, REMEDY])
         raise TopologyError(message)
+
+
+async def await_leaders(
+    bus: Bus, *, streams: Sequence[str], within_s: float, told: Callable[[str], None], clock: Clock = SYSTEM_CLOCK
+) -> None:
+    """Wait until every one of these streams that exists has a leader. One request per stream when all is well.
+
+    Args:
+        bus: Where to look.
+        streams: Which ones.
+        within_s: How long an election may take.
+        told: Told once what is waited for.
+        clock: Time.
+
+    Raises:
+        NoLeaderError: If one has none in time.
+    """
+    deadline = clock.monotonic() + within_s
+    was_told = False
+    for name in streams:
+        while problem := await _leaderless(bus, name):
+            if clock.monotonic() > deadline:
+                message = f"{problem}, and none came within {within_s:g} s: `callboard doctor` looks at the servers"
+                raise NoLeaderError(message)
+            if not was_told:
+                was_told = True
+                told(problem)
+            await clock.sleep(_LOOK_S)
+
+
+async def _leaderless(bus: Bus, name: str) -> str:
+    try:
+        info = await bus.stream_info(name)
+    except BusError as error:
+        if not error.retryable:
+            raise
+        return f"stream {name} does not answer ({error.code})"
+    return f"stream {name} has no leader" if info is not None and info.leader is None else ""
 
 
 def promise_faults(config: StreamConfig, *, partitions: int | None = None) -> list[str]:
