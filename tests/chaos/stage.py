@@ -114,21 +114,27 @@ async def staged(
     max_file_bytes: int = 4 << 30,
     servers: int = 1,
     has_mesh: bool = False,
+    brokers: Servers | None = None,
     **workers: Any,  # noqa: ANN401 - fields of Options
 ) -> AsyncIterator[Stage]:
     """Start the servers with the topology; workers take ``workers`` as their defaults. Everything ends with the block.
 
     With three servers every stream has three copies, and ``has_mesh`` puts doors on the routes between them.
+    ``brokers`` are servers made otherwise.
     """
-    brokers = Servers(
-        folder, count=servers, more=lambda number: _config(folder, number, max_file_bytes), has_mesh=has_mesh
-    )
+    if brokers is None:
+        brokers = Servers(
+            folder,
+            count=servers,
+            more=lambda number: jetstream(store_of(folder, number), max_file_bytes=max_file_bytes),
+            has_mesh=has_mesh,
+        )
     fleet: Fleet | None = None
     try:
         await brokers.start()
         bus = await _connected(brokers.url)
         try:
-            await _provision(bus, tweak, replicas=servers)
+            await _provision(bus, tweak, replicas=len(brokers.all))
             fleet = Fleet(folder, url=brokers.url, **workers)
             yield Stage(brokers, bus, fleet)
         finally:
@@ -154,11 +160,19 @@ async def _connected(url: str) -> Bus:
     return found[0]
 
 
-def _config(folder: Path, number: int, max_file_bytes: int) -> str:
-    """Return a server's part of JetStream, as production has it: every write on disk before it is acknowledged."""
-    store = folder / (f"store-{number}" if number else "store")
+def store_of(folder: Path, number: int) -> Path:
+    """Return where a server stores."""
+    return folder / (f"store-{number}" if number else "store")
+
+
+def jetstream(store: Path, *, max_file_bytes: int = 4 << 30, sync: str | None = "always") -> str:
+    """Return a server's part of JetStream, as production has it: every write on disk before it is acknowledged.
+
+    ``sync`` is None for the server's own default, for controls.
+    """
+    line = "" if sync is None else f"sync_interval: {sync}"
     return (
-        f"jetstream {{ store_dir: {json.dumps(str(store))}, sync_interval: always\n"
+        f"jetstream {{ store_dir: {json.dumps(str(store))}\n  {line}\n"
         f"  max_mem: 256MB, max_file: {max_file_bytes}\n"
         "  limits { batch { max_inflight_per_stream: 50, max_inflight_total: 1000 } } }"
     )
