@@ -67,7 +67,7 @@ class Stage:
             effects=effects,
             statuses=statuses,
             dead=frozenset(await self.dead()),
-            pending=frozenset(await self._pending()),
+            pending=frozenset(await self.pending()),
             events=self.fleet.events(),
             deaths=tuple(self.fleet.deaths),
         )
@@ -90,6 +90,15 @@ class Stage:
             raise AssertionError(message)
         return info.messages + later.messages
 
+    async def pending(self) -> set[str]:
+        """Return the ids of the tasks that wait or run."""
+        found = set()
+        for stream in (subjects.WORK, subjects.LATER):
+            async for stored in self.bus.read(stream):
+                headers = stored.headers or {}
+                found.add(headers.get(header.TASK_ID) or headers.get(header.MSG_ID) or f"~{stored.seq}")
+        return found
+
     async def _is_empty(self) -> bool:
         try:
             return await self.depth() == 0
@@ -97,13 +106,7 @@ class Stage:
             # the server is on its way down or up
             return False
 
-    async def _pending(self) -> set[str]:
-        found = set()
-        for stream in (subjects.WORK, subjects.LATER):
-            async for stored in self.bus.read(stream):
-                headers = stored.headers or {}
-                found.add(headers.get(header.TASK_ID) or headers.get(header.MSG_ID) or f"~{stored.seq}")
-        return found
+
 
 
 @contextlib.asynccontextmanager
@@ -134,7 +137,7 @@ async def staged(
         await brokers.start()
         bus = await _connected(brokers.url)
         try:
-            await _provision(bus, tweak, replicas=len(brokers.all))
+            await apply(bus, tweak, replicas=len(brokers.all))
             fleet = Fleet(folder, url=brokers.url, **workers)
             yield Stage(brokers, bus, fleet)
         finally:
@@ -178,7 +181,8 @@ def jetstream(store: Path, *, max_file_bytes: int = 4 << 30, sync: str | None = 
     )
 
 
-async def _provision(bus: Bus, tweak: Tweak | None, *, replicas: int) -> None:
+async def apply(bus: Bus, tweak: Tweak | None, *, replicas: int) -> None:
+    """Create or update the streams."""
     wanted = declared(SETTINGS.model_copy(update={"replicas": replicas}))
     if tweak is not None:
         wanted = structs.replace(wanted, streams=tuple(tweak(stream) for stream in wanted.streams))

@@ -53,6 +53,10 @@ class LoopDisk:
         self.cuts += 1
         run("xfs_io", "-x", "-c", "shutdown", str(self.at))
 
+    def settle(self) -> None:
+        """Write what is in memory to the disk, as the system does by itself within half a minute."""
+        run("sync", "--file-system", str(self.at))
+
     def restore(self) -> None:
         """Let the power come back: mount what is on the disk. Whoever had files open must have ended."""
         self._unmount()

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from msgspec import structs
+
+from callboard.runtime import subjects
+from callboard.runtime.errors import BusError
 from tests.chaos import cluster_ledger
 from tests.chaos.cluster_faults import Kind, Scene
-from tests.chaos.stage import jetstream, staged, store_of
+from tests.chaos.fleet import ROOT
+from tests.chaos.stage import Stage, jetstream, staged, store_of
 from tests.root.disk import LoopDisk
 from tests.root.net import Namespaces, Nodes
 from tests.root.tap import TapSwitch
 from tests.support.cluster import Servers
+from tests.support.eventually import eventually
 from tests.support.server import NatsServer
 
 ROUTE_PORT = 6222
@@ -88,7 +99,47 @@ def power_cut(under: Mapping[NatsServer, LoopDisk], *, which: str) -> Kind:
 
 async def keep_ledger(folder: Path, brokers: Servers, *kinds: Kind, plan: cluster_ledger.Plan = QUICK) -> list[cluster_ledger.Row]:
     """Run faults on these servers under the load of tasks and turns; return two rows for each."""
-    from msgspec import structs
-
-    async with staged(folder, brokers=brokers, logs_claims=True) as stage:
+    async with ledger_stage(folder, brokers) as stage:
         return await cluster_ledger.run_on(stage, structs.replace(plan, faults=kinds), folder)
+
+
+def ledger_stage(folder: Path, brokers: Servers) -> contextlib.AbstractAsyncContextManager[Stage]:
+    """Start these servers, with the streams and what a ledger needs."""
+    # more slots than are in doubt after a restart, so that the way back is measured and not the wait for a slot
+    return staged(folder, brokers=brokers, logs_claims=True, concurrency=24)
+
+
+async def census(stage: Stage, *, within_s: float = 60.0) -> frozenset[str]:
+    """Return the ids of the tasks that wait, when a leader is known and two looks say the same.
+
+    A stream that is gone has none; an answer that does not come is no answer.
+    """
+    looks: list[frozenset[str]] = []
+
+    async def agree() -> bool:
+        try:
+            info = await stage.bus.stream_info(subjects.WORK)
+            if info is not None and len(stage.servers.all) > 1 and not info.leader:
+                return False
+            looks.append(frozenset() if info is None else frozenset(await stage.pending()))
+        except BusError:
+            looks.clear()
+            return False
+        return len(looks) > 1 and looks[-1] == looks[-2]
+
+    await eventually(agree, within_s=within_s, what="two equal looks at the queue", every_s=1.0)
+    return looks[-1]
+
+
+def callboard(url: str, *words: str) -> tuple[int, dict[str, object]]:
+    """Run the command line against a server; return its status and its JSON."""
+    done = subprocess.run(
+        [sys.executable, "-m", "callboard", *words, "--json", "--nats", url],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+    )
+    found: dict[str, object] = json.loads(done.stdout) if done.stdout.strip() else {"said": done.stderr}
+    return done.returncode, found
