@@ -8,6 +8,7 @@ name that could collide, and it is gone with this process.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import threading
 from collections.abc import Callable
@@ -16,13 +17,18 @@ from itertools import permutations
 from tests.root.quarters import Refused, enter, need, run, unshare
 
 
+_numbers = itertools.count()
+
+
 class Nodes:
     """Network namespaces, numbered from 0, in which servers are started."""
 
-    net = "10.145.0"
-
     def __init__(self, count: int) -> None:
+        own = next(_numbers)
         self.count = count
+        # a probe may run beside the real one
+        self.net = f"10.145.{own}"
+        self.device = f"cb{os.getpid()}.{own}"
         self._held: list[int] = []
 
     @property
@@ -78,13 +84,11 @@ class Nodes:
 class Namespaces(Nodes):
     """Nodes on a bridge. Cuts and losses are rules of the nodes' own packet filters."""
 
-    bridge = f"cb{os.getpid()}"
-
     def __enter__(self) -> Namespaces:
         try:
-            run("ip", "link", "add", self.bridge, "type", "bridge")
-            run("ip", "addr", "add", f"{self.net}.254/24", "dev", self.bridge)
-            run("ip", "link", "set", self.bridge, "up")
+            run("ip", "link", "add", self.device, "type", "bridge")
+            run("ip", "addr", "add", f"{self.net}.254/24", "dev", self.device)
+            run("ip", "link", "set", self.device, "up")
             for number in range(self.count):
                 self._join(number)
         except BaseException:
@@ -132,13 +136,13 @@ class Namespaces(Nodes):
         """Remove everything."""
         super().close()
         with contextlib.suppress(Refused):
-            run("ip", "link", "del", self.bridge)
+            run("ip", "link", "del", self.device)
 
     def _join(self, number: int) -> None:
         self.hold()
-        near = f"{self.bridge}v{number}"
+        near = f"{self.device}v{number}"
         run("ip", "link", "add", near, "type", "veth", "peer", "name", "eth0", "netns", self.path(number))
-        run("ip", "link", "set", near, "master", self.bridge, "up")
+        run("ip", "link", "set", near, "master", self.device, "up")
         self.inside(number, "ip", "addr", "add", f"{self.address(number)}/24", "dev", "eth0")
         self.inside(number, "ip", "link", "set", "eth0", "up")
 

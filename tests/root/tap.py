@@ -22,9 +22,6 @@ _END_S = 5.0
 class TapSwitch(Nodes):
     """Nodes on a switch of our own; the harness has a port on it, too. The same seed draws the same dice."""
 
-    net = "10.145.1"
-    device = f"cb{os.getpid()}t"
-
     def __init__(self, count: int, *, seed: int = 7) -> None:
         super().__init__(count)
         self._seed = seed
