@@ -64,9 +64,17 @@ chaos: $(VENV)/.dev ## kill workers and servers under 5,000 tasks and account fo
 chaos-turns: $(VENV)/.dev ## kill hosts and servers under 1,000 long turns (CHAOS="--turns 100 --servers 3 --server-freezes 2")
 	@$(BIN)/python -m tests.chaos.turn_ledger $(CHAOS)
 
+.PHONY: chaos-upgrade
+chaos-upgrade: $(VENV)/.dev ## replace the workers of the version before under 200 open turns (CHAOS="--back")
+	@$(BIN)/python -m tests.chaos.upgrade $(CHAOS)
+
 .PHONY: chaos-takeover
 chaos-takeover: $(VENV)/.dev ## kill the host of a turn 200 times and time its heirs (CHAOS="--kills 20")
 	@$(BIN)/python -m tests.chaos.takeover $(CHAOS)
+
+.PHONY: chaos-cluster
+chaos-cluster: $(VENV)/.dev ## every fault of three servers under tasks and turns (CHAOS='--fault "leader killed"')
+	@$(BIN)/python -m tests.chaos.cluster_ledger $(CHAOS)
 
 .PHONY: simulate
 simulate: $(VENV)/.dev ## replay one simulated run and print its history (SCENARIO=actors SEED=7)

@@ -15,6 +15,8 @@ from bench import (
     rows_idle,
     rows_joining,
     rows_latency,
+    rows_registry,
+    rows_scale,
     rows_submit,
     rows_turns,
     rows_work,
@@ -27,7 +29,8 @@ from callboard.runtime import server_binary
 
 HELP = """rows of tasks: a tasks/s, b CPU a task, c submit, d latency, e lanes, f other concurrencies, g recovery after
 kill -9, h profile of row a; rows of actors: i one ask, j asks/s, k turns that send, l replay, m idle actors, n beside a
-blocked actor, o a host joins, p a step, q profile of row j"""
+ blocked actor, o a host joins, p a step, q profile of row j; of the fleet: r the registry, s processes scaled by
+ order"""
 
 
 def main() -> None:
@@ -48,12 +51,12 @@ async def _run(options: Options, path: Path) -> None:
     rows: list[Row] = []
     profiles: list[str] = []
     for mode in options.modes:
-        if set("abcdefgh") & set(options.rows):
+        if set("abcdefghr") & set(options.rows):
             async with Broker(mode, options.folder) as broker:
                 rows += await _rows(broker, options)
                 if "h" in options.rows:
                     profiles.append(f"profile, {mode}, {await rows_work.profile(broker, options)}")
-        if set("ijklmnopq") & set(options.rows):
+        if set("ijklmnopqr") & set(options.rows):
             # a server without what the tasks have left
             async with Broker(mode, options.folder) as broker:
                 rows += await _actor_rows(broker, options)
@@ -85,6 +88,9 @@ async def _rows(broker: Broker, options: Options) -> list[Row]:
     if "g" in wanted and broker.mode == "always":
         _say(f"{broker.mode}: recovery")
         rows += await rows_latency.recovery(broker, options)
+    if "s" in wanted:
+        _say(f"{broker.mode}: a group is scaled")
+        rows += await rows_scale.rows(broker, options)
     return rows
 
 
@@ -105,6 +111,10 @@ async def _actor_rows(broker: Broker, options: Options) -> list[Row]:
     if "m" in options.rows:
         _say(f"{broker.mode}: idle actors")
         rows += await rows_idle.rows(options, broker.mode)
+    if "r" in options.rows and broker.mode == "default":
+        # nothing of it is stored but records
+        _say("the registry")
+        rows += await rows_registry.rows(options, broker.mode)
     if "o" in options.rows and broker.mode == "always":
         _say("always: a host joins")
         rows += await rows_joining.rows(options)

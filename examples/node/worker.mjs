@@ -227,7 +227,7 @@ nc.subscribe("cb.ctl.holds", {
 
 /** When each other worker's heartbeat was last heard: whose answer is worth waiting for. */
 const peers = new Map();
-nc.subscribe("cb.beat.*", {
+nc.subscribe("cb.beat.>", {
   callback: (_error, m) => {
     const { worker: peer, status } = m.json();
     if (status === "stopped") peers.delete(peer);

@@ -28,8 +28,10 @@ if TYPE_CHECKING:
         TaskFailedError,
         TerminalError,
     )
+    from callboard.runtime.here import find, pick
     from callboard.runtime.host import connect
     from callboard.runtime.record import TaskRecord
+    from callboard.runtime.registry.handle import AgentHandle, PoolHandle
     from callboard.runtime.retry import RetryPolicy
     from callboard.runtime.worker import Worker, WorkerOptions
 
@@ -38,12 +40,14 @@ __all__ = [
     "ActorFailed",
     "ActorRef",
     "Address",
+    "AgentHandle",
     "BackpressureError",
     "CallboardError",
     "Cancellation",
     "Capability",
     "Client",
     "Gap",
+    "PoolHandle",
     "RetryPolicy",
     "RetryableError",
     "TaskContext",
@@ -59,8 +63,10 @@ __all__ = [
     "current_turn",
     "errors",
     "every",
+    "find",
     "migrate",
     "on",
+    "pick",
     "testing",
 ]
 
@@ -69,12 +75,14 @@ _HOMES = {
     "ActorFailed": "actor.notice",
     "ActorRef": "actor.ref",
     "Address": "actor.address",
+    "AgentHandle": "registry.handle",
     "BackpressureError": "errors",
     "CallboardError": "errors",
     "Cancellation": "client",
     "Capability": "capability",
     "Client": "client",
     "Gap": "actor.parts",
+    "PoolHandle": "registry.handle",
     "RetryPolicy": "retry",
     "RetryableError": "errors",
     "TaskContext": "context",
@@ -89,8 +97,10 @@ _HOMES = {
     "current_task": "context",
     "current_turn": "actor.turn_api",
     "every": "actor.handler",
+    "find": "here",
     "migrate": "actor.migration",
     "on": "actor.handler",
+    "pick": "here",
 }
 
 

@@ -107,6 +107,17 @@ class Background:
 
     @property
     def events(self) -> list[Any]:
+        """What the command and its processes said, without the parent's own word."""
+        return [event for event in self._said if event.get("event") != "group"]
+
+    @property
+    def group(self) -> str:
+        """Id of the group that a parent keeps."""
+        found: str = next(event["group"] for event in self._said if event.get("event") == "group")
+        return found
+
+    @property
+    def _said(self) -> list[Any]:
         return [json.loads(line) for line in self.out if line.startswith("{")]
 
     def send(self, number: int) -> None:
@@ -201,7 +212,7 @@ class Console:
                     continue
 
 
-def eventually(condition: Callable[[], object], said: Sequence[str] = (), *, timeout_s: float = 15) -> None:
+def eventually(condition: Callable[[], object], said: Sequence[str] = (), *, timeout_s: float = 30) -> None:
     """Wait until ``condition`` holds; fail with what was said when it does not in time."""
     give_up_s = time.monotonic() + timeout_s
     while not condition():

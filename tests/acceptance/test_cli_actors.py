@@ -138,7 +138,7 @@ def test_mail_waits_for_a_paused_actor_and_runs_when_it_is_resumed(console: Cons
     assert console.run("agents", "resume", actor).status == 0
     eventually(lambda: console.run("agents", "mailbox", actor, "--json").json == [])
     listed = {line["address"]: line for line in console.run("agents", "ls", "greeter", "--json").json}
-    assert (listed[actor]["status"], listed[actor]["turns"]) == ("active", 1)
+    assert (listed[actor]["status"], listed[actor]["turns"]) == ("idle", 1)
 
 
 def test_a_turn_is_seen_and_cancelled(console: Console, dev: Background) -> None:
@@ -166,11 +166,58 @@ def test_it_says_how_many_dead_letters_went_back(console: Console, dev: Backgrou
     assert "writer/7 has 1 dead letter back" in console.run("agents", "requeue", "writer/7").out
 
 
+def test_the_dead_letters_of_an_actor_are_listed(console: Console, dev: Background) -> None:
+    seqs = [int(console.run("tell", "writer/9", "Fail", f'{{"text": "no {what}"}}').out) for what in ("ink", "pen")]
+    eventually(lambda: len(console.run("dead", "ls", "--agent", "writer/9", "--json").json) == 2)
+    found = console.run("dead", "ls", "--agent", "writer/9", "--json").json
+    assert [each["letter"]["seq"] for each in found] == seqs[::-1]
+    assert found[0]["letter"]["failure"]["message"] == "no pen"
+    assert set(found[0]) == {"seq", "stored_at", "letter"}
+    shown = console.run("dead", "ls", "--agent", "writer/9")
+    assert shown.out.splitlines()[0].split() == ["ACTOR", "MAIL", "TYPE", "AT", "RUNS", "CAUSE"]
+    assert f"writer/9  {seqs[0]}" in shown.out
+    assert "ValueError: no ink" in shown.out
+    assert len(console.run("dead", "ls", "--agent", "writer", "--limit", "1", "--json").json) == 1
+    assert console.run("dead", "ls", "--agent", "writer/none", "--json").json == []
+    # tasks have none, and it says where there are some
+    plain = console.run("dead", "ls")
+    assert plain.status == 0
+    assert "`callboard dead ls --agent writer`" in plain.err
+    wrong = console.run("dead", "ls", "--agent", "writer", "--capability", "shout")
+    assert (wrong.status, "give one of them" in wrong.err) == (2, True)
+    assert console.run("dead", "ls", "--agent", "Big Type").status == 2
+    # the number in the column goes to requeue
+    assert console.run("agents", "requeue", "writer/9", str(seqs[0]), "--json").json["requeued"] == 1
+
+
 def test_a_message_that_nobody_hosts_is_stored_with_a_warning(console: Console, dev: Background) -> None:
     told = console.run("tell", "writr/1", "Draft")
     assert (told.status, told.out.strip().isdigit()) == (0, True)
     assert "no worker hosts 'writr' now" in told.err
     assert not console.run("tell", "writer/8", "Draft").err
+
+
+def test_hosts_with_different_code_are_marked_in_the_list(console: Console, dev: Background) -> None:
+    assert console.run("ask", "writer/10", "Hold", '{"seconds": 0}').status == 0
+
+    def listed() -> dict[str, bool]:
+        return {line["address"]: line["has_mixed_code"] for line in console.run("agents", "ls", "--json").json}
+
+    assert not any(listed().values())
+    other = MORE.replace("text: str\n\nclass Hold", "text: str\n    more: int = 0\n\nclass Hold")
+    (console.folder / "other.py").write_text("from hello import Struct, Actor, on" + other)
+    worker = console.start("worker", "start", "other.py", "--json")
+    eventually(lambda: worker.events or worker.process.poll() is not None, worker.err)
+    found = listed()
+    assert found["writer/10"]
+    assert not any(is_mixed for address, is_mixed in found.items() if not address.startswith("writer/"))
+    assert not any(line["has_mixed_code"] for line in console.run("agents", "ls", "--quick", "--json").json)
+    run = console.run("agents", "ls", "writer")
+    assert "writer/10  active *" in run.out
+    assert f"on {worker.events[0]['worker']}" in run.err
+    assert "deploy one code to all of them" in run.err
+    assert console.run("agents", "ls", "greeter").err == ""
+    assert worker.stop() == 0
 
 
 def test_new_code_is_taken_and_broken_code_is_reported(tmp_path: Path) -> None:

@@ -163,19 +163,19 @@ def test_pause_holds_work_back_and_resume_lets_it_go(console: Console, worker: B
 
 
 def _workers(console: Console) -> list[dict[str, list[dict[str, object]]]]:
-    found: list[dict[str, list[dict[str, object]]]] = console.run("worker", "ls", "--json").json
+    found: list[dict[str, list[dict[str, object]]]] = console.run("workers", "ls", "--json").json["workers"]
     return found
 
 
 def test_workers_are_listed_and_resized(console: Console, worker: Background) -> None:
     name = worker.events[0]["worker"]
-    run = console.run("worker", "slots", name, "echo", "3", "--json")
+    run = console.run("workers", "scale", name, "3", "--slots", "echo", "--json")
     assert run.json == {"workers": [name], "capability": "echo", "slots": 3}
-    found = console.run("worker", "ls", "--json").json[0]
+    found = console.run("workers", "ls", "--json").json["workers"][0]
     assert (found["worker"], found["labels"]) == (name, {"zone": "a"})
     assert next(c["slots"] for c in found["capabilities"] if c["name"] == "echo") == 3
-    assert console.run("worker", "slots", name, "unknown", "3").status == 5
-    assert console.run("worker", "drain", "nobody-1").status == 5
+    assert console.run("workers", "scale", name, "3", "--slots", "unknown").status == 5
+    assert console.run("workers", "drain", "nobody-1").status == 5
 
 
 def test_later_and_recurring_tasks_are_planned_listed_and_removed(console: Console, worker: Background) -> None:

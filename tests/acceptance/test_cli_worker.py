@@ -124,7 +124,7 @@ def test_no_child_outlives_its_parent(console: Console) -> None:
 
 def test_drain_by_order_ends_the_worker_with_status_0(console: Console) -> None:
     worker = console.work()
-    run = console.run("worker", "drain", worker.events[0]["worker"], "--wait", "--json")
+    run = console.run("workers", "drain", worker.events[0]["worker"], "--wait", "--json")
     assert run.json == {"drained": [worker.events[0]["worker"]]}
     assert worker.wait() == 0
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.acceptance.console import Console, Run, eventually
+from tests.acceptance.console import Background, Console, Run, eventually
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 INSTALL_TIMEOUT_S = 50
@@ -46,6 +47,19 @@ class Writer(Actor, name="writer", retry=RetryPolicy(attempts=1)):
         return "held"
 """
 
+# lists what answers to service discovery, with the client's own words for it
+SERVICES = """
+import { connect } from "nats";
+const nc = await connect({ servers: process.env.NATS_URL });
+const client = nc.services.client();
+const found = [];
+for await (const info of await client.info("callboard-worker")) found.push(info);
+const stats = [];
+for (const { id } of found) for await (const each of await client.stats("callboard-worker", id)) stats.push(each);
+console.log(JSON.stringify({ found, stats }));
+await nc.close();
+"""
+
 Ask = Callable[..., Run]
 
 
@@ -70,6 +84,12 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for file in (EXAMPLES / "node").iterdir():
         if file.is_file():
             shutil.copy(file, folder)
+    install(folder)
+    return folder
+
+
+def install(folder: Path) -> None:
+    """Have npm fetch what the folder's package names; skip the test when it cannot."""
     npm = shutil.which("npm")
     if shutil.which("node") is None or npm is None:
         pytest.skip("Node.js is not on this machine")
@@ -86,7 +106,23 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("npm did not finish: no way to its registry?")
     if done.returncode:
         pytest.skip(f"npm cannot install the client: {done.stderr[-200:]}")
-    return folder
+
+
+@pytest.fixture
+def agent(console: Console, node: Path) -> Iterator[Background]:
+    """Start agent.mjs as ``counter/one``, which counts words, and wait until it is registered."""
+    process = subprocess.Popen(
+        ["node", str(node / "agent.mjs"), "counter/one", "count-words,idle-talk"],
+        env=os.environ | console.env | {"LABELS": "zone=a", "WEIGHT": "2"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    found = Background(process)
+    eventually(lambda: any("can count-words" in line for line in found.err) or process.poll() is not None, found.err)
+    yield found
+    found.stop()
 
 
 def run(console: Console, *command: str, **env: str) -> Run:
@@ -193,3 +229,60 @@ def test_a_task_is_submitted_by_a_shell(console: Console) -> None:
 def test_a_task_is_submitted_by_node(console: Console, node: Path) -> None:
     found = run(console, "node", str(node / "submit.mjs"), "shout", '"hey"')
     assert (found.status, found.json) == (0, "HEY"), found.err
+
+
+@pytest.mark.node
+def test_an_agent_in_node_is_found_picked_and_asked(console: Console, agent: Background) -> None:
+    members = {each["address"]: each for each in console.run("agents", "ls", "--json").json}
+    one = members["counter/one"]
+    assert (one["status"], one["is_hosted"], one["capabilities"]) == ("idle", False, ["count-words", "idle-talk"])
+    assert (one["labels"], one["weight"]) == ({"zone": "a"}, 2)
+    picked = console.run("find", "count-words", "--label", "zone=a", "--pick")
+    assert (picked.status, picked.out) == (0, "counter/one\n"), picked.err
+    asked = console.run("ask", "counter/one", "Text", '{"text":"one two three"}', "--json")
+    assert asked.json["value"]["words"] == 3
+    failed = console.run("ask", "counter/one", "Text", '{"text":3}')
+    assert failed.status == 1
+    assert 'takes a member "text"' in failed.err
+    shown = console.run("agents", "show", "counter/one", "--json").json
+    assert shown["registry"]["record"]["capabilities"][0]["name"] == "count-words"
+    # and it leaves in good order
+    assert agent.stop() == 0
+    assert console.run("find", "count-words").status == 5
+    assert "counter/one" not in console.run("agents", "ls").out
+
+
+@pytest.mark.node
+def test_an_agent_in_node_that_is_killed_goes_offline(console: Console, agent: Background) -> None:
+    agent.stop(signal.SIGKILL)
+    eventually(lambda: console.run("find", "count-words", "--status", "offline").status == 0, timeout_s=25)
+    assert console.run("find", "count-words", "--pick").status == 5
+
+
+def test_the_registry_is_asked_by_a_shell(console: Console) -> None:
+    script = str(EXAMPLES / "registry.sh")
+    body = {"type": "scribe", "key": "by hand", "capabilities": ["scribble"], "instance": "bash"}
+    assert run(console, script, "register", json.dumps(body)).json["address"] == "scribe/by hand"
+    found = run(console, script, "find", '{"capability":"scribble"}')
+    assert [agent["record"]["key"] for agent in found.json["agents"]] == ["by hand"]
+    assert run(console, script, "address", '{"capability":"scribble"}').out == "scribe/by hand\n"
+    near = run(console, script, "pick", '{"capability":"scribbel"}')
+    assert (near.status, near.out) == (1, "")
+    assert json.loads(near.err)["error"]["near"] == ["scribble"]
+    assert run(console, script, "deregister", '{"type":"scribe","key":"by hand"}').json == {"ok": True}
+
+
+@pytest.mark.node
+def test_the_services_client_of_node_sees_the_workers(console: Console, node: Path) -> None:
+    # the client that the examples use has no services client of its release; the one before it does
+    folder = node / "services"
+    folder.mkdir()
+    (folder / "package.json").write_text('{"type":"module","private":true,"dependencies":{"nats":"^2.29"}}')
+    (folder / "list.mjs").write_text(SERVICES)
+    install(folder)
+    found = run(console, "node", str(folder / "list.mjs"))
+    assert found.status == 0, found.err
+    (info,) = found.json["found"]
+    assert info["type"] == "io.nats.micro.v1.info_response"
+    assert {"task-shout", "ask-greeter", "ask-writer"} <= {endpoint["name"] for endpoint in info["endpoints"]}
+    assert [stats["id"] for stats in found.json["stats"]] == [info["id"]]

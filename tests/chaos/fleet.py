@@ -25,7 +25,7 @@ READY_WITHIN_S = 30.0
 
 
 class WorkerProcess:
-    """One worker, in a process group of its own."""
+    """One worker, in a process group of its own; ``root`` is the tree whose code it runs."""
 
     def __init__(
         self,
@@ -33,17 +33,18 @@ class WorkerProcess:
         folder: Path,
         *,
         crash_at: str | None = None,
+        root: Path = ROOT,
         more_environment: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("CALLBOARD_")} | dict(more_environment)
-        environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
+        environment["PYTHONPATH"] = os.pathsep.join([str(root / "src"), str(root)])
         if crash_at is not None:
             environment["CALLBOARD_CRASH_AT"] = crash_at
         self.log = folder / "workers.err"
         with self.log.open("ab") as errors:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tests.chaos.worker_main", msgspec.json.encode(options).decode()],
-                cwd=ROOT,
+                cwd=root,
                 env=environment,
                 stdout=errors,
                 stderr=errors,
@@ -85,12 +86,15 @@ class Fleet:
         *,
         crash_at: str | None = None,
         is_awaited: bool = True,
+        root: Path = ROOT,
         more_environment: Mapping[str, str] = MappingProxyType({}),
         **changes: Any,  # noqa: ANN401 - fields of Options
     ) -> WorkerProcess:
-        """Start a worker and wait until it is ready."""
+        """Start a worker, of the tree at ``root``, and wait until it is ready."""
         options = Options(**({"folder": str(self.folder)} | self._defaults | changes))
-        worker = WorkerProcess(options, self.folder, crash_at=crash_at, more_environment=more_environment)
+        worker = WorkerProcess(
+            options, self.folder, crash_at=crash_at, root=root, more_environment=more_environment
+        )
         self.workers.append(worker)
         if is_awaited:
             await self.ready(worker)
@@ -126,6 +130,21 @@ class Fleet:
         worker.process.wait()
         self.deaths.append(Death(pid=worker.pid, at_s=at_s))
         return at_s
+
+    async def drain(self, worker: WorkerProcess, *, within_s: float) -> float:
+        """End a worker with SIGTERM; return how long it took.
+
+        Raises:
+            RuntimeError: If it did not end with status 0.
+        """
+        at_s = worker.signal(signal.SIGTERM)
+        await eventually(lambda: not worker.is_alive, within_s=within_s, what=f"the end of {worker.pid}", every_s=0.05)
+        took_s = time.monotonic() - at_s
+        self.deaths.append(Death(pid=worker.pid, at_s=time.monotonic()))
+        if worker.process.returncode != 0:
+            message = f"worker {worker.pid} drained with status {worker.process.returncode}"
+            raise RuntimeError(message)
+        return took_s
 
     def freeze(self, worker: WorkerProcess) -> float:
         """Stop a worker for longer than its leases last: it counts as dead from now on."""

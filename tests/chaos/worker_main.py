@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from callboard.runtime import logs
+from callboard.runtime.actor import shutdown
 from callboard.runtime.actor.services import ActorRules
 from callboard.runtime.bus.base import Bus
 from callboard.runtime.bus.jetstream import connect
@@ -51,6 +52,7 @@ class Options(Struct, frozen=True, kw_only=True):
     quarantine_s: float = 4.0
     crash_limit: int = 3
     drain_grace_s: float = 30.0
+    shutdown: str = "cooperative"
     schedule_over_s: float = 30.0
     retry_gap_s: float = handlers.RETRY_GAP_S
     breaks: tuple[str, ...] = ()
@@ -91,6 +93,7 @@ async def main(options: Options) -> None:
             ack_wait_s=options.ack_wait_s,
             extend_every_s=options.extend_every_s,
             drain_grace_s=options.drain_grace_s,
+            shutdown=shutdown.named(options.shutdown),
             pool_rules=PoolRules(crash_limit=options.crash_limit, quarantine_s=options.quarantine_s),
             settle_rules=SettleRules(schedule_over_s=options.schedule_over_s),
             actor_rules=ActorRules(cursor_every_s=options.cursor_every_s),

@@ -12,18 +12,19 @@ import pytest
 from msgspec import Struct
 from msgspec.structs import replace
 
-from callboard.runtime import actor_doctor, host, metrics, roster, subjects
+from callboard.runtime import actor_doctor, metrics, roster, subjects
 from callboard.runtime.actor import inspection
 from callboard.runtime.actor.actor import Actor
 from callboard.runtime.actor.address import Address
 from callboard.runtime.actor.handler import on
 from callboard.runtime.beat import Beat, decode_beat
-from callboard.runtime.bus.base import Message
+from callboard.runtime.bus.base import Message, Write
 from callboard.runtime.clock import SYSTEM_CLOCK
 from callboard.runtime.config import TopologySettings
 from callboard.runtime.errors import TopologyError
 from callboard.runtime.finding import Finding
 from callboard.runtime.retry import RetryPolicy
+from callboard.runtime.view import view_of
 from tests.support.eventually import eventually
 from tests.support.world import QUICK, Running, World, open_world
 
@@ -116,6 +117,15 @@ async def test_failed_and_paused_actors_are_counted(callboard_world: World) -> N
     await eventually(is_failed)
 
 
+async def test_a_record_that_cannot_be_read_is_told_and_hides_no_other(callboard_world: World) -> None:
+    running = await owning(callboard_world)
+    await inspection.order(callboard_world.bus, Address("parrot", "bob"), "pause", reason="lunch")
+    await callboard_world.bus.store(Write(subjects.state("parrot", "ann"), b"?"))
+    found = (await findings(callboard_world, running))["actors"]
+    assert found.level == "warning"
+    assert "2 actors, of those 1 undecodable, 1 paused; parrot/ann: this is not a state record" in found.text
+
+
 async def test_a_stream_with_nearly_all_the_readers_it_takes_is_seen(tmp_path: Path) -> None:
     settings = TopologySettings(partitions=26, actor_max_consumers=64)
     async with open_world("jetstream", tmp_path / "server", settings=settings) as world:
@@ -137,10 +147,10 @@ async def test_a_scrape_counts_turns_and_steps(callboard_world: World) -> None:
     await callboard_world.client.actor("parrot/eve").tell(Say("fail"))
     stats = running.worker.host.services.stats["parrot"]  # type: ignore[union-attr]
     await eventually(lambda: stats.failed)
-    (view,) = host.view_of(running.worker).actors
-    assert (view.kind, view.partitions, view.active, view.running) == ("parrot", 16, 2, 0)
+    (counted,) = view_of(running.worker).actors
+    assert (counted.kind, counted.partitions, counted.active, counted.running) == ("parrot", 16, 2, 0)
     assert (stats.started, stats.committed, stats.failed, stats.steps_run) == (3, 2, 1, 2)
-    text = metrics.render(lambda: host.view_of(running.worker)).decode()
+    text = metrics.render(lambda: view_of(running.worker)).decode()
     label = f'{{type="parrot",worker="{running.worker.id}"}}'
     assert f"callboard_turns_committed_total{label} 2.0" in text
     assert f"callboard_actor_partitions{label} 16.0" in text

@@ -8,7 +8,7 @@ import time
 import pytest
 from msgspec import Struct
 
-from callboard.runtime.actor import inspection
+from callboard.runtime.actor import inspection, letter
 from callboard.runtime.actor.actor import Actor
 from callboard.runtime.actor.address import parse
 from callboard.runtime.actor.handler import on
@@ -131,6 +131,32 @@ async def test_one_dead_letter_may_be_requeued_alone(callboard_world: World) -> 
     assert len(await letters(world, "worker/w")) == 1
 
 
+async def test_dead_letters_are_listed_newest_first_for_one_actor_or_a_type(callboard_world: World) -> None:
+    world = callboard_world
+    await world.start(Worker)
+    for key in ("a/b", "a.b"):
+        await world.client.actor(f"worker/{key}").tell(Do("terminal", key))
+        await eventually(lambda key=key: _count(world, key, 1))
+    with pytest.raises(UnknownMessageError):
+        await world.client.actor("worker/a/b").ask({"x": 1}, type="Nothing")
+    found = await letter.letters(world.bus, "worker")
+    assert [(each.letter.address, each.letter.failure.code) for each in found] == [
+        ("worker/a/b", "unknown_message"),
+        ("worker/a.b", "terminal"),
+        ("worker/a/b", "terminal"),
+    ]
+    assert [each.letter for each in await letter.letters(world.bus, "worker", "a.b")] == [found[1].letter]
+    assert len(await letter.letters(world.bus, "worker", limit=2)) == 2
+    assert len(await letter.letters(world.bus, "worker", cause="terminal")) == 2
+    assert await letter.letters(world.bus, "worker", since=found[0].stored_at) == found[:1]
+    assert await letter.letters(world.bus, "another") == []
+    assert await letter.counts(world.bus) == {"worker": 3}
+
+
+async def _count(world: World, key: str, count: int) -> bool:
+    return len(await letter.letters(world.bus, "worker", key)) == count
+
+
 async def test_what_its_senders_do_wrong_does_not_fail_an_actor(callboard_world: World) -> None:
     world = callboard_world
     await world.start(Worker)
@@ -165,6 +191,32 @@ async def test_too_many_restarts_fail_the_actor_and_its_mail_stays(callboard_wor
     await inspection.order(world.bus, parse("stubborn/s"), "restart")
     await handled(world, "stubborn/s", 1)
     assert await state_of(world, "stubborn/s") == {"done": ["a"]}
+
+
+async def test_by_default_bad_mail_is_buried_before_the_budget_of_restarts_is_spent(callboard_world: World) -> None:
+    world = callboard_world
+
+    # the default policy but for its gaps, within one window
+    class Usual(Actor, retry=RetryPolicy(gaps_s=(0.02,))):
+        @on
+        async def do(self, m: Do) -> str:
+            if m.what == "fail":
+                raise ValueError(m.name)
+            return m.name
+
+    await world.start(Usual)
+    usual = world.client.actor("usual/u")
+    for name in ("a", "b"):
+        await usual.tell(Do("fail", name))
+    assert await usual.ask(Do("ok", "c")) == "c"
+    assert len(await letters(world, "usual/u")) == 2
+    for name in ("d", "e"):
+        await usual.tell(Do("fail", name))
+    assert await usual.ask(Do("ok", "f")) == "f"
+    other = world.client.actor("usual/v")
+    for name in ("a", "b", "c"):
+        await other.tell(Do("fail", name))
+    assert "3 mails in a row became dead letters" in (await failed(world, "usual/v")).reason
 
 
 async def test_a_supervisor_is_told_and_its_own_failure_goes_on_to_its_own(callboard_world: World) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -30,7 +31,7 @@ from callboard.runtime.errors import (
     StateDecodeError,
 )
 from callboard.runtime.retry import RetryPolicy
-from tests.support.actors import handled, letters, record_of, state_of
+from tests.support.actors import handled, letters, mails_of, record_of, state_of
 from tests.support.eventually import eventually
 from tests.support.world import World
 
@@ -247,6 +248,31 @@ async def test_a_question_that_poses_as_our_own_mail_is_answered_with_an_error(
     with pytest.raises(DecodeError, match=header.MAIL_KIND):
         await odd.ask(Do("fine"), headers=headers, timeout_s=5)
     assert [letter.failure.code for letter in await letters(world, "odd/posed")] == ["decode"]
+
+
+async def _mails_are(world: World, address: str, count: int) -> bool:
+    return await mails_of(world, address) == count
+
+
+@pytest.mark.parametrize("sign", sorted(KINDS))
+async def test_a_tell_that_poses_as_our_own_mail_is_a_dead_letter(callboard_world: World, sign: str) -> None:
+    world = callboard_world
+    await world.start(Odd)
+    odd = world.client.actor("odd/posed")
+    forged = {header.MAIL_KIND: sign, header.TIMER: "every.x", header.TIMER_GENERATION: "1"}
+    for headers in (forged, {header.MAIL_KIND: sign}):
+        await world.bus.store(Write(subjects.mail("odd", "posed"), b'{"what":"fine"}', headers))
+    # delayed mail that poses: its schedule is no timer of the actor's
+    delayed = forged | header.at(datetime.now(UTC), subjects.mail("odd", "posed"))
+    await world.bus.store(Write("cb.timer.client.posing.tell", b'{"what":"fine"}', delayed))
+    await eventually(lambda: _mails_are(world, "odd/posed", 3))
+    # what is no word of ours says nothing
+    await world.bus.store(Write(subjects.mail("odd", "posed"), b'{"what":"fine"}', {header.MAIL_KIND: "own"}))
+    assert await odd.ask(Do("fine")) == 2
+    found = await letters(world, "odd/posed")
+    assert [letter.failure.code for letter in found] == ["decode"] * 3
+    assert all("leave the header out" in letter.failure.message for letter in found)
+    assert [letter.data for letter in found] == [b'{"what":"fine"}'] * 3
 
 
 @pytest.mark.parametrize(

@@ -8,16 +8,27 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
 import pytest
-from msgspec import Raw
+from msgspec import Raw, Struct
 
+from callboard.cli import agents
 from callboard.runtime import subjects
 from callboard.runtime.actor import inspection
+from callboard.runtime.actor.actor import Actor
 from callboard.runtime.actor.address import Address
+from callboard.runtime.actor.handler import on
 from callboard.runtime.actor.record import Parked, StateRecord, Timer
 from callboard.runtime.blobs import BlobStore
-from callboard.runtime.errors import ActorStoppedError, InvalidNameError, NoHostError, NotFoundError
+from callboard.runtime.bus.base import Write
+from callboard.runtime.errors import ActorStoppedError, DecodeError, InvalidNameError, NoHostError, NotFoundError
+from callboard.runtime.retry import RetryPolicy
+from tests.support.eventually import eventually
 from tests.support.hand_host import GREETER, HandHost, put_cursor, put_state
 from tests.support.world import World
+
+
+class Hold(Struct):
+    fails: bool = False
+
 
 NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
 BOB = Address("greeter", "b.o*b ü")
@@ -113,6 +124,108 @@ async def test_a_long_mailbox_is_counted_up_to_a_limit(callboard_world: World, m
         await callboard_world.client.actor(GREETER).tell(number)
     view = await inspection.show(callboard_world.bus, GREETER)
     assert (view.mailbox.count, view.mailbox.is_more) == (3, True)
+
+
+async def test_the_mail_that_runs_does_not_wait(callboard_world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    is_running, goes_on = asyncio.Event(), asyncio.Event()
+
+    class Holder(Actor, name="greeter", retry=RetryPolicy(attempts=2, gaps_s=(60.0,))):
+        @on
+        async def hold(self, m: Hold) -> None:
+            if m.fails:
+                raise ValueError
+            is_running.set()
+            await goes_on.wait()
+
+    await callboard_world.start(Holder)
+    ann = callboard_world.client.actor(GREETER)
+    first = await ann.tell(Hold())
+    await is_running.wait()
+    view = await inspection.show(callboard_world.bus, GREETER)
+    # its first turn: there is no record yet, and nothing waits
+    assert (view.status, view.mailbox.count, view.mailbox.oldest) == ("new", 0, None)
+    second = await ann.tell(Hold(fails=True))
+    third = await ann.tell(Hold())
+    view = await inspection.show(callboard_world.bus, GREETER)
+    assert view.mailbox.count == 2
+    assert view.mailbox.oldest is not None
+    assert view.mailbox.oldest.seq == second
+    # it is not handled either
+    assert [mail.seq for mail in await inspection.mailbox(callboard_world.bus, GREETER)] == [first, second, third]
+    goes_on.set()
+
+    async def waits_for_its_next_attempt() -> bool:
+        view = await inspection.show(callboard_world.bus, GREETER)
+        said = json.loads(bytes(view.running or b"{}")).get("running") or {}
+        return bool(said.get("waits_for_retry")) and view.mailbox.count == 1
+
+    await eventually(waits_for_its_next_attempt)
+    agents._show(await inspection.show(callboard_world.bus, GREETER))
+    assert "(Hold) failed and waits for its next attempt" in capsys.readouterr().out
+
+
+async def test_of_a_record_that_cannot_be_read_all_else_is_shown(
+    callboard_world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bus = callboard_world.bus
+    ann = callboard_world.client.actor(GREETER)
+    await ann.tell({"text": "x"}, type="Ask")
+    stands = await bus.store(Write(subjects.state("greeter", "ann"), b'{"v":1,"applied":'))
+    view = await inspection.show(bus, GREETER)
+    assert (view.address, view.status, view.record_seq, view.record_bytes) == (
+        "greeter/ann",
+        "undecodable",
+        stands.seq,
+        17,
+    )
+    assert "not a state record" in view.problem
+    assert view.at is not None
+    for part in (
+        "cb.state.greeter.ann",
+        f"replay agent greeter/ann --at {stands.seq - 1}",
+        "agents resume greeter/ann",
+    ):
+        assert part in view.fix
+    (line,) = await inspection.actors(bus)
+    assert (line.status, line.reason, line.stored) == ("undecodable", view.problem, 1)
+    for look in (inspection.mailbox(bus, GREETER), inspection.state_json(bus, GREETER)):
+        with pytest.raises(DecodeError, match="the record of greeter/ann cannot be read"):
+            await look
+    agents._show(view)
+    shown = capsys.readouterr().out
+    for text in ("undecodable: this is not", f"17 B at sequence {stands.seq} of", "1 on disk", "to do:", view.fix):
+        assert text in shown
+    assert "turns:" not in shown
+
+
+async def test_what_is_said_to_mend_a_record_does(callboard_world: World) -> None:
+    world = callboard_world
+    await put_state(world.bus, GREETER, StateRecord(turns=4, by="w"))
+    good = await world.bus.get_last(subjects.ACTORS, subjects.state("greeter", "ann"))
+    assert good is not None
+    await world.bus.store(Write(subjects.state("greeter", "ann"), b"{}}"))
+
+    class Free(Actor, name="greeter"):
+        @on
+        async def hold(self, m: Hold) -> None:
+            pass
+
+    await world.start(Free)
+    await world.client.actor(GREETER).tell(Hold())
+
+    async def is_noticed() -> bool:
+        view = await inspection.show(world.bus, GREETER)
+        return view.is_answering and b"state_decode" in bytes(view.running or b"")
+
+    await eventually(is_noticed)
+    await world.bus.store(Write(good.subject, good.data))
+    assert (await inspection.order(world.bus, GREETER, "resume"))["status"] == "active"
+
+    async def is_handled() -> bool:
+        view = await inspection.show(world.bus, GREETER)
+        return (view.status, view.turns, view.mailbox.count, view.problem, view.fix) == ("active", 5, 0, "", "")
+
+    await eventually(is_handled)
 
 
 async def test_the_state_is_told_wherever_it_lies(callboard_world: World) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from callboard.runtime.actor import inspection
 from callboard.runtime.actor.actor import Actor
 from callboard.runtime.actor.address import parse
 from callboard.runtime.actor.handler import on
-from callboard.runtime.errors import ActorStoppedError, InputError, RetryableError, TurnCancelledError
+from callboard.runtime.errors import ActorStoppedError, CallboardError, InputError, RetryableError, TurnCancelledError
 from callboard.runtime.retry import RetryPolicy
 from tests.support.actors import events_of, handled, letters, record_of, state_of, steps_of
 from tests.support.eventually import eventually
@@ -119,6 +120,58 @@ async def test_a_pause_lets_the_running_turn_end_first(callboard_world: World) -
     await eventually(lambda: hooks == ["pause after 1"])
     assert (await record_of(world, "bench/b")).status == "paused"
     assert running == ["a"]
+
+
+async def test_a_second_pause_keeps_the_first_reason_and_says_so(callboard_world: World) -> None:
+    world = callboard_world
+    await world.start(Bench)
+    await world.client.actor(WHO).ask(Job("a", "now"))
+    assert await order(world, "pause", "for lunch") == {"ok": True, "status": "paused", "reason": "for lunch"}
+    again = await order(world, "pause", "just because")
+    assert again == {"ok": True, "status": "paused", "reason": "for lunch", "already": True}
+    assert (await inspection.show(world.bus, WHO)).reason == "for lunch"
+    assert hooks == ["pause after 1"]
+    await order(world, "resume")
+    assert (await order(world, "pause", "for tea"))["reason"] == "for tea"
+
+
+async def test_a_synchronous_handler_that_is_stopped_goes_on_and_nothing_comes_of_it(callboard_world: World) -> None:
+    world = callboard_world
+    goes_on, has_ended = threading.Event(), threading.Event()
+    refused: list[str] = []
+
+    class Thread(Actor, name="bench"):
+        class State(Struct):
+            done: list[str] = []
+
+        @on
+        def job(self, m: Job) -> str:
+            running.append(m.name)
+            if m.how != "now":
+                assert goes_on.wait(20)
+                self.state.done.append(m.name)
+                try:
+                    self.tell(WHO, Job("told", "now"))
+                except CallboardError as error:
+                    refused.append(error.code)
+                has_ended.set()
+            return m.name
+
+    await world.start(Thread)
+    bench = world.client.actor(WHO)
+    asking = asyncio.create_task(bench.ask(Job("a")))
+    await eventually(lambda: running == ["a"])
+    await order(world, "cancel", "enough")
+    with pytest.raises(TurnCancelledError, match="enough"):
+        await asking
+    # the next mail does not wait for the thread
+    assert await bench.ask(Job("b", "now")) == "b"
+    goes_on.set()
+    await eventually(has_ended.is_set)
+    assert await bench.ask(Job("c", "now")) == "c"
+    assert running == ["a", "b", "c"]
+    assert await state_of(world, "bench/b") == {"done": []}
+    assert refused == ["actor"]
 
 
 async def test_show_tells_what_runs_and_how_it_is(callboard_world: World) -> None:

@@ -24,6 +24,7 @@ from callboard.runtime.errors import (
     AskFailedError,
     AskTimeoutError,
     DeadlineError,
+    InvalidHeaderError,
     InvalidNameError,
     NoHostError,
 )
@@ -123,6 +124,25 @@ async def test_a_deadline_travels_and_one_that_has_passed_is_refused(callboard_w
 async def test_an_address_that_cannot_be_is_refused(callboard_world: World, text: str) -> None:
     with pytest.raises(InvalidNameError):
         callboard_world.client.actor(text)
+
+
+@pytest.mark.parametrize("headers", [{"Nats-Rollup": "all"}, {"Nats-Rollup": "sub"}, {"Nats-TTL": "1s"}])
+async def test_a_header_that_deletes_mail_is_refused(callboard_world: World, headers: dict[str, str]) -> None:
+    ann = callboard_world.client.actor("greeter/ann")
+    await ann.tell(Ask("x"))
+    with pytest.raises(InvalidHeaderError, match="delete"):
+        await ann.tell(Ask("y"), headers=headers)
+    with pytest.raises(InvalidHeaderError, match="delete"):
+        await ann.tell(Ask("y"), headers=headers, delay_s=1)
+    with pytest.raises(InvalidHeaderError, match="delete"):
+        await ann.ask(Ask("y"), headers=headers)
+    assert await callboard_world.waiting("CB_ACTORS") == 1
+
+
+@pytest.mark.parametrize("given", [5, None, b"greeter/ann", "", "greeter", ("greeter", "ann"), True])
+async def test_what_is_no_address_at_all_is_refused_by_name(callboard_world: World, given: object) -> None:
+    with pytest.raises(InvalidNameError, match=r"<type>/<key>, for example '?greeter/ann"):
+        callboard_world.client.actor(given)  # type: ignore[arg-type] # what a typed program cannot do
 
 
 async def test_a_name_that_a_sequence_has_is_no_id(callboard_world: World) -> None:

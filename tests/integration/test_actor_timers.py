@@ -8,11 +8,14 @@ import pytest
 from msgspec import Struct
 
 from callboard.runtime import subjects
+from callboard.runtime.actor import inspection
 from callboard.runtime.actor.actor import Actor
+from callboard.runtime.actor.address import parse
 from callboard.runtime.actor.handler import every, on
 from callboard.runtime.actor.mail import KIND_TIMER
 from callboard.runtime.bus import header
 from callboard.runtime.bus.base import Write
+from callboard.runtime.retry import RetryPolicy
 from tests.support.actors import handled, letters, mails_of, record_of
 from tests.support.eventually import eventually
 from tests.support.world import World
@@ -111,14 +114,21 @@ async def test_a_firing_of_an_old_generation_is_dropped(callboard_world: World) 
     clock = world.client.actor("clock/c")
     await clock.ask(Set("one", "new", delay_s=100))
     generation = (await record_of(world, "clock/c")).timers["one"].generation
-    for stale in (generation - 1, generation, generation):
-        headers = {
+    # only the broker's schedules make mail of this kind
+    for number, stale in enumerate((generation - 1, generation, generation)):
+        headers = header.at(datetime.now(UTC), subjects.mail("clock", "c")) | {
             header.MAIL_KIND: KIND_TIMER,
             header.TIMER: "one",
             header.TIMER_GENERATION: str(stale),
             header.TYPE: "Ring",
         }
-        await world.bus.store(Write(subjects.mail("clock", "c"), f'{{"text": "{stale}"}}'.encode(), headers))
+        place = subjects.timer("clock", "c", f"forged{number}")
+        await world.bus.store(Write(place, f'{{"text": "{stale}"}}'.encode(), headers))
+
+    async def have_come() -> bool:
+        return await mails_of(world, "clock/c") == 4
+
+    await eventually(have_come)
     assert await clock.ask(Ping()) == [str(generation)]
     assert await letters(world, "clock/c") == []
 
@@ -235,3 +245,44 @@ async def test_a_firing_for_a_handler_that_is_gone_ends_its_timer(callboard_worl
 
     await eventually(gone)
     assert await letters(world, "beats/b") == []
+
+
+@pytest.mark.parametrize("every_s", [None, 1.0])
+async def test_the_dead_letter_of_a_reminder_can_be_put_back(callboard_world: World, every_s: float | None) -> None:
+    world = callboard_world
+    is_broken = True
+
+    class Brittle(Actor, name="brittle", retry=RetryPolicy(attempts=1), poison_limit=100):
+        @on
+        async def set(self, m: Set) -> None:
+            if m.every_s is not None:
+                self.remind(m.name, Ring(m.text), every=m.every_s)
+            else:
+                self.remind(m.name, Ring(m.text), delay_s=m.delay_s)
+
+        @on
+        async def cancel(self, m: Cancel) -> None:
+            self.cancel_timer(m.name)
+
+        @on
+        async def ring(self, m: Ring) -> None:
+            if is_broken:
+                raise ValueError
+            rung.append(m.text)
+
+    await world.start(Brittle)
+    brittle = world.client.actor("brittle/b")
+    await brittle.ask(Set("tick", "tick", every_s=every_s))
+
+    async def is_buried() -> bool:
+        return [letter.failure.code for letter in await letters(world, "brittle/b")][:1] == ["handler"]
+
+    await eventually(is_buried)
+    # a timer that has fired for the last time is over, whatever came of its mail
+    assert ("tick" in (await record_of(world, "brittle/b")).timers) == (every_s is not None)
+    await brittle.ask(Cancel("tick"))
+    is_broken = False
+    count = len(await letters(world, "brittle/b"))
+    assert await inspection.order(world.bus, parse("brittle/b"), "requeue") == {"ok": True, "requeued": count}
+    await eventually(lambda: rung == ["tick"] * count)
+    assert await letters(world, "brittle/b") == []

@@ -15,6 +15,7 @@ from callboard.runtime import events
 from callboard.runtime.bus import muster
 from callboard.runtime.bus.base import Bus, ConsumerConfig, Delivery, StreamConfig, Write
 from callboard.runtime.bus.jetstream import JetStreamBus, connect
+from callboard.runtime.bus.jetstream_state import LinkState
 from callboard.runtime.errors import BusConnectError, BusError, TopologyError
 from tests.support.cluster import Servers
 from tests.support.eventually import eventually
@@ -100,6 +101,23 @@ async def test_a_client_of_a_server_cut_from_its_peers_leaves_it(servers: Server
         assert stored.data == b"new"
     finally:
         servers.mesh.heal()  # type: ignore[union-attr] # asserted above
+        await bus.close()
+        await first.close()
+
+
+async def test_control_without_the_watchdog_it_stays_there(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = await _prepare(servers)
+    bus = await connect(servers.url, name="cut")
+    assert servers.mesh is not None
+    try:
+        number = _seat(servers, bus)
+        monkeypatch.setattr(LinkState, "unanswered", lambda self: None)
+        servers.mesh.isolate(number)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(_store(bus, "l.a", b"new"), 12.0)
+        assert _seat(servers, bus) == number
+    finally:
+        servers.mesh.heal()
         await bus.close()
         await first.close()
 

@@ -16,6 +16,8 @@ import pytest
 from callboard.runtime.bus.base import StreamConfig
 from callboard.runtime.bus.jetstream import connect
 from callboard.runtime.errors import BusAuthError, BusConnectError, ConfigError, TopologyError
+from tests.support.cluster import Servers
+from tests.support.eventually import eventually
 from tests.support.server import NatsServer
 
 SECRET = "hunter2"
@@ -121,6 +123,42 @@ async def test_a_server_without_jetstream_is_refused(make_server: Callable[..., 
         await connect(server.url, name="test")
 
 
+async def test_a_cluster_that_is_choosing_its_leader_is_waited_for(tmp_path: Path) -> None:
+    servers = Servers(tmp_path, count=3, more=lambda n: f'jetstream {{ store_dir: "{tmp_path / f"js{n}"}" }}')
+    try:
+        # the clients' ports are open before the cluster has a leader, and what it is asked until then is dropped
+        await servers.start()
+        bus = await connect(servers.url, name="test", connect_deadline_s=60)
+        await bus.create_stream(StreamConfig(name="A", subjects=("a",), replicas=3))
+        await bus.close()
+        for server in servers.all[:2]:
+            server.kill()
+        last = servers.all[2]
+        # after some seconds it says that it has no leader, in place of saying nothing
+        await eventually(lambda: _is_leaderless(last.url), within_s=30, every_s=0.2)
+        with pytest.raises(BusConnectError, match=r"does not answer.*more than half.*connect_deadline_s") as caught:
+            await connect(last.url, name="test", connect_deadline_s=1)
+        assert caught.value.retryable
+        connecting = asyncio.create_task(connect(last.url, name="test", connect_deadline_s=60))
+        await asyncio.gather(*(server.start() for server in servers.all[:2]))
+        bus = await connecting
+        assert await bus.stream_info("A") is not None
+        await bus.close()
+    finally:
+        servers.kill()
+
+
+async def _is_leaderless(url: str) -> bool:
+    client = await nats.connect(url)
+    try:
+        answer = await client.request("$JS.API.INFO", b"", timeout=0.2)
+    except nats.errors.TimeoutError:
+        return False
+    finally:
+        await client.close()
+    return b"10008" in answer.data
+
+
 async def test_a_server_that_is_too_old_is_refused(nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("callboard.runtime.bus.jetstream_bus.MINIMUM_VERSION", (99, 0))
     with pytest.raises(TopologyError, match=r"99\.0 or newer"):
@@ -180,5 +218,5 @@ async def test_tls_is_spoken_and_checked(make_server: Callable[..., NatsServer],
     await server.start()
     await bus.flush()
     await bus.close()
-    with pytest.raises(BusConnectError, match=r"(?i)certificate"):
+    with pytest.raises(BusAuthError, match=r"(?i)certificate"):
         await connect(server.url.replace("nats:", "tls:"), name="test", connect_deadline_s=0.5)

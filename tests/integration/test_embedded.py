@@ -127,7 +127,7 @@ async def test_a_free_port_that_is_lost_to_somebody_is_tried_again(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         ports = iter([taken.getsockname()[1], real()])
         monkeypatch.setattr(embedded, "free_port", lambda: next(ports))
-        monkeypatch.setattr(embedded, "_check_port", lambda _port, setting: None)
+        monkeypatch.setattr(embedded, "check_port", lambda _port, setting: None)
         monkeypatch.setattr(embedded, "_CONNECT_TIMEOUT_S", 0.1)
         async with EmbeddedServer(settings(tmp_path)) as server:
             assert server.url != f"nats://127.0.0.1:{taken.getsockname()[1]}"

@@ -286,7 +286,7 @@ async def test_a_parent_s_word_is_faster_than_any_ping(nats_server: NatsServer) 
         try:
             async with observing(nats_server.url, pings=False) as observer:
                 await observer.knows("w0")
-                process = group._children[0].process
+                process = group.children[0].process
                 assert process is not None
                 killed_s = SYSTEM_CLOCK.monotonic()
                 process.kill()

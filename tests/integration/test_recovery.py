@@ -19,6 +19,8 @@ from callboard.runtime.actor.letter import decode_letter
 from callboard.runtime.actor.record import decode
 from callboard.runtime.actor.recovery import Begun, Choice, Recovery
 from callboard.runtime.bus import header
+from callboard.runtime.retry import RetryPolicy
+from tests.support.actors import letters
 from tests.support.eventually import eventually
 from tests.support.world import QUICK, World
 
@@ -155,6 +157,37 @@ async def test_a_function_decides(callboard_world: World) -> None:
         ("second", 4, 2),
     ]
     assert [note["how"] for note in await resumed(callboard_world)] == ["restart", "resume"]
+
+
+async def test_attempts_are_counted_from_one_again_by_the_host_that_takes_over(callboard_world: World) -> None:
+    seen: list[tuple[str, int]] = []
+    is_hanging = asyncio.Event()
+
+    def counter(host: str) -> type[Actor]:
+        class Counter(Actor, name="counter", retry=RetryPolicy(attempts=3, gaps_s=(0.02,))):
+            @on
+            async def go(self, m: Go) -> None:
+                seen.append((host, self.attempt))
+                if host == "first" and self.attempt == 2:
+                    is_hanging.set()
+                    await asyncio.Event().wait()
+                raise ValueError
+
+        return Counter
+
+    await callboard_world.client.actor("counter/ann").tell(Go())
+    first = await callboard_world.start(counter("first"), worker_id="first")
+    await asyncio.wait_for(is_hanging.wait(), 20.0)
+    await first.kill()
+    await callboard_world.start(counter("second"), worker_id="second")
+
+    async def is_buried() -> bool:
+        return bool(await letters(callboard_world, "counter/ann"))
+
+    await eventually(is_buried, within_s=20.0)
+    # what the first host tried is not known here, and uses up nothing of the policy
+    assert seen == [("first", 1), ("first", 2), ("second", 1), ("second", 2), ("second", 3)]
+    assert [letter.attempts for letter in await letters(callboard_world, "counter/ann")] == [3]
 
 
 async def test_a_function_may_give_a_turn_up(callboard_world: World) -> None:

@@ -353,3 +353,34 @@ async def test_a_second_signal_ends_the_wait(callboard_world: World) -> None:
     await eventually(lambda: diary.drained)
     await asyncio.wait_for(running.stop(now=True), 10.0)
     assert await done(callboard_world, "ann") == []
+
+
+async def test_a_retired_worker_takes_its_time_until_it_is_told_to_stop(callboard_world: World) -> None:
+    world = callboard_world
+    go, ended = asyncio.Event(), Counter[str]()
+
+    @capability
+    async def slow(name: str) -> None:
+        await go.wait()
+        ended[name] += 1
+
+    # no grace at all: a drain would hand it back at once
+    options = replace(QUICK, drain_grace_s=0.0)
+    patient = await world.start(slow, options=options)
+    first = await world.client.submit(slow, "first", notify=True)
+    await eventually(lambda: patient.pool.running)
+    patient.worker.retire()
+    second = await world.client.submit(slow, "second", notify=True)
+    await eventually(lambda: patient.worker.status == "draining")
+    assert not patient.task.done()
+    hurried = await world.start(slow, options=options)
+    await eventually(lambda: hurried.pool.running)
+    hurried.worker.retire()
+    await hurried.stop()
+    go.set()
+    await patient.task
+    assert ended == {"first": 1}
+    await world.start(slow)
+    assert await world.client.wait(first, timeout_s=20) is None
+    assert await world.client.wait(second, timeout_s=20) is None
+    assert ended == {"first": 1, "second": 1}

@@ -155,7 +155,7 @@ class Fleet:
     def __init__(self, world: World) -> None:
         self.world = world
         self.buses: dict[str, list[Between]] = {}
-        self.options = WorkerOptions()
+        self.options = WorkerOptions(hosts_registry=False)
 
     async def start(self, name: str, actor: type[Actor] = Desk) -> ActorHost:
         def wrap(bus: Bus) -> Bus:
@@ -208,6 +208,12 @@ class Fleet:
             return []
         found: list[str] = msgspec.json.decode(stored.data).get("state", {}).get("done", [])
         return found
+
+    async def steps(self, key: str) -> dict[str, str]:
+        """Return who recorded each step of the actor, by its name."""
+        found = await self.world.bus.get_many(subjects.ACTORS, [f"cb.step.desk.{key}.>"])
+        records = [(stored.subject, msgspec.json.decode(stored.data)) for stored in found]
+        return {record["name"]: record["worker"] for subject, record in records if ".~" not in subject}
 
     async def parked(self, key: str) -> list[int]:
         stored = await self.world.bus.get_last(subjects.ACTORS, subjects.state("desk", key))

@@ -6,9 +6,12 @@ Time is virtual and no dice are thrown: each test brings about the one order of 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 import pytest
 
+from callboard.runtime.actor.step import CRASHED
+from callboard.runtime.bus.base import PubAck, Write
 from tests.simulation.actor_desk import Fleet, Stage, Stairs, play, true
 
 STEPS = 14
@@ -33,6 +36,35 @@ def test_a_host_that_stood_still_begins_no_step_that_its_heir_recorded(frozen_s:
         assert Stage.again == []
         twice = [name for name in Stage.begun if Stage.begun.count(name) > 1]
         assert set(twice) <= {"s2"}
+
+    play(scene)
+
+
+@pytest.mark.parametrize("frozen_s", FROZEN_S[::4])
+def test_a_host_that_stood_still_records_no_step_that_its_heir_is_about_to_run(frozen_s: float) -> None:
+    """The heir has read what was recorded and is slow to begin; the step that was frozen ends meanwhile."""
+
+    async def scene(fleet: Fleet) -> None:
+        await fleet.start("a")
+        await fleet.owned_by("a")
+        await fleet.world.actor("desk/ann").tell(Stairs(STEPS))
+        await fleet.begun("s2")
+        await asyncio.sleep(0.5)
+        fleet.world.pause("a")
+        await fleet.start("b")
+
+        async def slow(write: Write, act: Callable[[], Awaitable[PubAck]]) -> PubAck:
+            if CRASHED in write.subject:
+                await asyncio.sleep(4.0)
+            return await act()
+
+        for bus in fleet.buses["b"]:
+            bus.on_store = slow
+        await asyncio.sleep(frozen_s)
+        fleet.world.resume("a")
+        await fleet.world.eventually(lambda: true(f"s{STEPS - 1}" in Stage.ended), within_s=90.0)
+        records = await fleet.steps("ann")
+        assert not records["s2"].startswith("a-") or Stage.begun.count("s2") == 1
 
     play(scene)
 

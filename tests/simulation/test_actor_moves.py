@@ -11,11 +11,12 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
+import pytest
 
 from callboard.runtime import subjects
 from callboard.runtime.actor import cursor as cursors
 from callboard.runtime.actor.cursor import Cursor
-from callboard.runtime.actor.held import FREED
+from callboard.runtime.actor.held import FREED, Freed
 from callboard.runtime.actor.partition import Partition
 from callboard.runtime.bus.base import Message, PubAck, Write
 from callboard.runtime.errors import BusTimeoutError, ConflictError
@@ -88,6 +89,64 @@ def test_a_turn_that_would_not_end_does_not_free_the_one_that_came_after_it() ->
         partition.settled(former)
         await asyncio.sleep(10.0)
         assert Stage.begun == ["long"]
+
+    play(scene)
+
+
+@pytest.mark.parametrize("knows_epochs", [True, False])
+def test_a_late_notice_of_an_earlier_hold_does_not_free_the_present_one(knows_epochs: bool) -> None:
+    """Without the epoch, as an older Callboard sends it, it does: two hosts then run the actor at once."""
+
+    async def scene(fleet: Fleet) -> None:
+        await fleet.start("a")
+        await fleet.tell("ann", "short", 20.0)
+        await fleet.begun("short")
+        heir = await fleet.start_heir("a")
+        held = await fleet.owned_by(heir)
+        await fleet.world.eventually(lambda: true(Stage.ended), within_s=60.0)
+        epoch = held.epoch if knows_epochs else None
+        late = msgspec.json.encode(Freed(fleet.world.workers["a"].id, "desk", 0, "ann", epoch))
+        await fleet.world.stop(heir)
+        await fleet.owned_by("a")
+        await fleet.tell("ann", "long", 60.0)
+        await fleet.begun("long")
+        heir = await fleet.start_heir("a")
+        await fleet.owned_by(heir)
+        await fleet.tell("ann", "next")
+        await asyncio.sleep(1.0)
+        await fleet.world.bus.publish(FREED, late)
+        await asyncio.sleep(5.0)
+        if not knows_epochs:
+            assert Stage.begun.count("long") == 2
+            return
+        assert Stage.begun == ["short", "long"]
+        await fleet.begun("next")
+        assert Stage.ended[:2] == ["short", "long"]
+        assert await fleet.done("ann") == ["short", "long", "next"]
+
+    play(scene)
+
+
+def test_an_actor_that_is_let_go_of_is_free_at_once_for_its_new_owner() -> None:
+    """And not only when that one has looked: the notice is new enough."""
+
+    async def scene(fleet: Fleet) -> None:
+        await fleet.start("a")
+        await fleet.tell("ann", "long", 20.0)
+        await fleet.begun("long")
+        heir = await fleet.start_heir("a")
+        partition = await fleet.owned_by(heir)
+        host = fleet.world.workers[heir].host
+        assert host is not None
+
+        async def look() -> None:
+            return
+
+        host.held.look = look  # type: ignore[method-assign]
+        await fleet.tell("ann", "next")
+        await fleet.begun("next")
+        assert partition.activations["ann"].held_by is None
+        assert Stage.begun == ["long", "next"]
 
     play(scene)
 
@@ -236,7 +295,7 @@ def test_an_order_reaches_the_host_that_still_has_the_actor_in_mid_turn() -> Non
         await fleet.owned_by(heir)
         order = msgspec.json.encode({"op": "pause", "reason": "lunch"})
         answer = await fleet.world.bus.request(subjects.ctl_actor("desk", "ann"), order)
-        assert msgspec.json.decode(answer.data) == {"ok": True, "status": "paused"}
+        assert msgspec.json.decode(answer.data) == {"ok": True, "status": "paused", "reason": "lunch"}
         await fleet.tell("ann", "next")
         await asyncio.sleep(30.0)
         assert Stage.begun == ["long"]

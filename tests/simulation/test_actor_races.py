@@ -153,7 +153,7 @@ def test_a_turn_that_waits_for_a_place_moves_on_with_its_partition() -> None:
     """It has not begun, so nothing holds it to a host whose places are all taken."""
 
     async def scene(fleet: Fleet) -> None:
-        fleet.options = WorkerOptions(actor_rules=ActorRules(turns=1))
+        fleet.options = WorkerOptions(actor_rules=ActorRules(turns=1), hosts_registry=False)
         old = await fleet.start("a")
         await fleet.tell("ann", "long", 60.0)
         await fleet.begun("long")

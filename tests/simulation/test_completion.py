@@ -26,7 +26,7 @@ from callboard.runtime.worker import WorkerOptions
 from tests.support.world import World, open_world
 
 STEP_S = 0.05
-DEFAULTS = WorkerOptions()
+DEFAULTS = WorkerOptions(hosts_registry=False)
 
 
 class DoomedBus:

@@ -26,9 +26,9 @@ class Servers:
     def __init__(
         self, folder: Path, *, count: int = 1, more: Callable[[int], str] = lambda _: "", has_mesh: bool = False
     ) -> None:
-        routes = list(free_ports(count)) if count > 1 else []
-        doors = RouteMesh(routes) if has_mesh and routes else None
+        doors = RouteMesh(count) if has_mesh and count > 1 else None
         self.mesh: Mesh | None = doors
+        routes = doors.targets if doors is not None else list(free_ports(count)) if count > 1 else []
         self.all = [
             NatsServer(
                 folder / (f"server-{number}" if number else "server"),

@@ -43,11 +43,12 @@ class RouteMesh:
     first, so a way from ``a`` to ``b`` leads through both doors of the pair.
     """
 
-    def __init__(self, targets: Iterable[int]) -> None:
-        """Prepare doors before servers that will take routes on the ports ``targets``."""
-        self._targets = list(targets)
-        self._ways = list(permutations(range(len(self._targets)), 2))
+    def __init__(self, count: int) -> None:
+        """Prepare doors before ``count`` servers, which shall take routes on the ports ``targets``."""
+        self._ways = list(permutations(range(count), 2))
         self._listening = {way: _listen() for way in self._ways}
+        # after the doors, which would else take one of these
+        self.targets = list(free_ports(count))
         self._loop = asyncio.new_event_loop()
         self._gates = {way: asyncio.Event() for way in self._ways}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -159,7 +160,7 @@ class RouteMesh:
             await out.wait()
             await back.wait()
             try:
-                far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._targets[target])
+                far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.targets[target])
             except OSError:
                 return
             ends.append(far_writer)

@@ -28,7 +28,8 @@ Kind = Literal["memory", "jetstream"]
 Connect = Callable[[str], Coroutine[Any, Any, Bus]]
 
 # Short, so that a test of a dead worker takes a second; the shares between the numbers are those of the defaults.
-QUICK = WorkerOptions(ack_wait_s=1.2, extend_every_s=0.3, holds_wait_s=0.2, drain_grace_s=5.0)
+# Without the registry: most tests look at what one worker owns and stores. Those of the registry switch it on.
+QUICK = WorkerOptions(ack_wait_s=1.2, extend_every_s=0.3, holds_wait_s=0.2, drain_grace_s=5.0, hosts_registry=False)
 
 
 class Running:
@@ -69,7 +70,14 @@ class World:
         self.bus = bus
         self.client = Client(bus, clock=clock)
         self.workers: list[Running] = []
+        self._background: set[asyncio.Task[None]] = set()
         self._connect = connect
+
+    def later(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run something beside the test, such as an answer from a plain subscription."""
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     async def connect(self, name: str = "test") -> Bus:
         """Open a further connection."""
@@ -115,6 +123,7 @@ class World:
         for running in self.workers:
             running.worker.stop(now=True)
         results = await asyncio.gather(*(running.task for running in self.workers), return_exceptions=True)
+        await self.client.close()
         await self.bus.close()
         for result in results:
             if isinstance(result, Exception):

@@ -157,6 +157,22 @@ def test_an_unknown_name_is_answered_with_those_that_exist() -> None:
     assert caught.value.handlers == ("Ask",)
 
 
+def test_a_name_that_is_nearly_right_is_told_which_was_meant() -> None:
+    with pytest.raises(UnknownMessageError, match=r"no handler for 'Jmup'; .* - did you mean Jump\?"):
+        _pick(Typed, {"x": 1}, name="Jmup")
+    with pytest.raises(UnknownMessageError, match=r"Model, .*, stop\.v2\. Send"):
+        _pick(Typed, {"x": 1}, name="Quite-Another")
+
+
+def test_who_named_no_type_learns_how_to_name_one() -> None:
+    with pytest.raises(UnknownMessageError) as caught:
+        _pick(Typed, {"x": 1, "z": 1})
+    said = str(caught.value)
+    # in Python first, where no header is seen, then on the wire
+    assert said.index("an object of such a class") < said.index('type="Ask"') < said.index('{"type": "Ask", "data"')
+    assert said.index('{"type"') < said.index("Cb-Type")
+
+
 def test_a_plain_handler_takes_an_unknown_name() -> None:
     assert _pick(Open, {"x": 1}, name="Bid") == "dict"
     assert _pick(Open, "word", name="Bid") == "str"

@@ -8,7 +8,16 @@ from functools import partial
 from callboard.runtime.bus.base import StreamConfig, Write
 from callboard.runtime.bus.memory import MemoryBroker
 from callboard.runtime.clock import SYSTEM_CLOCK
-from callboard.runtime.commit import TRIAL_EVERY_S, Chooser, Committer, Refused, Result, Stands
+from callboard.runtime.commit import (
+    TRIAL_EVERY_S,
+    TRIAL_FIRST_EVERY_S,
+    TRIALS_KEPT,
+    Chooser,
+    Committer,
+    Refused,
+    Result,
+    Stands,
+)
 from tests.support.eventually import eventually
 
 
@@ -35,15 +44,33 @@ def test_it_tries_both_before_it_knows_and_now_and_then() -> None:
     assert chooser.choose(100) == "single"
     assert chooser.wants_trial(6, 100.0)
     assert not chooser.wants_trial(5, 100.0)
-    chooser.began_trial(100.0)
-    assert not chooser.wants_trial(100, 101.0)
-    assert chooser.wants_trial(100, 100.0 + TRIAL_EVERY_S)
+    now_s = 100.0
+    for _ in range(TRIALS_KEPT):
+        assert chooser.wants_trial(100, now_s)
+        chooser.began_trial(now_s)
+        chooser.learn(count=32, singles_s=1.0, batch_s=1.0)
+        assert not chooser.wants_trial(100, now_s + TRIAL_FIRST_EVERY_S / 2)
+        now_s += TRIAL_FIRST_EVERY_S
+    assert not chooser.wants_trial(100, now_s)
+    assert chooser.wants_trial(100, now_s + TRIAL_EVERY_S)
 
 
 def test_it_notices_when_the_broker_changes() -> None:
     chooser = learned(single_s=15e-6, batch_s=0.6e-3)
-    chooser.learn(count=32, singles_s=32 * 200e-6, batch_s=1e-3)
+    for _ in range(TRIALS_KEPT):
+        chooser.learn(count=32, singles_s=32 * 200e-6, batch_s=1e-3)
     assert chooser.choose(64) == "batch"
+
+
+def test_a_trial_that_other_work_made_longer_changes_nothing() -> None:
+    chooser = learned(single_s=270e-6, batch_s=4e-3)
+    chooser.learn(count=32, singles_s=32 * 500e-6, batch_s=20e-3)
+    assert chooser.is_batch_better
+    assert chooser.batch_s == 4e-3
+    chooser = learned(single_s=270e-6, batch_s=20e-3)
+    assert not chooser.is_batch_better
+    chooser.learn(count=32, singles_s=32 * 500e-6, batch_s=4e-3)
+    assert chooser.is_batch_better
 
 
 def test_what_a_trial_says_does_not_hang_on_its_size() -> None:

@@ -41,33 +41,43 @@ def _group(code: str, *, count: int = 2, on_death: Callable[[int], Awaitable[Non
     return ProcessGroup(command, count=count, stop_grace_s=5, policy=QUICK, on_death=on_death)
 
 
-async def _stop_when(group: ProcessGroup, condition: Callable[[], bool]) -> int:
-    task = asyncio.create_task(group.run())
+async def _until(task: asyncio.Task[int], condition: Callable[[], bool]) -> None:
+    """Wait for a condition, as long as the group runs."""
     async with asyncio.timeout(10):
-        while not condition():
+        while not condition() and not task.done():
             await asyncio.wait({task}, timeout=0.02)
-        group.stop()
+    assert not task.done()
+
+
+async def _end(group: ProcessGroup, task: asyncio.Task[int]) -> int:
+    group.stop()
+    async with asyncio.timeout(10):
         return await task
 
 
+def _ready(group: ProcessGroup) -> list[int]:
+    return [child.slot for child in group.staying if child.is_ready]
+
+
+SERVES = (
+    "import os, signal, sys, time; fd = int(sys.argv[2]); "
+    "signal.signal(signal.SIGUSR1, lambda *_: sys.exit(0)); signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); "
+    "os.write(fd, b'R'); "
+)
+WAITS = SERVES + "[signal.pause() for _ in range(9)]"
+
+
 async def test_children_are_told_to_stop_and_the_group_ends_clean() -> None:
-    group = _group(READY + "import signal; signal.sigwait({signal.SIGTERM})")
-    # nosemgrep: the children block the signal by waiting for it
-    assert await _stop_when(group, lambda: all(child.was_ready for child in group._children)) == 0
+    group = _group(WAITS)
+    task = asyncio.create_task(group.run())
+    await _until(task, lambda: _ready(group) == [0, 1])
+    assert await _end(group, task) == 0
 
 
 async def test_what_the_first_child_says_at_the_start_is_the_status_of_the_group() -> None:
     async with asyncio.timeout(10):
-        group = _group("raise SystemExit(3)")
-        assert await group.run() == 3
-        assert group._children[1].process is None
-
-
-async def test_a_child_that_keeps_crashing_spends_the_budget() -> None:
-    async with asyncio.timeout(10):
-        group = _group(READY + "os._exit(9)", count=1)
-        assert await group.run() == 1
-        assert len(group._children[0].deaths_s) == 3
+        # another one would end with a status of its own
+        assert await _group("import sys; sys.exit(3 + int(sys.argv[1]))").run() == 3
 
 
 async def test_children_that_end_by_themselves_are_let_go() -> None:
@@ -79,14 +89,58 @@ async def test_a_child_sees_the_end_of_its_parent() -> None:
     code = READY + "sys.exit(0 if os.read(fd, 1) == b'' else 5)"
     group = _group(code, count=1)
     task = asyncio.create_task(group.run())
-    async with asyncio.timeout(10):
-        while not group._children[0].was_ready:
-            await asyncio.wait({task}, timeout=0.02)
-        process = group._children[0].process
-        assert process is not None
-        task.cancel()
-        await asyncio.wait({task})
-        assert process.returncode is not None
+    await _until(task, lambda: _ready(group) == [0])
+    process = group.children[0].process
+    assert process is not None
+    task.cancel()
+    await asyncio.wait({task})
+    assert process.returncode is not None
+
+
+async def test_a_group_grows_and_shrinks_and_waits_at_none() -> None:
+    group = _group(WAITS, count=1)
+    task = asyncio.create_task(group.run())
+    await _until(task, lambda: _ready(group) == [0])
+    group.resize(4)
+    await _until(task, lambda: _ready(group) == [0, 1, 2, 3])
+    group.resize(2, first=lambda child: child.slot)
+    await _until(task, lambda: sorted(group.children) == [2, 3])
+    group.resize(0)
+    await _until(task, lambda: not group.children)
+    group.resize(1)
+    await _until(task, lambda: _ready(group) == [0])
+    assert await _end(group, task) == 0
+
+
+async def test_a_child_that_is_told_to_go_may_take_its_time_and_is_no_death() -> None:
+    pids: list[int] = []
+
+    async def note(pid: int) -> None:
+        pids.append(pid)
+
+    # it goes on until something else, the stop, ends it
+    stays = (
+        SERVES.replace("SIGUSR1, lambda *_: sys.exit(0)", "SIGUSR1, signal.SIG_IGN")
+        + "[signal.pause() for _ in range(9)]"
+    )
+    group = _group(stays, count=2, on_death=note)
+    task = asyncio.create_task(group.run())
+    await _until(task, lambda: _ready(group) == [0, 1])
+    group.resize(0)
+    assert [child.is_leaving for child in group.children.values()] == [True, True]
+    group.resize(1)
+    await _until(task, lambda: _ready(group) == [2])
+    assert await _end(group, task) == 0
+    assert pids == []
+
+
+async def test_a_worn_child_goes_when_its_replacement_serves() -> None:
+    code = SERVES + "sys.argv[1] == '0' and os.write(fd, b'W'); [signal.pause() for _ in range(9)]"
+    group = _group(code, count=1)
+    task = asyncio.create_task(group.run())
+    await _until(task, lambda: _ready(group) == [1] and sorted(group.children) == [1])
+    assert group.wanted == 1
+    assert await _end(group, task) == 0
 
 
 async def test_each_death_is_reported_and_a_clean_end_is_not() -> None:
@@ -97,6 +151,7 @@ async def test_each_death_is_reported_and_a_clean_end_is_not() -> None:
 
     async with asyncio.timeout(10):
         assert await _group(READY + "os._exit(9)", count=1, on_death=note).run() == 1
+    # as often as the budget allows, and once more
     assert len(set(pids)) == 3
     async with asyncio.timeout(10):
         assert await _group(READY, on_death=note).run() == 0
@@ -117,7 +172,6 @@ async def test_a_report_that_fails_or_hangs_holds_up_nobody(monkeypatch: pytest.
         async with asyncio.timeout(10):
             group = _group(READY + "os._exit(9)", count=1, on_death=on_death)
             assert await group.run() == 1
-            assert len(group._children[0].deaths_s) == 3
 
 
 async def test_a_death_notice_names_host_and_process_over_one_connection() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import pytest
 from msgspec.structs import replace
@@ -12,9 +12,10 @@ from callboard.runtime import crash
 from callboard.runtime.actor.commit import Committed, Fenced, Refused, Result, TurnCommitter
 from callboard.runtime.actor.entry import fate, judge, to_entry
 from callboard.runtime.bus import header
-from callboard.runtime.bus.base import Bus, Write
+from callboard.runtime.bus.base import Bus, PubAck, Write
 from callboard.runtime.bus.memory import MemoryBroker, MemoryBus
 from callboard.runtime.bus.memory_broker import MAX_PAYLOAD_BYTES
+from callboard.runtime.commit import TRIALS_KEPT
 from callboard.runtime.errors import (
     ApiError,
     BackpressureError,
@@ -193,6 +194,30 @@ async def test_several_batches_are_under_way_only_while_many_wait(bus: MemoryBus
         assert set(kinds(await all_of(committer, turns))) == {"Committed"}
     # three hundred wait, then 250, 200, 150; the last hundred go as one
     assert watched.batches == [100, 100, 100, 100, 200]
+
+
+@pytest.mark.parametrize(("took_s", "batches"), [(1.0, 1), (0.0, 2)])
+async def test_after_a_batch_the_next_one_waits_while_more_comes_but_not_for_long(
+    bus: MemoryBus, clock: HastyClock, took_s: float, batches: int
+) -> None:
+    class SlowBus(FaultyBus):
+        async def store_batch(self, writes: Sequence[Write], **options: object) -> PubAck:
+            await clock.sleep(took_s)
+            return await super().store_batch(writes, **options)
+
+    watched = SlowBus(bus)
+    async with committing(watched.as_bus, clock=clock) as committer:
+        for _ in range(TRIALS_KEPT):
+            committer.chooser.learn(count=64, singles_s=0.064, batch_s=0.002)
+        committer.chooser.began_trial(clock.monotonic() + 1e6)
+        await all_of(committer, crowd(10, outputs=0, stale=lambda _: False))
+        del watched.batches[:]
+        for number in range(8):
+            committer.add((Write("t.more", b""),), lambda _: None)
+            if number > 1:
+                await asyncio.sleep(0)
+        await committer.drain()
+    assert (len(watched.batches), sum(watched.batches)) == (batches, 8)
 
 
 async def test_the_second_turn_of_an_actor_waits_for_the_first(bus: MemoryBus, clock: HastyClock) -> None:

@@ -2,51 +2,92 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from callboard.cli.output import emit, shorten, size, stamp, table, tell
+from callboard.cli.output import emit, note, shorten, size, stamp, table, tell
 from callboard.cli.session import Session, example, global_options, json_option, pass_session
 
 if TYPE_CHECKING:
     from callboard.runtime.actor.address import Address
-    from callboard.runtime.actor.inspection import Line, Op, View, Waiting
+    from callboard.runtime.actor.inspection import Op, View, Waiting
     from callboard.runtime.actor.record import Parked, Timer
+    from callboard.runtime.census import Member
+    from callboard.runtime.registry.message import AgentView
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 @click.group("agents")
 def command() -> None:
-    """List actors, look into them, and pause, resume, restart, cancel or kill them."""
+    """List actors and agents, look into them, and pause, resume, restart, cancel or kill actors."""
 
 
 @command.command("ls", epilog=example("callboard agents ls", "callboard agents ls greeter --json"))
 @click.argument("kind", metavar="[TYPE]", required=False)
 @click.option("--limit", type=click.IntRange(1, 100_000), default=1000, show_default=True)
+@click.option("--quick", is_flag=True, help="Do not listen for hosts that run different code.")
 @json_option
 @global_options
 @pass_session
-def ls(session: Session, /, kind: str | None, *, limit: int) -> None:
-    """List the actors that have run or have mail, by address; only of TYPE when it is given."""
-    from callboard.runtime.actor import inspection
+def ls(session: Session, /, kind: str | None, *, limit: int, quick: bool) -> None:
+    """List who is there, by address: actors that have run or have mail, and all registered agents.
 
-    async def work() -> list[Line]:
+    LOAD is what runs and waits against the agent's weight. WORKER hosts it; an agent in another language runs by
+    itself, and its host stands there in brackets. Only of TYPE when it is given. It listens to the workers for a
+    little over a second: a * marks the types that hosts run with different code.
+    """
+    from callboard.runtime import census, roster
+    from callboard.runtime.actor import fleet
+    from callboard.runtime.clock import SYSTEM_CLOCK
+
+    async def work() -> tuple[list[Member], dict[str, dict[str, list[str]]]]:
         async with session.bus("agents-ls") as bus:
-            return await inspection.actors(bus, kind=kind, limit=limit)
+            if quick:
+                return await census.members(bus, kind=kind, limit=limit), {}
+            async with roster.listening(bus) as heard:
+                until_s = SYSTEM_CLOCK.monotonic() + roster.LISTEN_S
+                members = await census.members(bus, kind=kind, limit=limit)
+                await SYSTEM_CLOCK.sleep(max(0.0, until_s - SYSTEM_CLOCK.monotonic()))
+            return members, fleet.differing(heard.alive)
 
-    found = session.run(work())
+    members, mixed = session.run(work())
+    found = [_marked(each, mixed) for each in members]
     if session.json:
         emit(found)
         return
     table(
-        [(a.address, a.status, str(a.turns), str(a.parked), stamp(a.at), shorten(a.reason, 50)) for a in found],
-        head=("ADDRESS", "STATUS", "TURNS", "PARKED", "LAST TURN", ""),
-        empty="no actor has run or has mail",
+        [_member(each) for each in found],
+        head=("ADDRESS", "STATUS", "LOAD", "CAPABILITIES", "WORKER", "TURNS", "PARKED", "LAST TURN", ""),
+        empty="no actor has run or has mail, and no agent is registered",
     )
+    for name, codes in mixed.items():
+        if kind in (None, name):
+            note(f"* {fleet.mixture(name, codes)}; {fleet.ONE_CODE}")
+
+
+def _member(found: Member) -> tuple[str, ...]:
+    return (
+        found.address,
+        f"{found.status} *" if found.has_mixed_code else found.status,
+        "-" if found.load is None else f"{found.load:.2f}",
+        ",".join(found.capabilities) or "-",
+        found.worker or (f"({found.host or 'by itself'})" if not found.is_hosted else "-"),
+        str(found.turns) if found.is_hosted else "-",
+        str(found.parked) if found.is_hosted else "-",
+        stamp(found.at),
+        shorten(found.reason, 50),
+    )
+
+
+def _marked(member: Member, mixed: Collection[str]) -> Member:
+    from msgspec.structs import replace
+
+    is_mixed = member.is_hosted and member.address.partition("/")[0] in mixed
+    return replace(member, has_mixed_code=True) if is_mixed else member
 
 
 def _about_one(function: F) -> F:
@@ -65,35 +106,90 @@ def _parse(address: str) -> Address:
 @_about_one
 @pass_session
 def show(session: Session, /, address: str) -> None:
-    """Show one actor: status, owner, mailbox, what runs, what is parked and for what, timers."""
+    """Show one actor or agent: status, owner, mailbox, what runs, what is parked and for what, timers.
+
+    Of a registered one also what the registry knows: what it can do, its load, who hosts it, when it was last heard.
+    """
+    from msgspec.structs import asdict
+
+    from callboard.runtime import census
     from callboard.runtime.actor import inspection
+    from callboard.runtime.errors import NotFoundError
 
     actor = _parse(address)
 
-    async def work() -> View:
+    async def work() -> tuple[View | None, AgentView | None]:
         async with session.bus("agents-show") as bus:
-            return await inspection.show(bus, actor)
+            agent = await census.agent(bus, actor)
+            try:
+                return await inspection.show(bus, actor), agent
+            except NotFoundError:
+                # an agent that hosts itself has no mailbox, and a new one has no turn yet
+                if agent is None:
+                    raise
+                return None, agent
 
-    found = session.run(work())
+    found, agent = session.run(work())
     if session.json:
-        emit(found)
+        alone = {"address": str(actor), "status": agent.status if agent else ""}
+        emit({**(alone if found is None else asdict(found)), "registry": agent})
+        return
+    if found is None:
+        _tell_lines([("agent", str(actor))])
     else:
         _show(found)
+    if agent is not None:
+        _tell_lines(_registry_lines(agent))
+
+
+def _tell_lines(lines: list[tuple[str, str]]) -> None:
+    for name, text in lines:
+        tell(f"{name + ':':<12}{text}")
+
+
+def _registry_lines(agent: AgentView) -> list[tuple[str, str]]:
+    """Return what the registry knows of an agent."""
+    record = agent.record
+    specs = [f"{spec.name} (version {spec.version})" for spec in record.capabilities]
+    load = (
+        f"{agent.load:.2f}: {agent.busy} run, {agent.waiting} wait, {agent.reserved} reserved, weight {record.weight}"
+    )
+    status = f"{agent.status}: {agent.problem}" if agent.problem else agent.status
+    lines = [
+        ("registered", f"{status}, since {stamp(record.registered_at)}"),
+        ("can do", ", ".join(specs) or "nothing"),
+    ]
+    lines.append(("load", load))
+    if record.is_hosted:
+        lines.append(("hosted by", agent.worker or "no worker that is known now"))
+    else:
+        lines.append(("runs", f"by itself on {record.host or 'an unnamed host'}, instance {record.instance or '-'}"))
+    if record.labels:
+        lines.append(("labels", ", ".join(f"{name}={value}" for name, value in sorted(record.labels.items()))))
+    if agent.latency_s is not None:
+        lines.append(("answers in", f"{agent.latency_s:.3f} s"))
+    lines.append(("last heard", stamp(agent.seen_at)))
+    return lines
 
 
 def _show(found: View) -> None:
     status = f"{found.status}: {found.reason}" if found.reason else found.status
     lines = [("actor", found.address), ("status", status), ("turns", f"{found.turns}, the last at {stamp(found.at)}")]
     lines += [("owner", _owner(found)), ("handled to", _applied(found)), ("mailbox", _depth(found))]
+    if found.problem:
+        lines[1:] = [
+            ("status", f"{found.status}: {found.problem}"),
+            ("record", _record(found)),
+            ("owner", _owner(found)),
+        ]
+        lines += [("mailbox", _stored(found)), ("to do", found.fix)]
     if found.failures:
         lines.append(("failures", f"{found.failures} in a row"))
     if found.state_bytes:
         lines.append(("state", f"{size(found.state_bytes)}; see `callboard agents state {found.address}`"))
     lines += [("parked", _parked_line(parked)) for parked in found.parked]
     lines += [("timer", _timer_line(name, timer)) for name, timer in found.timers.items()]
-    lines += _owner_lines(found)
-    for name, text in lines:
-        tell(f"{name + ':':<12}{text}")
+    _tell_lines(lines + _owner_lines(found))
 
 
 def _owner_lines(found: View) -> list[tuple[str, str]]:
@@ -107,13 +203,27 @@ def _owner_lines(found: View) -> list[tuple[str, str]]:
         steps = f", {running['steps_run']} steps run" if running.get("steps_run") else ""
         sender = f" from {running['sender']}" if running.get("sender") else ""
         what = f"mail {running['seq']} ({running['type'] or 'no type'}){sender}"
-        since = stamp(datetime.fromisoformat(running["since"]))
-        lines.append(("running", f"{what} since {since}, attempt {running['attempt']}{steps}"))
+        lines.append(("running", f"{what} {_since(running)}{steps}"))
     if said.get("held_by"):
         lines.append(("held by", f"{said['held_by']}, which finishes a turn that it had begun"))
-    if said.get("problem"):
+    if said.get("problem") and not found.problem:
         lines.append(("problem", str(said["problem"])))
     return lines
+
+
+def _since(running: dict[str, Any]) -> str:
+    if running.get("waits_for_retry"):
+        return "failed and waits for its next attempt"
+    return f"since {stamp(datetime.fromisoformat(running['since']))}, attempt {running['attempt']}"
+
+
+def _record(found: View) -> str:
+    return f"{size(found.record_bytes)} at sequence {found.record_seq} of CB_ACTORS, written {stamp(found.at)}"
+
+
+def _stored(found: View) -> str:
+    more = "over " if found.mailbox.is_more else ""
+    return f"{more}{found.mailbox.count} on disk, handled ones included: which of them wait stands in the record"
 
 
 def _owner(found: View) -> str:
@@ -266,7 +376,12 @@ def _give(session: Session, address: str, op: Op, done: str, *, reason: str = ""
     if session.json:
         emit({"address": str(actor), "op": op, **said})
     else:
-        tell(f"{actor} {done or _requeued(said)}")
+        tell(f"{actor} {_already(said) or done or _requeued(said)}")
+
+
+def _already(said: dict[str, object]) -> str:
+    """Return what is said of an order that found its work done; "" for all others."""
+    return f"was already paused ({said.get('reason')}); nothing was changed" if said.get("already") else ""
 
 
 def _requeued(said: dict[str, object]) -> str:

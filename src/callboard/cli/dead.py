@@ -7,43 +7,61 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from callboard.cli.output import SINCE, emit, shorten, stamp, table, tell
+from callboard.cli.output import SINCE, emit, note, shorten, stamp, table, tell
 from callboard.cli.session import Session, example, global_options, json_option, pass_session
 from callboard.cli.tasks import say, submitted_lines
 
 if TYPE_CHECKING:
+    from callboard.runtime.actor.letter import Buried
     from callboard.runtime.bus.base import Bus
     from callboard.runtime.dead import Letter
 
 _ALL = 100_000
-_NONE = "no dead letter of a task; `callboard log --subject 'cb.dead.mail.>'` shows those of actors"
+_NONE = "no dead letter of a task"
 
 
 @click.group("dead")
 def command() -> None:
-    """List, show, requeue and discard dead letters: tasks that failed for good."""
+    """List, show, requeue and discard dead letters: tasks that failed for good. Of actors' mail: list."""
 
 
-@command.command("ls", epilog=example("callboard dead ls", "callboard dead ls --capability search --cause ValueError"))
+@command.command(
+    "ls",
+    epilog=example(
+        "callboard dead ls",
+        "callboard dead ls --capability search --cause ValueError",
+        "callboard dead ls --agent greeter/ann",
+    ),
+)
 @click.option("--capability", help="Only of this one.")
+@click.option("--agent", metavar="TYPE[/KEY]", help="Those of an actor's mail, or of all actors of a type.")
 @click.option("--cause", help="Only with this error code or exception class.")
 @click.option("--since", type=SINCE, help="Only those written since: a span (2h) or a time.")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
 @json_option
 @global_options
 @pass_session
-def ls(session: Session, /, **options: Any) -> None:  # noqa: ANN401 - click's
-    """List dead letters of tasks, newest first.
+def ls(session: Session, /, *, agent: str | None, **options: Any) -> None:  # noqa: ANN401 - click's
+    """List dead letters, newest first: of tasks, or with --agent of actors' mail.
 
-    Those of actors: `callboard log --subject 'cb.dead.mail.>'`, and `callboard agents requeue` puts them back.
+    `callboard agents requeue TYPE/KEY [MAIL]` puts those of an actor back into its mailbox.
     """
     from callboard.runtime import dead
+    from callboard.runtime.actor import letter
 
-    async def work() -> list[Letter]:
+    if agent is not None:
+        _ls_agent(session, agent, **options)
+        return
+
+    async def work() -> tuple[list[Letter], dict[str, int]]:
         async with session.bus("dead-ls") as bus:
-            return await dead.letters(bus, **options)
+            found = await dead.letters(bus, **options)
+            return found, {} if session.json else await letter.counts(bus)
 
-    found = session.run(work())
+    found, others = session.run(work())
+    if others:
+        told = ", ".join(f"{kind} {count}" for kind, count in others.items())
+        note(f"dead letters of actors, not listed here: {told}; see `callboard dead ls --agent {next(iter(others))}`")
     if session.json:
         emit(found)
         return
@@ -59,6 +77,37 @@ def ls(session: Session, /, **options: Any) -> None:  # noqa: ANN401 - click's
         for x in found
     ]
     table(rows, head=("TASK", "CAPABILITY", "AT", "RUNS", "CRASHES", "CAUSE"), empty=_NONE)
+
+
+def _ls_agent(session: Session, agent: str, *, capability: str | None, **options: Any) -> None:  # noqa: ANN401 - click's
+    from callboard.runtime.actor import letter
+    from callboard.runtime.bus import header
+
+    if capability is not None:
+        message = "--capability is of tasks, --agent of actors: give one of them"
+        raise click.UsageError(message)
+    kind, slash, key = agent.partition("/")
+
+    async def work() -> list[Buried]:
+        async with session.bus("dead-ls") as bus:
+            return await letter.letters(bus, kind, key if slash else None, **options)
+
+    found = session.run(work())
+    if session.json:
+        emit(found)
+        return
+    rows = [
+        (
+            x.letter.address,
+            str(x.letter.seq),
+            x.letter.headers.get(header.TYPE, "-"),
+            stamp(x.letter.at),
+            str(x.letter.attempts),
+            shorten(f"{x.letter.failure.type or x.letter.failure.code}: {x.letter.failure.message}", 70),
+        )
+        for x in found
+    ]
+    table(rows, head=("ACTOR", "MAIL", "TYPE", "AT", "RUNS", "CAUSE"), empty=f"no dead letter of {agent}")
 
 
 def _cause(found: Letter) -> str:

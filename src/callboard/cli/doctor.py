@@ -18,19 +18,25 @@ _SIGNS = {"ok": "ok  ", "note": "note", "warning": "warn", "problem": "FAIL"}
 _COLOURS = {"ok": "green", "note": "blue", "warning": "yellow", "problem": "red"}
 
 
-@click.command("doctor", epilog=example("callboard doctor", "callboard doctor --bundle --json"))
+@click.command(
+    "doctor", epilog=example("callboard doctor", "callboard doctor --deep", "callboard doctor --bundle --json")
+)
+@click.option("--deep", is_flag=True, help="Also probe, compare and look for damage; a second more.")
 @click.option("--bundle", is_flag=True, help=f"Write findings, settings and versions to {BUNDLE}, secrets taken out.")
 @json_option
 @global_options
 @pass_session
-def command(session: Session, /, *, bundle: bool) -> None:
+def command(session: Session, /, *, bundle: bool, deep: bool) -> None:
     """Check what Callboard stands on, and say what to do about each fault.
 
     Looks at the server and its limits, syncing, streams and their headroom, consumers, disk, clocks, dead letters,
     waiting work that nobody offers, actors and their owners, and workers. Ends with status 1 when there is a problem
     (a warning is none).
+
+    With --deep it stores and deletes a message, compares every stream and consumer with what is declared, and looks for
+    damage, lagging replicas, tasks that wait too long, and workers that are started again and again.
     """
-    findings = session.run(_examine(session))
+    findings = session.run(_examine(session, is_deep=deep))
     if bundle:
         Path(BUNDLE).write_bytes(_bundle(session, findings))
     if session.json:
@@ -40,19 +46,19 @@ def command(session: Session, /, *, bundle: bool) -> None:
     click.get_current_context().exit(1 if any(f.level == "problem" for f in findings) else 0)
 
 
-async def _examine(session: Session) -> list[Finding]:
+async def _examine(session: Session, *, is_deep: bool) -> list[Finding]:
     from callboard.runtime import doctor
     from callboard.runtime.host import connector
 
     settings = session.command_settings()
     findings = []
-    async for finding in doctor.examine(settings, connector(settings)):
+    async for finding in doctor.examine(settings, connector(settings), is_deep=is_deep):
         findings.append(finding)
         if not session.json:
             sign = click.style(_SIGNS[finding.level], fg=_COLOURS[finding.level])
-            click.echo(f"{sign}  {finding.check:<14} {finding.text}")
+            click.echo(f"{sign}  {finding.check:<15} {finding.text}")
             if finding.fix and finding.level != "ok":
-                click.echo(f"      {'':<14} -> {finding.fix}")
+                click.echo(f"      {'':<15} -> {finding.fix}")
     return findings
 
 

@@ -37,6 +37,7 @@ _LISTEN_S = 1.3
 @click.option("--delay", "delay_s", type=SPAN, help="Begin no sooner than after this; the server holds it.")
 @click.option("--deadline", type=UNTIL, help="Not wanted after this: a span from now, or a time.")
 @click.option("--header", "headers", multiple=True, metavar="NAME:VALUE", help="A further header; may be repeated.")
+@click.option("--labels", metavar="K=V,...", help="Run it only on a worker that bears all of these.")
 @click.option("--no-warn", is_flag=True, help="Do not look whether anybody offers the capability.")
 @json_option
 @global_options
@@ -51,10 +52,11 @@ def command(session: Session, /, capability: str, payload: str | None, **options
     from callboard.runtime.errors import TaskFailedError
 
     subjects.check_name(capability, what="capability")
+    wanted = _labels(options.pop("labels"))
     data = read_payload(payload)
     headers = dict(_header(text) for text in options.pop("headers"))
     try:
-        session.run(_submit(session, capability, data, headers, **options))
+        session.run(_submit(session, capability, data, headers, labels=wanted, **options))
     except TaskFailedError as error:
         if not session.json:
             raise
@@ -101,6 +103,14 @@ def _no_constant(name: str) -> object:
     raise ValueError(message)
 
 
+def _labels(text: str | None) -> dict[str, str]:
+    pairs = [pair.partition("=") for pair in (text or "").split(",") if pair.strip()]
+    if not all(sign for _, sign, _ in pairs):
+        message = f"{text!r} must be written like gpu=yes,zone=a"
+        raise click.BadParameter(message, param_hint="--labels")
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
 def _header(text: str) -> tuple[str, str]:
     name, colon, value = text.partition(":")
     if not colon or not name.strip():
@@ -116,6 +126,7 @@ async def _submit(
     data: bytes | None,
     headers: dict[str, str],
     *,
+    labels: dict[str, str],
     wait: bool,
     timeout_s: float | None,
     task_id: str | None,
@@ -140,6 +151,7 @@ async def _submit(
             delay_s=delay_s,
             notify=wait,
             headers=headers or None,
+            labels=labels,
             timeout_s=session.patience_s,
         )
         if not wait:
@@ -147,7 +159,7 @@ async def _submit(
         elif not session.json:
             note(f"submitted {handle.id}")
         if not no_warn:
-            await _warn(bus, heard, capability, patience_s=_LISTEN_S)
+            await _warn(bus, heard, handle.capability, patience_s=_LISTEN_S)
         if wait:
             await _wait(session, client, handle, timeout_s=timeout_s if delay_s is None else _later(timeout_s, delay_s))
 
@@ -169,14 +181,16 @@ async def _warn(bus: Bus, heard: Any, capability: str, *, patience_s: float) -> 
     """Say on standard error when nobody offers the capability; the task waits then, and nothing is lost."""
     from callboard.runtime import subjects
     from callboard.runtime.clock import SYSTEM_CLOCK
+    from callboard.runtime.labels import split, told
 
-    if await bus.consumer_info(subjects.WORK, subjects.consumer(capability, "normal")) is None:
+    is_labelled = bool(split(capability)[1])
+    if not is_labelled and await bus.consumer_info(subjects.WORK, subjects.consumer(capability, "normal")) is None:
         note(f"warning: no worker has ever offered {capability!r}; the task waits until one does")
         return
     give_up_s = SYSTEM_CLOCK.monotonic() + patience_s
     while not heard.serving(capability):
         if SYSTEM_CLOCK.monotonic() > give_up_s:
-            note(f"warning: no worker that offers {capability!r} is alive now; the task waits until one is")
+            note(f"warning: no worker that offers {told(capability)!r} is alive now; the task waits until one is")
             return
         await SYSTEM_CLOCK.sleep(0.02)
 

@@ -1,32 +1,49 @@
-"""``callboard worker``."""
+"""``callboard worker start``, and the processes that it consists of."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from callboard.cli.output import SPAN, emit, note, stamp, table
+from callboard.cli.output import SPAN, emit, note
 from callboard.cli.session import Session, example, global_options, json_option, pass_session
 
 if TYPE_CHECKING:
-    from callboard.runtime.beat import Beat
     from callboard.runtime.config import Settings
     from callboard.runtime.loader import Parts
     from callboard.runtime.worker import Worker
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_FLAGS = ("concurrency", "pool", "labels", "drain_grace_s", "shutdown", "health_port")
+# flags that are settings of the section `worker`, as the options are called
+_FLAGS = {
+    "concurrency": "--concurrency",
+    "pool": "--pool",
+    "labels": "--labels",
+    "drain_grace_s": "--drain-grace",
+    "shutdown": "--shutdown",
+    "health_port": "--health-port",
+    "recycle_tasks": "--recycle-tasks",
+    "recycle_rss_bytes": "--recycle-rss",
+    "max_memory_bytes": "--max-memory",
+    "max_cpu_s": "--max-cpu",
+    "max_task_s": "--max-task",
+    "max_open_files": "--max-open-files",
+    "tenants": "--tenants",
+}
+_OTHER_FLAGS = {"turns": "--turns", "log_level": "--log-level"}
 _STRATEGIES = ("cooperative", "immediate", "finish-step", "checkpoint")
 
 
 @click.group("worker")
 def command() -> None:
-    """Start workers; list, drain and resize those that run."""
+    """Start workers; `callboard workers` is about those that run."""
 
 
 def _worker_options(function: F) -> F:
@@ -34,6 +51,11 @@ def _worker_options(function: F) -> F:
         click.argument("modules", nargs=-1, required=True, metavar="MODULE..."),
         click.option("--concurrency", type=click.IntRange(1, 4096), help="Slots of each process.  [default: 8]"),
         click.option("--pool", help="Serve only this pool's capabilities and those that name none."),
+        click.option(
+            "--tenants",
+            type=click.Path(path_type=Path, dir_okay=False),
+            help="File of tenants to work for; they share the slots fairly.",
+        ),
         click.option("--turns", type=click.IntRange(1, 65_536), help="Turns of actors at once.  [default: 256]"),
         click.option("--labels", metavar="K=V,...", help="Facts for selection, such as gpu=yes,zone=a."),
         click.option("--drain-grace", "drain_grace_s", type=SPAN, help="Time to finish after a stop.  [default: 30s]"),
@@ -47,6 +69,14 @@ def _worker_options(function: F) -> F:
             type=click.IntRange(0, 65_535),
             help="Serve /livez, /readyz and /metrics here; process K of several takes the K-th port from it.",
         ),
+        click.option(
+            "--recycle-tasks", type=click.IntRange(0), help="Replace a process after so many tasks and turns."
+        ),
+        click.option("--recycle-rss", "recycle_rss_bytes", metavar="SIZE", help="Replace it above so much memory."),
+        click.option("--max-memory", "max_memory_bytes", metavar="SIZE", help="Most memory of a process, like 2GiB."),
+        click.option("--max-cpu", "max_cpu_s", type=SPAN, help="CPU time after which a process is replaced."),
+        click.option("--max-task", "max_task_s", type=SPAN, help="Longest run of a task."),
+        click.option("--max-open-files", type=click.IntRange(0), help="Open files and sockets of a process."),
         click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"])),
         json_option,
         global_options,
@@ -59,30 +89,52 @@ def _worker_options(function: F) -> F:
 @command.command(
     "start",
     epilog=example(
-        "callboard worker start hello.py", "callboard worker start shop.tasks --processes 3 --concurrency 8 --pool fast"
+        "callboard worker start hello.py",
+        "callboard worker start shop.tasks --processes 3 --concurrency 8 --pool fast",
+        "callboard worker start shop.tasks --min 0 --max 8",
     ),
 )
 @_worker_options
 @click.option("--processes", type=click.IntRange(1, 512), help="Processes; each has its own slots.  [default: 1]")
+@click.option("--max", "max_", type=click.IntRange(1, 512), help="Let the processes follow the work, up to so many.")
+@click.option("--min", "min_", type=click.IntRange(0, 512), help="The fewest then; 1 with actors.  [default: 0]")
+@click.option("--cool-down", "cool_down_s", type=SPAN, help="A process goes when not needed so long.  [default: 30s]")
+@click.option("--group-port", type=click.IntRange(0, 65_535), help="Health and backlog metrics of the parent process.")
 @pass_session
-def start(session: Session, /, modules: tuple[str, ...], *, processes: int | None, **flags: Any) -> None:  # noqa: ANN401
+def start(
+    session: Session,
+    /,
+    modules: tuple[str, ...],
+    *,
+    processes: int | None,
+    max_: int | None,
+    min_: int | None,
+    cool_down_s: float | None,
+    group_port: int | None,
+    **flags: Any,  # noqa: ANN401
+) -> None:
     """Serve the capabilities and actors of each MODULE: a dotted name, or the path of a .py file.
 
     SIGTERM or Ctrl-C drains: nothing new is taken, running tasks may finish, the rest is handed back. A second one
     stops at once. A process that crashes is started again. Several of these, here or on other hosts, share the work.
     """
-    settings = _settings(session, flags, processes=processes)
-    if settings.worker.processes == 1:
-        _serve(session, settings, modules)
-    else:
-        _supervise(session, settings, modules, flags)
+    settings = _settings(
+        session, flags, processes=processes, max=max_, min=min_, cool_down_s=cool_down_s, group_port=group_port
+    )
+    if settings.worker.is_supervised:
+        from callboard.cli import supervise
+
+        sys.exit(supervise.run(session, settings, words(session, settings, modules, flags)))
+    _serve(session, settings, modules)
 
 
 @command.command("child", hidden=True)
 @_worker_options
 @click.option("--slot", type=int, required=True)
+@click.option("--restarts", type=int, default=0)
 @click.option("--parent-fd", type=int, required=True)
 @click.option("--parent-pid", type=int, required=True)
+@click.option("--group", default="")
 @click.option("--quiet", is_flag=True)
 @pass_session
 def child(
@@ -91,8 +143,10 @@ def child(
     modules: tuple[str, ...],
     *,
     slot: int,
+    restarts: int,
     parent_fd: int,
     parent_pid: int,
+    group: str,
     quiet: bool,
     **flags: Any,  # noqa: ANN401
 ) -> None:
@@ -102,14 +156,53 @@ def child(
     os.set_inheritable(parent_fd, False)  # noqa: FBT003 - positional only
     die_with_parent(parent_pid)
     settings = _settings(session, flags, processes=1)
-    _serve(session, settings, modules, slot=slot, parent_fd=parent_fd, is_quiet=quiet)
-
-
-def _settings(session: Session, /, flags: dict[str, Any], *, processes: int | None) -> Settings:
-    given = {f"worker__{name}": flags[name] for name in _FLAGS}
-    return session.settings(
-        worker__processes=processes, log__level=flags["log_level"], actors__turns=flags["turns"], **given
+    _serve(
+        session,
+        settings,
+        modules,
+        slot=slot,
+        restarts=restarts,
+        parent_fd=parent_fd,
+        group=group,
+        is_quiet=quiet,
     )
+
+
+@command.command("describe", hidden=True)
+@_worker_options
+@pass_session
+def describe(session: Session, /, modules: tuple[str, ...], **flags: Any) -> None:  # noqa: ANN401
+    """Print what a worker would serve, for a parent that loads no code of others."""
+    from callboard.runtime import host
+    from callboard.runtime.group import Served
+    from callboard.runtime.loader import load_parts
+    from callboard.runtime.worker import Worker
+
+    settings = _settings(session, flags)
+    out, sys.stdout = sys.stdout, sys.stderr
+    parts = load_parts(modules)
+    worker = Worker(
+        parts.capabilities, host.connector(settings), actors=parts.actors, options=host.worker_options(settings)
+    )
+    actors = [actor.actor_name for actor in parts.actors]
+    emit(Served(capabilities=worker.offers, actors=actors, turns=settings.actors.turns), file=out)
+    host.leave(0)
+
+
+def _settings(session: Session, /, flags: dict[str, Any], **more: object) -> Settings:
+    given = {f"worker__{name}": flags[name] for name in _FLAGS}
+    given |= {f"worker__{name}": value for name, value in more.items()}
+    return session.settings(log__level=flags["log_level"], actors__turns=flags["turns"], **given)
+
+
+def words(session: Session, /, settings: Settings, modules: Sequence[str], flags: dict[str, Any]) -> list[str]:
+    """Return the arguments that make a child see the modules, flags and settings of its parent."""
+    found = list(modules)
+    for name, option in (_FLAGS | _OTHER_FLAGS).items():
+        if flags[name] is not None:
+            found += [option, str(flags[name])]
+    found += ["--nats", settings.nats.url, *(word for file in session.files for word in ("--config", str(file)))]
+    return [*found, *(["--json"] if session.json else []), *(["--debug"] if session.debug else [])]
 
 
 def _serve(
@@ -119,14 +212,17 @@ def _serve(
     modules: Sequence[str],
     *,
     slot: int = 0,
+    restarts: int = 0,
     parent_fd: int | None = None,
+    group: str = "",
     is_quiet: bool = False,
 ) -> None:
-    from callboard.runtime import host
+    from callboard.runtime import host, limits
     from callboard.runtime.loader import load_parts
     from callboard.runtime.processes import tell_ready
 
     host.configure_logs(settings, slot=slot)
+    limits.hold(host.limits_of(settings))
     out = sys.stdout
     if session.json:
         # what modules and handlers print must not stand between the events
@@ -147,16 +243,17 @@ def _serve(
         note(f"worker {worker.id} is ready and serves {serving(worker, parts)}; Ctrl-C drains it")
 
     port = settings.worker.health_port
-    host.run_loop(
-        host.run_worker(
-            settings,
-            parts.capabilities,
-            actors=parts.actors,
-            on_ready=on_ready,
-            parent_fd=parent_fd,
-            health_port=port + slot if port else 0,
+    if settings.worker.tenants is None:
+        serve = partial(
+            host.run_worker, settings, group=group, restarts=restarts, health_port=port + slot if port else 0
         )
-    )
+    else:
+        from callboard.runtime.tenants import read, run_tenants
+
+        served = read(settings.worker.tenants)
+        serve = partial(run_tenants, settings, served, health_port=port + slot * len(served) if port else 0)
+    work = serve(capabilities=parts.capabilities, actors=parts.actors, on_ready=on_ready, parent_fd=parent_fd)
+    host.run_loop(work)
     host.leave(0)
 
 
@@ -171,130 +268,3 @@ def child_command(session: Session, /, settings: Settings, modules: Sequence[str
     files = [word for file in session.files for word in ("--config", str(file))]
     parts = [sys.executable, "-m", "callboard", "worker", "child", *modules, "--nats", settings.nats.url, *files]
     return [*parts, *(["--debug"] if session.debug else []), "--parent-pid", str(os.getpid())]
-
-
-def _supervise(session: Session, /, settings: Settings, modules: Sequence[str], flags: dict[str, Any]) -> None:
-    import asyncio
-
-    from callboard.runtime import host
-    from callboard.runtime.processes import DeathNotice, ProcessGroup
-
-    host.configure_logs(settings)
-    parts = child_command(session, settings, modules)
-    for name, option in (("concurrency", "--concurrency"), ("pool", "--pool"), ("labels", "--labels")):
-        if flags[name] is not None:
-            parts += [option, str(flags[name])]
-    for name, option in (
-        ("turns", "--turns"),
-        ("drain_grace_s", "--drain-grace"),
-        ("shutdown", "--shutdown"),
-        ("health_port", "--health-port"),
-        ("log_level", "--log-level"),
-    ):
-        if flags[name] is not None:
-            parts += [option, str(flags[name])]
-    parts += ["--json"] if session.json else []
-
-    async def work() -> int:
-        notice = DeathNotice(host.connector(settings))
-        group = ProcessGroup(
-            lambda slot, fd: [*parts, "--slot", str(slot), "--parent-fd", str(fd)],
-            count=settings.worker.processes,
-            stop_grace_s=settings.worker.drain_grace_s,
-            on_death=notice.tell,
-        )
-        try:
-            return await group.run()
-        finally:
-            await notice.close()
-
-    sys.exit(asyncio.run(work()))
-
-
-@command.command("ls", epilog=example("callboard worker ls", "callboard worker ls --json | jq '.[].worker'"))
-@json_option
-@global_options
-@pass_session
-def ls(session: Session) -> None:
-    """List the workers that are alive, by their heartbeats; listens for a little over a second."""
-    from callboard.runtime.roster import live_workers
-
-    async def work() -> list[Beat]:
-        async with session.bus("worker-ls") as bus:
-            return await live_workers(bus)
-
-    beats = session.run(work())
-    if session.json:
-        emit(beats)
-        return
-    table(
-        [
-            (
-                beat.worker,
-                beat.status,
-                str(beat.pid),
-                stamp(beat.started_at),
-                ", ".join(f"{c.name} {c.busy}/{c.slots}{' paused' if c.is_paused else ''}" for c in beat.capabilities),
-                ", ".join(f"{a.kind} {a.running}/{a.active} ({len(a.partitions)})" for a in beat.actors) or "-",
-                ",".join(f"{key}={value}" for key, value in beat.labels.items()) or "-",
-            )
-            for beat in beats
-        ],
-        head=("WORKER", "STATUS", "PID", "STARTED", "BUSY/SLOTS", "ACTORS BUSY/AWAKE (PARTITIONS)", "LABELS"),
-        empty="no worker was heard; start one with `callboard worker start MODULE`",
-    )
-
-
-@command.command(
-    "drain", epilog=example("callboard worker drain shop-4211-a1b2c3", "callboard worker drain shop --wait")
-)
-@click.argument("worker")
-@click.option("--wait", is_flag=True, help="Wait until they have stopped.")
-@json_option
-@global_options
-@pass_session
-def drain(session: Session, /, worker: str, *, wait: bool) -> None:
-    """Drain WORKER: an id from `worker ls`, or a host, which means all its workers. Each then ends with status 0."""
-    from callboard.runtime import roster
-    from callboard.runtime.control import Order
-
-    async def work() -> list[str]:
-        async with session.bus("worker-drain") as bus:
-            chosen = await roster.select(bus, worker)
-            for name in chosen:
-                await roster.order(bus, name, Order(op="drain"))
-            if wait:
-                await roster.wait_gone(bus, chosen)
-            return chosen
-
-    chosen = session.run(work())
-    if session.json:
-        emit({"drained" if wait else "draining": chosen})
-    else:
-        click.echo(f"{'drained' if wait else 'draining'}: {', '.join(chosen)}")
-
-
-@command.command("slots", epilog=example("callboard worker slots shop-4211-a1b2c3 search 16"))
-@click.argument("worker")
-@click.argument("capability")
-@click.argument("count", type=click.IntRange(1, 4096))
-@json_option
-@global_options
-@pass_session
-def slots(session: Session, /, worker: str, capability: str, count: int) -> None:
-    """Give CAPABILITY COUNT slots in WORKER (an id or a host), now and until that process ends."""
-    from callboard.runtime import roster
-    from callboard.runtime.control import Order
-
-    async def work() -> list[str]:
-        async with session.bus("worker-slots") as bus:
-            chosen = await roster.select(bus, worker, capability=capability)
-            for name in chosen:
-                await roster.order(bus, name, Order(op="slots", capability=capability, slots=count))
-            return chosen
-
-    chosen = session.run(work())
-    if session.json:
-        emit({"workers": chosen, "capability": capability, "slots": count})
-    else:
-        click.echo(f"{capability} has {count} slots in {', '.join(chosen)}")

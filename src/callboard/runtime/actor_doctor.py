@@ -96,15 +96,20 @@ def _hosted(beats: Collection[Beat]) -> dict[str, set[int]]:
 
 def _owners(beats: Collection[Beat], partitions: int) -> Finding:
     missing = {
-        kind: sorted(set(range(partitions)) - owned)
+        kind: sorted(used - owned)
         for kind, owned in sorted(_hosted(beats).items())
-        if len(owned) < partitions
+        if (used := _used(beats, kind) or set(range(partitions))) - owned
     }
     if missing:
         text = "; ".join(f"{kind} {', '.join(map(str, numbers))}" for kind, numbers in missing.items())
         fix = "a worker that starts or stops explains it for some seconds; else see /readyz of the type's workers"
         return Finding(check="actor_owners", level="warning", text=f"partitions without an owner: {text}", fix=fix)
     return Finding(check="actor_owners", level="ok", text="every partition of the types that are hosted has an owner")
+
+
+def _used(beats: Collection[Beat], kind: str) -> set[int]:
+    """Return the partitions that a type has actors in, where those are not all."""
+    return {number for beat in beats for load in beat.actors if load.kind == kind for number in load.only}
 
 
 def _unhosted(beats: Collection[Beat], places: Mapping[Place, Cursor], unread: Collection[Place]) -> Finding:
@@ -139,22 +144,25 @@ def _lag(beats: Collection[Beat], unread: Mapping[Place, float]) -> Finding:
 
 async def _stopped(bus: Bus) -> Finding:
     lines = await inspection.actors(bus, limit=MAX_ACTORS)
-    found = {status: [line for line in lines if line.status == status] for status in ("failed", "paused", "killed")}
+    statuses = (inspection.UNDECODABLE, "failed", "paused", "killed")
+    found = {status: [line for line in lines if line.status == status] for status in statuses}
     known = f"{MAX_ACTORS} actors and more" if len(lines) == MAX_ACTORS else count(len(lines), "actor")
     if not any(found.values()):
         return Finding(check="actors", level="ok", text=f"{known}, none failed or paused")
     parts = [f"{len(stopped)} {status}" for status, stopped in found.items() if stopped]
-    first = next(iter([*found["failed"], *found["paused"], *found["killed"]]))
+    first = next(line for stopped in found.values() for line in stopped)
     text = f"{known}, of those {', '.join(parts)}; {first.address}: {first.reason[:100]}"
     fix = "`callboard agents show ADDRESS` says more; `callboard agents restart` or `resume` lets it go on"
-    return Finding(check="actors", level="warning" if found["failed"] else "note", text=text, fix=fix)
+    return Finding(
+        check="actors",
+        level="warning" if found["failed"] or found[inspection.UNDECODABLE] else "note",
+        text=text,
+        fix=fix,
+    )
 
 
 def _codes(beats: Collection[Beat]) -> list[Finding]:
-    findings = []
-    for kind, codes in fleet.differing(beats).items():
-        hosts = "; ".join(f"{code} on {', '.join(workers)}" for code, workers in codes.items())
-        fix = "deploy one code to all of them; raise the class's version where states or messages changed"
-        text = f"the actor type {kind} runs with {len(codes)} different codes of one version: {hosts}"
-        findings.append(Finding(check="actor_code", level="warning", text=text, fix=fix))
-    return findings
+    return [
+        Finding(check="actor_code", level="warning", text=fleet.mixture(kind, codes), fix=fleet.ONE_CODE)
+        for kind, codes in fleet.differing(beats).items()
+    ]

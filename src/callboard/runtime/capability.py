@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, Generic, ParamSpec, TypeVar, get_type_hints, overload
 
@@ -13,6 +14,7 @@ import msgspec
 from callboard.runtime import codec
 from callboard.runtime.context import TaskContext
 from callboard.runtime.errors import ConfigError, DecodeError, InputError, ModuleLoadError
+from callboard.runtime.labels import fits, split
 from callboard.runtime.retry import RetryPolicy
 from callboard.runtime.subjects import check_name
 
@@ -36,6 +38,7 @@ class Capability(Generic[P, R]):
         has_own_retry: False when it named none, so that the worker's settings may give one.
         pool: Name of the pool that serves it. ``default`` is served by every pool: a worker started with ``--pool``
             serves that pool's capabilities and those that name none.
+        labels: A worker serves it only if it bears all of these.
         is_async: False when the function is synchronous and runs in a thread.
     """
 
@@ -48,10 +51,15 @@ class Capability(Generic[P, R]):
         timeout_s: float | None = None,
         retry: RetryPolicy | None = None,
         pool: str = DEFAULT_POOL,
+        labels: Mapping[str, str] | None = None,
     ) -> None:
         """Use the decorator ``capability`` instead."""
         self.name = check_name(name, what="capability")
         self.pool = check_name(pool, what="pool")
+        self.labels = dict(labels or {})
+        if split(name)[1]:
+            message = f"capability {name!r} has the form of a pool by label: take another name, or labels=..."
+            raise ConfigError(message)
         if concurrency is not None and not 1 <= concurrency <= MAX_CONCURRENCY:
             message = f"capability {name!r}: concurrency is {concurrency}, take 1 to {MAX_CONCURRENCY}"
             raise ConfigError(message)
@@ -84,6 +92,12 @@ class Capability(Generic[P, R]):
         if self._bind is None:
             self._bind = _binder(self.function, self.name)
         return self._bind(data, content_type)
+
+    def renamed(self, name: str) -> Capability[P, R]:
+        """Return it under another name, that of a pool by label."""
+        other = copy.copy(self)
+        other.name = name
+        return other
 
     def schema(self) -> dict[str, Any]:
         """Return the JSON Schema of its payload; of a type that has none, an empty one.
@@ -121,6 +135,7 @@ def capability(
     timeout_s: float | None = None,
     retry: RetryPolicy | None = None,
     pool: str = DEFAULT_POOL,
+    labels: Mapping[str, str] | None = None,
 ) -> Callable[[Callable[P, R]], Capability[P, R]]: ...
 
 
@@ -132,6 +147,7 @@ def capability(
     timeout_s: float | None = None,
     retry: RetryPolicy | None = None,
     pool: str = DEFAULT_POOL,
+    labels: Mapping[str, str] | None = None,
 ) -> Any:
     """Make a function a capability.
 
@@ -144,6 +160,7 @@ def capability(
         timeout_s: Longest time of one run in seconds; default: no limit.
         retry: Attempts and gaps; default: 3 attempts, 2 and 4 s apart.
         pool: Pool that serves it.
+        labels: Only workers that bear all of these (``--labels gpu=yes``) serve it; others leave it alone.
 
     Raises:
         InvalidNameError: If the name cannot be a subject token.
@@ -152,7 +169,15 @@ def capability(
 
     def wrap(function: Callable[..., Any]) -> Capability[..., Any]:
         own_name = name if isinstance(name, str) else getattr(function, "__name__", "")
-        return Capability(function, name=own_name, concurrency=concurrency, timeout_s=timeout_s, retry=retry, pool=pool)
+        return Capability(
+            function,
+            name=own_name,
+            concurrency=concurrency,
+            timeout_s=timeout_s,
+            retry=retry,
+            pool=pool,
+            labels=labels,
+        )
 
     return wrap(name) if callable(name) else wrap
 
@@ -259,18 +284,26 @@ def fill_context(kwargs: dict[str, object], context: TaskContext) -> dict[str, o
 
 
 def served(
-    capabilities: Sequence[Capability[..., Any]], pool: str | None, *, has_actors: bool
+    capabilities: Sequence[Capability[..., Any]],
+    pool: str | None,
+    *,
+    has_actors: bool,
+    labels: Mapping[str, str] | None = None,
 ) -> list[Capability[..., Any]]:
-    """Return the capabilities that a worker of this pool serves.
+    """Return the capabilities that a worker of this pool and with these labels serves.
 
     Raises:
         ModuleLoadError: If there is nothing to serve.
     """
     wanted = [c for c in capabilities if pool is None or c.pool in (pool, DEFAULT_POOL)]
-    if wanted or has_actors:
-        return wanted
+    fitting = [c for c in wanted if fits(labels or {}, c.labels)]
+    if fitting or has_actors:
+        return fitting
     pools = sorted({c.pool for c in capabilities})
-    if pools:
+    if wanted:
+        missing = sorted({f"{key}={value}" for c in wanted for key, value in c.labels.items()})
+        message = f"every capability here asks for labels that this worker does not bear: --labels {','.join(missing)}"
+    elif pools:
         message = f"pool {pool!r} has no capability here; there are the pools {', '.join(pools)}"
     else:
         message = "there is nothing to serve: decorate a function with @capability, or define an Actor"

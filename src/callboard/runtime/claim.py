@@ -14,6 +14,7 @@ from callboard.runtime.bus import header
 from callboard.runtime.bus.base import Delivery
 from callboard.runtime.errors import InputError, InvalidNameError
 from callboard.runtime.record import Submission
+from callboard.runtime.redact import without_secrets
 from callboard.runtime.subjects import Lane
 
 _ATTEMPT = re.compile(r"[1-9][0-9]{0,4}")
@@ -143,7 +144,8 @@ class Claim:
         headers = delivery.headers
         check = headers.get(header.CLAIM_CHECK) if headers is not None else None
         payload, payload_b64 = record.as_payload(delivery.data, is_json=self._may_embed())
-        kept = {k: v for k, v in headers.items() if k != header.CLAIM_CHECK} if headers is not None else None
+        kept = without_secrets(headers) if headers is not None else {}
+        kept.pop(header.CLAIM_CHECK, None)
         return Submission(
             seq=delivery.seq,
             at=record.stored_at(delivery.time_ns),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
-from msgspec import UNSET, Raw, Struct
+from msgspec import UNSET, Raw
 
 from callboard.runtime import codec, ids, record, subjects, tracing
 from callboard.runtime import deadline as deadlines
@@ -30,8 +31,14 @@ from callboard.runtime.errors import (
     TaskFailedError,
     TaskTimeoutError,
 )
+from callboard.runtime.labels import pool_name
 from callboard.runtime.record import TaskRecord
+from callboard.runtime.registry.handle import Finder
+from callboard.runtime.registry.lookup import Lookups
 from callboard.runtime.subjects import Lane
+from callboard.runtime.submitted import Cancellation, TaskHandle, handles, no_stream
+
+__all__ = ["Cancellation", "Client", "TaskHandle"]
 
 POLL_FIRST_S = 0.2
 POLL_MAX_S = 2.0
@@ -39,32 +46,16 @@ CANCEL_WAIT_S = 0.3
 NOBODY = "client"
 
 
-class TaskHandle(Struct, frozen=True, kw_only=True):
-    """A submitted task.
+class Client(Finder):
+    """Submits tasks, talks to actors and finds agents over one bus connection. ``close`` it, then the bus."""
 
-    Attributes:
-        seq: Its sequence in the stream that took it.
-        is_duplicate: True when a task with this id had been submitted before and nothing new was stored.
-    """
-
-    id: str
-    capability: str
-    seq: int
-    is_duplicate: bool = False
-
-
-class Cancellation(Struct, frozen=True, kw_only=True):
-    """What a cancellation met: the task was ``running`` on a worker, was ``waiting``, or had ``finished`` before."""
-
-    task: str
-    found: str
-    record: TaskRecord | None = None
-
-
-class Client:
-    """Submits tasks and talks to actors over one bus connection. Close the bus when done; it holds nothing else."""
-
-    def __init__(self, bus: Bus, *, clock: Clock = SYSTEM_CLOCK, claim_check_bytes: int = CLAIM_CHECK_BYTES) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        *,
+        clock: Clock = SYSTEM_CLOCK,
+        claim_check_bytes: int = CLAIM_CHECK_BYTES,
+    ) -> None:
         """Use an open bus.
 
         Args:
@@ -72,6 +63,7 @@ class Client:
             clock: Time.
             claim_check_bytes: Payloads above this go to the object store.
         """
+        self.lookups = Lookups(bus, clock=clock)
         self._bus = bus
         self._clock = clock
         self._claim_check_bytes = claim_check_bytes
@@ -82,6 +74,10 @@ class Client:
         self._waiters: dict[str, asyncio.Future[TaskRecord]] = {}
         self._notice_of: dict[str, str] = {}
         self._early: dict[str, Message] = {}
+
+    async def close(self) -> None:
+        """End what look-ups began; the bus stays open. Closing twice is harmless."""
+        await self.lookups.close()
 
     # --- submit
 
@@ -96,6 +92,7 @@ class Client:
         delay_s: float | None = None,
         notify: bool = False,
         headers: dict[str, str] | None = None,
+        labels: Mapping[str, str] | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
     ) -> TaskHandle:
         """Submit one task; returns when it is on the broker's disk. One round trip.
@@ -110,6 +107,7 @@ class Client:
             delay_s: Begin no sooner than in so many seconds (1 at least; the server holds it).
             notify: Ask for the notice, so that ``wait`` hears at once and need not look.
             headers: Further headers; they are copied into the record.
+            labels: Only a worker that bears all of these runs it. Without one it waits: ``callboard doctor`` says so.
             timeout_s: How long to wait for the broker.
 
         Raises:
@@ -119,7 +117,7 @@ class Client:
             BackpressureError: If the queue is full; nothing was stored.
             BusTimeoutError: If the outcome is unknown: submit again under the same id.
         """
-        name = _name_of(capability)
+        name = _name_of(capability, labels)
         with tracing.span(f"submit {name}", "producer", lambda: {"messaging.system": "nats"}):
             if delay_s is not None and id is None:
                 id = f"{name}/{ids.new_token()}"  # noqa: A001
@@ -136,7 +134,10 @@ class Client:
             try:
                 ack = await self._bus.store(write, timeout_s=timeout_s)
             except NoRespondersError as error:
-                raise _no_stream() from error
+                raise no_stream() from error
+            if labels:
+                # a worker that fits looks at once, and not within ten seconds
+                await self._bus.publish(subjects.CTL_POOLS, name.encode())
             handle = TaskHandle(id=id or f"~{ack.seq}", capability=name, seq=ack.seq, is_duplicate=ack.is_duplicate)
             if reply_to is not None and not handle.is_duplicate:
                 # the first submit said where its notice goes; who repeats it looks at the ledger
@@ -150,6 +151,7 @@ class Client:
         *,
         task_ids: Sequence[str] | None = None,
         lane: Lane = "normal",
+        labels: Mapping[str, str] | None = None,
         timeout_s: float = 30.0,
     ) -> list[TaskHandle | BusError]:
         """Submit many tasks, all checked before the first is sent, then pipelined.
@@ -160,7 +162,7 @@ class Client:
         Raises:
             InputError: Naming every value that cannot be sent; nothing was sent.
         """
-        name = _name_of(capability)
+        name = _name_of(capability, labels)
         if task_ids is not None and len(task_ids) != len(values):
             message = f"nothing was sent: there are {len(values)} values and {len(task_ids)} ids"
             raise InputError(message)
@@ -180,7 +182,7 @@ class Client:
             acks = await self._store_batches(writes, timeout_s)
         else:
             acks = await self._bus.store_many(writes, timeout_s=timeout_s)
-        return _handles(name, acks, task_ids)
+        return handles(name, acks, task_ids)
 
     async def _store_batches(self, writes: list[Write], timeout_s: float) -> list[PubAck | BusError]:
         acks: list[PubAck | BusError] = []
@@ -214,7 +216,7 @@ class Client:
         """Return a reference to an actor, ``type/key``, to tell and to ask.
 
         Raises:
-            InvalidNameError: If the text is no address.
+            InvalidNameError: If it is no address.
         """
         return ActorRef(self._bus, address, clock=self._clock)
 
@@ -441,11 +443,9 @@ class Client:
         return f"{self._notice_prefix}.{self._notice_number}"
 
     def _expect(self, task_id: str, reply_to: str) -> None:
-        if task_id not in self._waiters:
-            self._waiters[task_id] = asyncio.get_running_loop().create_future()
-        early = self._early.pop(reply_to, None)
-        if early is not None:
-            self._fulfil(task_id, early)
+        _ = self._waiters.setdefault(task_id, asyncio.get_running_loop().create_future())
+        if reply_to in self._early:
+            self._fulfil(task_id, self._early.pop(reply_to))
         else:
             self._notice_of[reply_to] = task_id
 
@@ -459,42 +459,18 @@ class Client:
         if task_id is None:
             # a fast worker may be done before the submitter has read its own acknowledgement
             self._early[message.subject] = message
-            while len(self._early) > 1000:  # noqa: PLR2004
-                self._early.pop(next(iter(self._early)))
+            if len(self._early) > 1000:  # noqa: PLR2004
+                del self._early[next(iter(self._early))]
             return
         self._fulfil(task_id, message)
 
     def _fulfil(self, task_id: str, message: Message) -> None:
         waiter = self._waiters.get(task_id)
-        if waiter is None or waiter.done():
-            return
-        try:
-            waiter.set_result(record.decode_task(message.data))
-        except InputError:
-            # not a record: the ledger has the last word
-            return
+        if waiter is not None and not waiter.done():
+            # what is no record is left: the ledger has the last word
+            with suppress(InputError):
+                waiter.set_result(record.decode_task(message.data))
 
 
-def _name_of(capability: str | Capability[..., Any]) -> str:
-    if isinstance(capability, str):
-        return subjects.check_name(capability, what="capability")
-    return capability.name
-
-
-def _handles(
-    capability: str, acks: Sequence[PubAck | BusError], task_ids: Sequence[str] | None
-) -> list[TaskHandle | BusError]:
-    results: list[TaskHandle | BusError] = []
-    for index, ack in enumerate(acks):
-        if isinstance(ack, NoRespondersError):
-            raise _no_stream() from ack
-        if isinstance(ack, BusError):
-            results.append(ack)
-            continue
-        own = task_ids[index] if task_ids is not None else f"~{ack.seq}"
-        results.append(TaskHandle(id=own, capability=capability, seq=ack.seq, is_duplicate=ack.is_duplicate))
-    return results
-
-
-def _no_stream() -> NoRespondersError:
-    return NoRespondersError("no stream takes tasks: run 'callboard provision', or 'callboard up' for a local server")
+def _name_of(capability: str | Capability[..., Any], labels: Mapping[str, str] | None = None) -> str:
+    return pool_name(capability if isinstance(capability, str) else capability.name, labels or {})

@@ -25,10 +25,14 @@ RETRY_MAX_S = 2.0
 SINGLES_IN_FLIGHT = 4096
 TRIAL_EVERY_S = 10.0
 TRIAL_RECORDS = 64
+# The least of so many trials counts; the first of them come in quick succession.
+TRIALS_KEPT = 5
+TRIAL_FIRST_EVERY_S = 0.5
 _MIN_BATCH = 3
 # A batch that costs as much as more single writes than this is not worth waiting for: single writes of several groups
-# overlap and batches do not. Without a sync of every write it was seen to cost 40 to 270, with one 7 to 36.
-_MOST_SINGLES = 32
+# overlap and batches do not. By the shortest of five trials it was seen to cost 45 to 370 of them without a sync of
+# every write, also on a crowded machine, and with one 8 to 34; only beside a crowded disk up to 80.
+_MOST_SINGLES = 38
 
 Mode = Literal["single", "batch"]
 
@@ -66,30 +70,34 @@ class Chooser:
     """Decides between single writes and a batch from trials of both; pure but for its memory.
 
     A trial times the two on groups of one size with nothing else under way. Times taken under load say nothing: single
-    writes overlap, and a busy loop reads their answers late.
+    writes overlap, and a busy loop reads their answers late. Other work of the host, or another host's batch, can only
+    make a trial's times longer, so the shortest of the last few count: by single trials with every write synced, one
+    in four called batches the worse way on a crowded machine.
 
     Attributes:
         single_s: Seconds a record of single writes took, None before the first trial.
         batch_s: Seconds a whole batch took.
     """
 
-    __slots__ = ("_is_batch_better", "_tried_at", "batch_s", "single_s")
+    __slots__ = ("_is_batch_better", "_trials", "_tried_at", "batch_s", "single_s")
 
     def __init__(self) -> None:
         """Know nothing yet: single writes until the first trial."""
         self.single_s: float | None = None
         self.batch_s: float | None = None
         self._is_batch_better = False
+        self._trials: deque[tuple[float, float]] = deque(maxlen=TRIALS_KEPT)
         self._tried_at = float("-inf")
 
     @property
     def is_batch_better(self) -> bool:
-        """Whether the last trial found batches clearly better; then a record rides free in one that goes anyway."""
+        """Whether the last trials found batches clearly better; then a record rides free in one that goes anyway."""
         return self._is_batch_better
 
     def wants_trial(self, count: int, now_s: float) -> bool:
         """Return whether a group of ``count`` should try both ways: the first large enough one, then one in a while."""
-        return count >= 2 * _MIN_BATCH and now_s - self._tried_at >= TRIAL_EVERY_S
+        every_s = TRIAL_EVERY_S if len(self._trials) == TRIALS_KEPT else TRIAL_FIRST_EVERY_S
+        return count >= 2 * _MIN_BATCH and now_s - self._tried_at >= every_s
 
     def began_trial(self, now_s: float) -> None:
         """Note that a trial is made, whatever comes of it."""
@@ -97,10 +105,11 @@ class Chooser:
 
     def learn(self, *, count: int, singles_s: float, batch_s: float) -> None:
         """Note how long ``count`` single writes took and how long a batch of ``count``."""
-        self.single_s = singles_s / count
-        self.batch_s = batch_s
+        self._trials.append((singles_s / count, batch_s))
+        self.single_s = min(single_s for single_s, _ in self._trials)
+        self.batch_s = min(batch_s for _, batch_s in self._trials)
         # by the cost of one, whatever the number tried: a batch costs nearly the same with few and with many
-        self._is_batch_better = _MOST_SINGLES * self.single_s > batch_s
+        self._is_batch_better = _MOST_SINGLES * self.single_s > self.batch_s
 
     def choose(self, count: int) -> Mode:
         """Return how to store a group of ``count``."""

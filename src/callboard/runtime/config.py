@@ -35,6 +35,8 @@ KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
 _NAME = r"^[a-z0-9_-]{1,64}$"
 _EXTENSIONS_PER_LEASE = 3
+_MIN_MEMORY_BYTES = 128 * MIB
+_MIN_OPEN_FILES = 64
 _SIZES = TypeAdapter(ByteSize)
 
 
@@ -85,7 +87,8 @@ class NatsSettings(Section):
     """How to reach the broker. At most one way to log in: user and password, token, nkey seed, or creds file.
 
     Attributes:
-        url: One or more ``nats://`` or ``tls://`` addresses, separated by commas; no password inside.
+        url: One or more ``nats://`` or ``tls://`` addresses, separated by commas; no password inside. With ``tls://``
+            nothing is said to a server without TLS.
         inbox_prefix: Where answers arrive; with permissions, one of its own for each user.
         connect_deadline_s: How long start-up waits for the first connection.
     """
@@ -221,6 +224,9 @@ class WorkerSettings(Section):
 
     Attributes:
         processes: Operating system processes.
+        max: With it the number of processes follows the work, up to so many; 0 keeps ``processes``.
+        min: The fewest then. With 0 nothing runs while there is nothing to do; 1 where actors are hosted.
+        cool_down_s: A process goes only when it was not needed for this long.
         concurrency: Slots of each process, for capabilities that name no number of their own.
         labels: Facts for selection, ``key: value``; in a variable ``gpu=yes,zone=a``.
         drain_grace_s: How long running work may take to finish after a stop.
@@ -228,10 +234,24 @@ class WorkerSettings(Section):
             cancels at once, ``finish-step`` stops turns before their next step, ``checkpoint`` does so and notes where.
         max_block_s: How long a handler may block the event loop before its leases are given up.
         health_port: Port for /healthz, /readyz and /metrics; 0 switches it off.
-        health_host: Address the health port listens on.
+        health_host: Address the health ports listen on.
+        group_port: Port of the parent process: the same paths, with the backlog that it scales by; 0 switches it off.
+        recycle_tasks: After so many tasks and turns a process is replaced; 0 never. It ends when its replacement
+            serves and what it runs is finished.
+        recycle_rss_bytes: The same, above so much memory in use.
+        max_memory_bytes: A process cannot have more memory of its own: allocating fails (``MemoryError``), or ends it.
+        max_cpu_s: A process that has used so much CPU time is replaced; five seconds of it later it is killed.
+        max_task_s: Longest run of a task, also of capabilities that allow more.
+        max_open_files: Files and sockets that a process may have open.
+        user: Our name among the server's users; it stands before the worker's id in its subjects, and the server lets
+            it beat and answer pings for its own workers only. None on a server without users.
+        tenants: A file that lists tenants to work for, in place of the one that ``nats`` names; they share the slots.
     """
 
     processes: Annotated[int, Field(ge=1, le=512)] = 1
+    max: Annotated[int, Field(ge=0, le=512)] = 0
+    min: Annotated[int, Field(ge=0, le=512)] = 0
+    cool_down_s: Seconds = 30.0
     concurrency: Annotated[int, Field(ge=1, le=4096)] = 8
     pool: Annotated[str, Field(pattern=_NAME)] = "default"
     labels: Labels = {}
@@ -240,6 +260,36 @@ class WorkerSettings(Section):
     max_block_s: Seconds = 60.0
     health_port: Port = 0
     health_host: str = "127.0.0.1"
+    user: Annotated[str, Field(pattern=_NAME)] | None = None
+    tenants: Path | None = None
+    group_port: Port = 0
+    recycle_tasks: Annotated[int, Field(ge=0)] = 0
+    recycle_rss_bytes: BytesOrZero = 0
+    max_memory_bytes: BytesOrZero = 0
+    max_cpu_s: SecondsOrZero = 0.0
+    max_task_s: SecondsOrZero = 0.0
+    max_open_files: Annotated[int, Field(ge=0)] = 0
+
+    @property
+    def is_supervised(self) -> bool:
+        """Whether a parent looks after the worker processes: several, a number that changes, or ones that end early."""
+        ends_early = self.recycle_tasks or self.recycle_rss_bytes or self.max_memory_bytes or self.max_cpu_s
+        return self.processes > 1 or self.max > 0 or bool(ends_early)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.min > self.max:
+            _refuse("min", f"must be at most max ({self.max}), is {self.min}")
+        if self.max and self.processes > 1:
+            _refuse("processes", "cannot be used together with max: the number follows the work")
+        for name in ("recycle_rss_bytes", "max_memory_bytes"):
+            if 0 < getattr(self, name) < _MIN_MEMORY_BYTES:
+                _refuse(name, f"must be at least {_MIN_MEMORY_BYTES >> 20} MiB: the process itself needs as much")
+        if 0 < self.max_memory_bytes <= self.recycle_rss_bytes:
+            _refuse("recycle_rss_bytes", f"must be below max_memory_bytes ({self.max_memory_bytes})")
+        if 0 < self.max_open_files < _MIN_OPEN_FILES:
+            _refuse("max_open_files", f"must be at least {_MIN_OPEN_FILES}: the process itself needs as many")
+        return self
 
 
 class LogSettings(Section):
@@ -339,6 +389,17 @@ class Shown(Struct, frozen=True):
     origin: str
 
 
+class RegistrySettings(Section):
+    """The registry of agents.
+
+    Attributes:
+        host: Whether workers host it: one leads, the others stand by and take over within two seconds. A worker that
+            hosts none finds and picks like any client, and its agents are not entered.
+    """
+
+    host: bool = True
+
+
 class Settings(Section):
     """All settings. Build it with ``Settings.load()``; tests may construct it directly."""
 
@@ -350,6 +411,7 @@ class Settings(Section):
     trace: TraceSettings = TraceSettings()
     topology: TopologySettings = TopologySettings()
     actors: ActorSettings = ActorSettings()
+    registry: RegistrySettings = RegistrySettings()
 
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
 

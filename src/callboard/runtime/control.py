@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 from msgspec import Struct
 
-from callboard.runtime.errors import DecodeError
+from callboard.runtime.bus.base import Bus, Message
+from callboard.runtime.errors import BusError, DecodeError
 
 CONFIG_BUCKET = "CB_CONFIG"
 PAUSE_PREFIX = "pause."
 
 
 class Order(Struct, frozen=True, kw_only=True):
-    """Body of ``cb.ctl.worker.<worker>``: ``op`` is ``drain``, or ``slots`` with a capability and a number."""
+    """Body of ``cb.ctl.worker.<worker>``, to a worker or to the parent of a group of them.
+
+    Attributes:
+        op: ``drain``; ``stop``, which waits for nothing; ``slots`` to a worker; ``scale`` to a group.
+        capability: Whose slots.
+        slots: How many it has from now on.
+        processes: How many processes a group of a fixed size has from now on.
+        min: The fewest that a group that scales itself has from now on; None leaves it as it is.
+        max: The most.
+    """
 
     op: str
     capability: str = ""
     slots: int = 0
+    processes: int | None = None
+    min: int | None = None
+    max: int | None = None
 
 
 class CancelRequest(Struct, frozen=True, kw_only=True):
@@ -39,6 +54,15 @@ class ProcessEnd(Struct, frozen=True, kw_only=True):
     host: str
     pid: int
     by: str = ""
+
+
+async def answer(bus: Bus, message: Message, body: Mapping[str, object]) -> None:
+    """Answer a request with JSON, if it wants an answer; one that cannot be sent is not missed by anybody here."""
+    if message.reply:
+        try:
+            await bus.publish(message.reply, msgspec.json.encode(body))
+        except BusError:
+            return
 
 
 decode_order = msgspec.json.Decoder(Order).decode

@@ -59,8 +59,10 @@ class LiveWorker:
         for capability in parts.capabilities:
             pool = self._worker.pools.get(capability.name)
             if pool is not None:
-                pool.capability = capability
-                pool.slots = capability.concurrency or self._worker.options.concurrency
+                for each in pool.share or [pool]:
+                    name = each.capability.name
+                    each.capability = capability if name == capability.name else capability.renamed(name)
+                    each.slots = capability.concurrency or self._worker.options.concurrency
         if self._worker.host is not None:
             self._worker.host.swap(types)
         self._parts = parts

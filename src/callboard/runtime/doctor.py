@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import AsyncIterator, Mapping
 from urllib.parse import urlsplit
 
-from callboard.runtime import actor_doctor, dead, lookup, roster, server_binary, subjects
+from callboard.runtime import actor_doctor, dead, deep_doctor, lookup, roster, server_binary, subjects
 from callboard.runtime.actor import archive
 from callboard.runtime.beat import Beat
 from callboard.runtime.bus import provision, topology
@@ -23,6 +23,7 @@ from callboard.runtime.control import CONFIG_BUCKET
 from callboard.runtime.errors import BusError, CallboardError
 from callboard.runtime.finding import Finding, count
 from callboard.runtime.host import Connect
+from callboard.runtime.labels import told
 from callboard.runtime.server_folder import running
 from callboard.runtime.version import VERSION
 
@@ -37,10 +38,13 @@ _HTTP_TIMEOUT_S = 2.0
 _PROBE_TIMEOUT_S = 1.0
 
 
-async def examine(settings: Settings, connect: Connect, *, clock: Clock = SYSTEM_CLOCK) -> AsyncIterator[Finding]:
+async def examine(
+    settings: Settings, connect: Connect, *, is_deep: bool = False, clock: Clock = SYSTEM_CLOCK
+) -> AsyncIterator[Finding]:
     """Yield the findings of all checks, as they come. Takes about two seconds, most of it listening for beats.
 
-    Writes nothing but one key of the settings bucket, whose time tells how far the clocks are apart.
+    Writes nothing but one key of the settings bucket, whose time tells how far the clocks are apart; with ``is_deep``
+    also what ``deep_doctor`` writes and takes away again.
     """
     yield _binary(settings)
     yield _disk(settings)
@@ -50,13 +54,13 @@ async def examine(settings: Settings, connect: Connect, *, clock: Clock = SYSTEM
         yield await _unreachable(settings, error)
         return
     try:
-        async for finding in _examine_broker(bus, settings, clock):
+        async for finding in _examine_broker(bus, settings, clock, is_deep=is_deep):
             yield finding
     finally:
         await bus.close()
 
 
-async def _examine_broker(bus: Bus, settings: Settings, clock: Clock) -> AsyncIterator[Finding]:
+async def _examine_broker(bus: Bus, settings: Settings, clock: Clock, *, is_deep: bool) -> AsyncIterator[Finding]:
     yield _server(bus)
     yield _payload(bus)
     yield await _sync(settings)
@@ -68,7 +72,7 @@ async def _examine_broker(bus: Bus, settings: Settings, clock: Clock) -> AsyncIt
         return
     heard = await roster.heard(bus, clock=clock)
     beats = heard.alive
-    looks = [_clock(bus, clock), _dead(bus), _work(bus, beats), _paused(bus), _consumers(bus, settings)]
+    looks = [_clock(bus, clock), _dead(bus), _work(bus, heard), _paused(bus), _consumers(bus, settings)]
     if settings.actors.audit:
         looks.append(_audit(bus, clock))
     for look in looks:
@@ -76,11 +80,15 @@ async def _examine_broker(bus: Bus, settings: Settings, clock: Clock) -> AsyncIt
             yield await look
         except BusError as error:
             yield Finding(check=error.code, level="problem", text=str(error), fix=provision.REMEDY)
-    try:
-        async for finding in actor_doctor.examine(bus, beats, clock):
-            yield finding
-    except BusError as error:
-        yield Finding(check=error.code, level="problem", text=str(error), fix=provision.REMEDY)
+    further = [actor_doctor.examine(bus, beats, clock)]
+    if is_deep:
+        further.append(deep_doctor.examine(bus, settings, beats, clock))
+    for checks in further:
+        try:
+            async for finding in checks:
+                yield finding
+        except BusError as error:
+            yield Finding(check=error.code, level="problem", text=str(error), fix=provision.REMEDY)
     for finding in _workers(beats, heard.skews_s):
         yield finding
 
@@ -276,12 +284,11 @@ async def _audit(bus: Bus, clock: Clock) -> Finding:
 # --- who works
 
 
-async def _work(bus: Bus, beats: list[Beat]) -> Finding:
-    offered = {load.name for beat in beats for load in beat.capabilities}
-    lonely = [q for q in await lookup.queues(bus) if q.waiting and q.capability not in offered]
+async def _work(bus: Bus, heard: roster.Roster) -> Finding:
+    lonely = [q for q in await lookup.queues(bus) if q.waiting and not heard.serving(q.capability)]
     if lonely:
-        text = ", ".join(f"{q.capability} ({q.waiting} waiting)" for q in lonely)
-        fix = "start a worker that has the capability; the tasks wait and are not lost"
+        text = ", ".join(f"{told(q.capability)} ({q.waiting} waiting)" for q in lonely)
+        fix = "start a worker that has the capability and the labels; the tasks wait and are not lost"
         return Finding(check="unoffered", level="problem", text=f"nobody alive offers {text}", fix=fix)
     return Finding(check="unoffered", level="ok", text="every capability with waiting work is offered")
 

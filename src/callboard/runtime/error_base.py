@@ -45,7 +45,10 @@ class BusConnectError(BusError):
 
 
 class BusAuthError(BusError):
-    """Raised when the broker refused the credentials. Check user, password, token or nkey."""
+    """Raised when the broker refused the credentials, or the two sides do not trust each other's certificates.
+
+    Check user, password, token or nkey; for certificates the message says which setting.
+    """
 
     code = "bus_auth"
 
@@ -113,6 +116,15 @@ class BackpressureError(BusError):
 
     code = "backpressure"
     retryable = True
+
+
+class QuotaExceededError(BackpressureError):
+    """Raised when an account has used up its room, streams or consumers, so that a write or a new stream is refused.
+
+    Nothing was stored. Make room, or have an operator raise the limit: ``callboard tenant create`` with higher numbers.
+    """
+
+    code = "quota_exceeded"
 
 
 class NotFoundError(BusError):

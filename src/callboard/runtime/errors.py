@@ -31,6 +31,7 @@ from callboard.runtime.error_base import (
     NotFoundError,
     PayloadTooLargeError,
     PermissionDeniedError,
+    QuotaExceededError,
     TopologyError,
 )
 
@@ -55,6 +56,7 @@ __all__ = [
     "DataFolderInUseError",
     "DeadlineError",
     "DecodeError",
+    "DuplicateAgentError",
     "EncodeError",
     "HandlerExitError",
     "HistoryError",
@@ -66,6 +68,7 @@ __all__ = [
     "MigrationError",
     "MissingExtraError",
     "ModuleLoadError",
+    "NoAgentError",
     "NoHostError",
     "NoLeaderError",
     "NoRespondersError",
@@ -73,6 +76,9 @@ __all__ = [
     "PayloadTooLargeError",
     "PermissionDeniedError",
     "PortInUseError",
+    "QuotaExceededError",
+    "RegistryAwayError",
+    "RegistryError",
     "ReplyGoneError",
     "RetryableError",
     "ServerBinaryError",
@@ -344,6 +350,52 @@ class WaitTimeoutError(ActorError):
     """Raised when a turn waited for a message and none came in time."""
 
     code = "wait_timeout"
+
+
+class RegistryError(CallboardError):
+    """Raised when something about the registry of agents went wrong; the subclasses say what."""
+
+    code = "registry"
+
+
+class NoAgentError(RegistryError):
+    """Raised when no agent can take a request: nobody has the capability, fits what was asked for, or is well.
+
+    Attributes:
+        near: The nearest names of capabilities that exist, when nobody has this one.
+        refused: How many agents were left out for each reason.
+    """
+
+    code = "no_agent"
+    retryable = True
+
+    def __init__(self, message: str, *, near: tuple[str, ...] = (), refused: dict[str, int] | None = None) -> None:
+        """Keep what came near."""
+        super().__init__(message)
+        self.near = near
+        self.refused = refused or {}
+
+
+class DuplicateAgentError(RegistryError):
+    """Raised when another living process holds the address that an agent wants to register.
+
+    Attributes:
+        holder: Who holds it: instance, and host where it is known.
+    """
+
+    code = "duplicate_agent"
+
+    def __init__(self, message: str, *, holder: str = "") -> None:
+        """Keep who holds it."""
+        super().__init__(message)
+        self.holder = holder
+
+
+class RegistryAwayError(RegistryError):
+    """Raised when nobody leads the registry now and nothing was learnt from it yet that could answer instead."""
+
+    code = "registry_away"
+    retryable = True
 
 
 class HistoryError(ActorError):

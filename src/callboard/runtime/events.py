@@ -13,8 +13,11 @@ from typing import Final
 
 WORKER_READIED: Final = "callboard.v1.worker.readied"  # info: worker, capabilities; fetched for the first time
 WORKER_DRAIN_BEGUN: Final = "callboard.v1.worker.drain_begun"  # info: worker, now, shutdown
+WORKER_WORN: Final = "callboard.v1.worker.worn"  # info: worker, why; another process takes its place
 WORKER_STOPPED: Final = "callboard.v1.worker.stopped"  # info: worker, exit_code
 WORKER_FAILED: Final = "callboard.v1.worker.failed"  # error: worker, code, message
+TENANT_UNSERVED: Final = "callboard.v1.tenant.unserved"  # warning: tenant, code, message; tried again
+BEAT_FORGED: Final = "callboard.v1.beat.forged"  # warning: subject, worker; it speaks for another, and is dropped
 
 # --- process -----------------------------------------------------------------------------------------------------
 
@@ -25,9 +28,14 @@ PROCESS_STARTED: Final = "callboard.v1.process.started"  # info: slot, pid
 PROCESS_RESTARTED: Final = "callboard.v1.process.restarted"  # warning: slot, restarts, delay_s, status
 PROCESS_ABANDONED: Final = "callboard.v1.process.abandoned"  # error: slot, restarts, window_s
 PROCESS_KILLED: Final = "callboard.v1.process.killed"  # warning: slot, pid
+PROCESS_RETIRED: Final = "callboard.v1.process.retired"  # info: slot, pid; it finishes what it runs and ends
+PROCESS_RECYCLED: Final = "callboard.v1.process.recycled"  # info: slot, pid; it is worn, another takes its place
 PROCESS_UNREPORTED: Final = (
     "callboard.v1.process.unreported"  # warning: pid, message; a death others see a second later
 )
+
+GROUP_SCALED: Final = "callboard.v1.group.scaled"  # info: group, processes, was, why
+GROUP_BLINDED: Final = "callboard.v1.group.blinded"  # warning: group, code, message; it stays as it is meanwhile
 
 # --- task --------------------------------------------------------------------------------------------------------
 
@@ -39,7 +47,10 @@ TASK_DROPPED: Final = "callboard.v1.task.dropped"  # info: task, capability; ano
 TASK_SKIPPED: Final = "callboard.v1.task.skipped"  # debug: task, capability; its record exists
 TASK_HANDED_BACK: Final = "callboard.v1.task.handed_back"  # info: task, capability; stopped by a drain while it ran
 TASK_TAKEN_OVER: Final = "callboard.v1.task.taken_over"  # warning: task, capability, attempt, crashes
+TASK_UNMATCHED: Final = "callboard.v1.task.unmatched"  # warning: capability, waiting; no worker bears its labels
 TASK_UNCOMMITTED: Final = "callboard.v1.task.uncommitted"  # error: task, capability, code, message; it comes again
+
+POOL_UNSEEN: Final = "callboard.v1.pool.unseen"  # debug: code; pools by label are looked for again
 
 # --- lease -------------------------------------------------------------------------------------------------------
 
@@ -70,6 +81,13 @@ PARTITION_HANDED_OVER: Final = "callboard.v1.partition.handed_over"  # info: typ
 PARTITION_LOST: Final = "callboard.v1.partition.lost"  # warning: type, partition, epoch
 PARTITION_UNSWEPT: Final = "callboard.v1.partition.unswept"  # debug: type, partition, code; tried again
 PARTITION_UNPLACED: Final = "callboard.v1.partition.unplaced"  # debug: code, message; tried again
+
+# --- registry ----------------------------------------------------------------------------------------------------
+
+REGISTRY_LED: Final = "callboard.v1.registry.led"  # info: agents; this worker answers look-ups from now on
+REGISTRY_UNHOSTED: Final = "callboard.v1.registry.unhosted"  # warning: worker, message; look-ups go to other workers
+REGISTRY_DUPLICATED: Final = "callboard.v1.registry.duplicated"  # error: actor, code, holder; two claim one address
+REGISTRY_UNWRITTEN: Final = "callboard.v1.registry.unwritten"  # debug: actor, code; tried again
 
 # --- bus ---------------------------------------------------------------------------------------------------------
 

@@ -15,10 +15,11 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from callboard.runtime import events, logs, metrics, subjects, tracing
+from msgspec.structs import replace
+
+from callboard.runtime import events, ids, limits, logs, metrics, subjects, tracing
 from callboard.runtime.actor import shutdown
 from callboard.runtime.actor.actor import Actor
-from callboard.runtime.actor.hosting import ActorHost
 from callboard.runtime.actor.services import ActorRules
 from callboard.runtime.bus import provision, topology
 from callboard.runtime.bus.base import Bus
@@ -27,11 +28,15 @@ from callboard.runtime.client import Client
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 from callboard.runtime.config import Settings
 from callboard.runtime.errors import BusError, CallboardError, ConfigError, NoLeaderError
+from callboard.runtime.fairness import Seat
 from callboard.runtime.health import Health, HealthServer
 from callboard.runtime.pool import PoolRules
+from callboard.runtime.processes import RETIRE, tell_worn
+from callboard.runtime.registry.handle import finder_now
 from callboard.runtime.retry import RetryPolicy
 from callboard.runtime.server_folder import DataFolder
 from callboard.runtime.settle import SettleRules
+from callboard.runtime.view import view_of
 from callboard.runtime.worker import Worker, WorkerOptions
 
 T = TypeVar("T")
@@ -159,20 +164,27 @@ async def connect(
     if settings is not None and url is not None:
         loaded = settings.model_copy(update={"nats": settings.nats.model_copy(update={"url": url})})
     bus = await connector(loaded)(name)
+    client = Client(bus, claim_check_bytes=int(loaded.work.claim_check_bytes))
+    before = finder_now.get()
+    finder_now.set(client)
     try:
         with tracing.running(loaded.trace):
-            yield Client(bus, claim_check_bytes=int(loaded.work.claim_check_bytes))
+            yield client
     finally:
+        # not by the token: a block may end in another context than it began in
+        finder_now.set(before)
+        await client.close()
         await bus.close()
 
 
-def worker_options(settings: Settings) -> WorkerOptions:
-    """Return what a worker needs to know."""
+def worker_options(settings: Settings, *, group: str = "") -> WorkerOptions:
+    """Return what a worker needs to know; ``group`` is the id of the parent that keeps it."""
     work, worker = settings.work, settings.worker
     return WorkerOptions(
         concurrency=worker.concurrency,
         pool=None if worker.pool == DEFAULT_POOL else worker.pool,
         labels=dict(worker.labels),
+        group=group,
         ack_wait_s=work.ack_wait_s,
         extend_every_s=work.extend_every_s,
         max_ack_pending=work.max_ack_pending,
@@ -182,6 +194,7 @@ def worker_options(settings: Settings) -> WorkerOptions:
         holds_wait_s=work.holds_wait_s,
         pool_rules=PoolRules(crash_limit=work.crash_limit, quarantine_s=work.quarantine_s),
         actor_rules=actor_rules(settings),
+        hosts_registry=settings.registry.host,
         settle_rules=SettleRules(
             schedule_over_s=work.retry_schedule_above_s, claim_check_bytes=int(work.claim_check_bytes)
         ),
@@ -218,6 +231,25 @@ def use_retry(capabilities: Sequence[Capability[..., Any]], settings: Settings) 
     for capability in capabilities:
         if not capability.has_own_retry:
             capability.retry = policy
+
+
+def use_limit(capabilities: Sequence[Capability[..., Any]], settings: Settings) -> None:
+    """Let no run of a task last longer than ``worker.max_task_s``."""
+    limit_s = settings.worker.max_task_s
+    for capability in capabilities if limit_s else ():
+        capability.timeout_s = min(limit_s, capability.timeout_s or limit_s)
+
+
+def limits_of(settings: Settings) -> limits.Limits:
+    """Return what a worker process may use."""
+    worker = settings.worker
+    return limits.Limits(
+        memory_bytes=worker.max_memory_bytes,
+        cpu_s=worker.max_cpu_s,
+        open_files=worker.max_open_files,
+        tasks=worker.recycle_tasks,
+        rss_bytes=worker.recycle_rss_bytes,
+    )
 
 
 def configure_logs(settings: Settings, *, slot: int = 0) -> None:
@@ -258,9 +290,13 @@ async def run_worker(
     actors: Sequence[type[Actor]] = (),
     on_ready: Callable[[Worker], None] | None = None,
     parent_fd: int | None = None,
+    group: str = "",
     health_port: int | None = None,
     connect: Connect | None = None,
     on_signal: Callable[[], None] | None = None,
+    seat: Seat | None = None,
+    has_signals: bool = True,
+    restarts: int = 0,
 ) -> None:
     """Serve until SIGTERM or SIGINT; the first drains, the second stops at once. Returns after a clean end.
 
@@ -270,9 +306,13 @@ async def run_worker(
         actors: Classes of the actors to host.
         on_ready: Called once, when it pulls.
         parent_fd: A pipe whose end means that the parent died: then it stops at once.
+        group: Id of that parent, for beats.
         health_port: Port of the health endpoint in place of the setting's.
         connect: How to connect in place of the settings'; for tests.
         on_signal: Called at each signal, before the worker stops.
+        seat: Its tenant's place, where one process works for several.
+        has_signals: Whether signals stop it; else whoever runs it does by ``Worker.stop``.
+        restarts: How often the parent has started a process anew in this one's place; beats tell it.
 
     Raises:
         ModuleLoadError: If there is nothing to serve in the pool.
@@ -282,8 +322,12 @@ async def run_worker(
         PortInUseError: If the health port is taken.
     """
     use_retry(capabilities, settings)
+    use_limit(capabilities, settings)
     open_bus = _verified(connect or connector(settings), patience_s=settings.nats.connect_deadline_s)
-    worker = Worker(capabilities, open_bus, actors=actors, options=worker_options(settings))
+    worker_id = ids.new_worker_id(settings.worker.user)
+    options = replace(worker_options(settings, group=group), seat=seat)
+    worker = Worker(capabilities, open_bus, actors=actors, options=options, worker_id=worker_id)
+    worker.restarts = restarts
     port = settings.worker.health_port if health_port is None else health_port
 
     def ready() -> None:
@@ -291,16 +335,20 @@ async def run_worker(
         if on_ready is not None:
             on_ready(worker)
 
-    with _signals(worker, on_signal), _lifeline(worker, parent_fd), tracing.running(settings.trace):
+    signals = _signals(worker, on_signal) if has_signals else contextlib.nullcontext()
+    with signals, _lifeline(worker, parent_fd), tracing.running(settings.trace):
         async with _health(worker, host=settings.worker.health_host, port=port):
-            watcher = asyncio.create_task(_leave_stuck(worker), name="host-stuck")
+            watchers = [asyncio.create_task(_leave_stuck(worker), name="host-stuck")]
+            if parent_fd is not None:
+                watchers.append(asyncio.create_task(_watch_wear(worker, settings, parent_fd), name="host-wear"))
             try:
                 await worker.run(ready)
             except CallboardError as error:
                 _log.error(events.WORKER_FAILED, worker=worker.id, code=error.code)
                 raise
             finally:
-                watcher.cancel()
+                for watcher in watchers:
+                    watcher.cancel()
     _log.info(events.WORKER_STOPPED, worker=worker.id, exit_code=0)
 
 
@@ -313,6 +361,20 @@ def leave(status: int) -> None:
         sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
+
+
+async def _watch_wear(worker: Worker, settings: Settings, parent_fd: int) -> None:
+    """Ask the parent for a successor when this process has done or used enough."""
+
+    def done() -> int:
+        turns = worker.host.services.stats.values() if worker.host is not None else ()
+        return sum(pool.stats.started for pool in worker.pools.values()) + sum(each.started for each in turns)
+
+    def on_worn(why: str) -> None:
+        _log.info(events.WORKER_WORN, worker=worker.id, why=why)
+        tell_worn(parent_fd)
+
+    await limits.watch(limits_of(settings), tasks=done, on_worn=on_worn)
 
 
 async def _leave_stuck(worker: Worker) -> None:
@@ -365,13 +427,18 @@ def _signals(worker: Worker, on_signal: Callable[[], None] | None) -> Iterator[N
         _log.info(events.WORKER_DRAIN_BEGUN, worker=worker.id, now=count > 1, shutdown=worker.options.shutdown.name)
         worker.stop(now=count > 1)
 
+    def retire() -> None:
+        _log.info(events.WORKER_DRAIN_BEGUN, worker=worker.id, now=False, shutdown=worker.options.shutdown.name)
+        worker.retire()
+
     caught = (signal.SIGTERM, signal.SIGINT)
     for number in caught:
         loop.add_signal_handler(number, stop)
+    loop.add_signal_handler(RETIRE, retire)
     try:
         yield
     finally:
-        for number in caught:
+        for number in (*caught, RETIRE):
             loop.remove_signal_handler(number)
 
 
@@ -420,50 +487,3 @@ async def _health(worker: Worker, *, host: str, port: int) -> AsyncIterator[None
         yield
     finally:
         await server.close()
-
-
-def actor_views(actors: ActorHost) -> list[metrics.ActorView]:
-    """Return the counters of each actor type at this moment."""
-    views = []
-    for load in actors.load():
-        mine = [found for (kind, _), found in actors.partitions.items() if kind == load.kind]
-        views.append(
-            metrics.ActorView(
-                kind=load.kind,
-                partitions=len(load.partitions),
-                active=load.active,
-                running=load.running,
-                waiting=sum(partition.depth for partition in mine),
-                stats=actors.services.stats[load.kind],
-            )
-        )
-    return views
-
-
-def view_of(worker: Worker) -> metrics.WorkerView:
-    """Return a worker's counters at this moment, for the metrics endpoint."""
-    pools = []
-    for name, pool in worker.pools.items():
-        load = pool.load()
-        pools.append(
-            metrics.PoolView(
-                capability=name,
-                slots=pool.slots,
-                running=load.busy,
-                waiting_commit=load.unsettled,
-                backlog=load.backlog,
-                stats=pool.stats,
-            )
-        )
-    fetched = [at_s for pool in worker.pools.values() if (at_s := pool.last_fetch()) is not None]
-    return metrics.WorkerView(
-        worker=worker.id,
-        pools=tuple(pools),
-        actors=tuple(actor_views(worker.host)) if worker.host is not None else (),
-        takeovers=worker.host.takeovers if worker.host is not None else 0,
-        is_ready=worker.ready_problem() is None,
-        fetch_age_s=max(0.0, SYSTEM_CLOCK.monotonic() - min(fetched)) if fetched else 0.0,
-        late_extensions=worker.keeper.late_extensions,
-        reconnects=worker.reconnects,
-        loop_lag_s=worker.loop_lag_s,
-    )

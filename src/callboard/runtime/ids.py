@@ -37,10 +37,14 @@ def drawn_from(draw: Callable[[int], bytes]) -> Iterator[None]:
         _draw = before
 
 
-def new_worker_id() -> str:
-    """Return ``<host>-<pid>-<random>``: unique per process start, readable, a valid subject token."""
+def new_worker_id(user: str | None = None) -> str:
+    """Return ``<host>-<pid>-<random>``: unique per process start, readable, a valid subject token.
+
+    With ``user`` that stands before, as a token of its own: a server with users can then tell whose the worker is.
+    """
     host = _NOT_NAME.sub("-", socket.gethostname().lower()).strip("-")[:32] or "host"
-    return f"{host}-{os.getpid()}-{new_token(3)}"
+    name = f"{host}-{os.getpid()}-{new_token(3)}"
+    return name if user is None else f"{user}.{name}"
 
 
 def task_id_of(seq: int, *, is_fired: bool = False, msg_id: str | None = None, task_id: str | None = None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import datetime
 from typing import Literal
 
@@ -10,7 +11,7 @@ from msgspec import Struct
 
 from callboard.runtime import ids, record, subjects
 from callboard.runtime.bus import header
-from callboard.runtime.bus.base import Bus, Message, Stored
+from callboard.runtime.bus.base import Bus, ConsumerInfo, Message, Stored
 from callboard.runtime.bus.kv import Bucket
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 from callboard.runtime.context import Progress
@@ -25,6 +26,9 @@ ACTORS = "CB_ACTORS"
 # A waiting task is found by its id in a header, so the queue is read; beyond this many it is not.
 SCAN_LIMIT = 5000
 _HOLDS_WAIT_S = 0.4
+
+# stream, sequence from which on, subject
+_Place = tuple[str, int, str]
 
 
 class Whereabouts(Struct, frozen=True, kw_only=True):
@@ -71,6 +75,8 @@ class Queue(Struct, frozen=True, kw_only=True):
         claimed: Tasks handed out and not settled; those in a retry's pause count here.
         has_consumer: False when no worker ever offered it.
         paused: Why it is held back on all workers; None when it is not.
+        deliveries: How often a task of it was handed out so far, each time counted.
+        oldest: When the task that has waited longest was stored; None when none waits, or nobody asked for it.
     """
 
     capability: str
@@ -78,6 +84,8 @@ class Queue(Struct, frozen=True, kw_only=True):
     claimed: int
     has_consumer: bool = True
     paused: str | None = None
+    deliveries: int = 0
+    oldest: datetime | None = None
 
 
 async def find(bus: Bus, task_id: str, *, capability: str | None = None, clock: Clock = SYSTEM_CLOCK) -> Whereabouts:
@@ -174,36 +182,63 @@ async def who_holds(bus: Bus, task_id: str, *, clock: Clock = SYSTEM_CLOCK) -> l
     return holders
 
 
-async def queues(bus: Bus) -> list[Queue]:
-    """Return the load of every capability that has a consumer or work, by name. A few requests."""
-    waiting: dict[str, int] = {}
-    claimed: dict[str, int] = {}
+async def queues(bus: Bus, *, with_age: bool = False) -> list[Queue]:
+    """Return the load of every capability that has a consumer or work, by name. A few requests.
+
+    Args:
+        bus: Where.
+        with_age: Look for the oldest waiting task too: one direct get more for each lane in which some wait.
+    """
+    lanes: dict[str, list[ConsumerInfo]] = {}
     for info in [*await bus.consumers(subjects.WORK), *await bus.consumers(subjects.LATER)]:
         parts = info.config.filter_subject.split(".")
         if len(parts) < 3 or parts[1] not in ("task", "due"):  # noqa: PLR2004 - cb.task.<capability>
             continue
-        waiting[parts[2]] = waiting.get(parts[2], 0) + info.pending
-        claimed[parts[2]] = claimed.get(parts[2], 0) + info.ack_pending
+        lanes.setdefault(parts[2], []).append(info)
     paused = {
         entry.key.removeprefix(PAUSE_PREFIX): (entry.data or b"").decode(errors="replace")
         for entry in await Bucket(bus, CONFIG_BUCKET).entries(PAUSE_PREFIX)
     }
     found = [
-        Queue(capability=name, waiting=waiting[name], claimed=claimed[name], paused=paused.get(name))
-        for name in waiting
+        Queue(
+            capability=name,
+            waiting=sum(info.pending for info in infos),
+            claimed=sum(info.ack_pending for info in infos),
+            paused=paused.get(name),
+            deliveries=sum(info.deliveries for info in infos),
+            oldest=await _oldest(bus, [_next_of(info) for info in infos if info.pending]) if with_age else None,
+        )
+        for name, infos in lanes.items()
     ]
     unoffered: dict[str, int] = {}
-    counts = await bus.subject_counts(subjects.WORK, "cb.task.>")
-    counts |= await bus.subject_counts(subjects.LATER, "cb.due.*")
-    for subject, count in counts.items():
-        name = subject.split(".")[2]
-        if name not in waiting:
-            unoffered[name] = unoffered.get(name, 0) + count
+    places: dict[str, list[_Place]] = {}
+    for stream, wildcard in ((subjects.WORK, "cb.task.>"), (subjects.LATER, "cb.due.*")):
+        for subject, count in (await bus.subject_counts(stream, wildcard)).items():
+            name = subject.split(".")[2]
+            if name not in lanes:
+                unoffered[name] = unoffered.get(name, 0) + count
+                places.setdefault(name, []).append((stream, 1, subject))
     found += [
-        Queue(capability=name, waiting=n, claimed=0, has_consumer=False, paused=paused.get(name))
+        Queue(
+            capability=name,
+            waiting=n,
+            claimed=0,
+            has_consumer=False,
+            paused=paused.get(name),
+            oldest=await _oldest(bus, places[name]) if with_age else None,
+        )
         for name, n in unoffered.items()
     ]
     return sorted(found, key=lambda queue: queue.capability)
+
+
+def _next_of(info: ConsumerInfo) -> _Place:
+    return info.stream, info.delivered_seq + 1, info.config.filter_subject
+
+
+async def _oldest(bus: Bus, places: list[_Place]) -> datetime | None:
+    found = await asyncio.gather(*(bus.get_next(stream, seq, subject) for stream, seq, subject in places))
+    return min((stored.time for stored in found if stored is not None), default=None)
 
 
 async def _waiting(bus: Bus, task_id: str, attempts: list[AttemptRecord]) -> Stored | None:

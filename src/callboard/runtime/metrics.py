@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from msgspec import Struct
 
+from callboard.runtime.backlog import Backlog
+from callboard.runtime.group_beat import GroupBeat
 from callboard.runtime.stats import BUCKETS_S, ENDINGS, Histogram, PoolStats, TurnStats
 
 if TYPE_CHECKING:
@@ -70,6 +72,7 @@ class WorkerView(Struct, frozen=True, kw_only=True):
         late_extensions: Leases that were extended later than they should have been.
         reconnects: Times the link to the broker came back.
         loop_lag_s: How late the event loop last was.
+        unmatched: Tasks of its capabilities that ask for labels which no worker alive bears.
     """
 
     worker: str
@@ -81,6 +84,7 @@ class WorkerView(Struct, frozen=True, kw_only=True):
     late_extensions: int = 0
     reconnects: int = 0
     loop_lag_s: float = 0.0
+    unmatched: int = 0
 
 
 class Spec(NamedTuple):
@@ -170,9 +174,27 @@ WORKER_METRICS: Final[dict[Spec, Callable[[WorkerView], Value]]] = {
     Spec("callboard_bus_reconnects_total", "counter", "Times the link to the broker came back"): (
         lambda worker: worker.reconnects
     ),
+    Spec("callboard_tasks_unmatched", "gauge", "Tasks that ask for labels which no worker alive bears"): (
+        lambda worker: worker.unmatched
+    ),
     Spec("callboard_loop_lag_seconds", "gauge", "How late the event loop last was"): lambda worker: worker.loop_lag_s,
 }
-METRICS: Final = (*POOL_METRICS, *ACTOR_METRICS, *WORKER_METRICS)
+BACKLOG_METRICS: Final[dict[Spec, Callable[[Backlog], Value]]] = {
+    Spec("callboard_backlog_pending", "gauge", "Tasks that no worker has"): lambda work: work.pending,
+    Spec("callboard_backlog_in_flight", "gauge", "Tasks handed out and not settled"): lambda work: work.in_flight,
+    Spec("callboard_backlog_oldest_seconds", "gauge", "How long the oldest pending task has waited"): (
+        lambda work: work.oldest_s
+    ),
+}
+GROUP_METRICS: Final[dict[Spec, Callable[[GroupBeat], Value]]] = {
+    Spec("callboard_group_processes_wanted", "gauge", "Worker processes that there shall be"): (
+        lambda group: group.wanted
+    ),
+    Spec("callboard_group_processes_ready", "gauge", "Worker processes that serve, without those that leave"): (
+        lambda group: sum(process.status == "ready" for process in group.processes)
+    ),
+}
+METRICS: Final = (*POOL_METRICS, *ACTOR_METRICS, *WORKER_METRICS, *BACKLOG_METRICS, *GROUP_METRICS)
 
 
 class Collector:
@@ -198,12 +220,37 @@ class Collector:
             yield _family(spec, ("worker",), [((view.worker,), read_worker(view))])
 
 
+class GroupCollector:
+    """Reads what the parent of a group says when Prometheus scrapes it."""
+
+    def __init__(self, beat: GroupBeat) -> None:
+        self._beat = beat
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield one family a metric: with the label ``group``, of the backlog ``capability`` too."""
+        beat = self._beat
+        for spec, read in BACKLOG_METRICS.items():
+            rows = [((beat.group, work.capability), read(work)) for work in beat.backlog]
+            yield _family(spec, ("group", "capability"), rows)
+        for spec, read_group in GROUP_METRICS.items():
+            yield _family(spec, ("group",), [((beat.group,), read_group(beat))])
+
+
 def render(view: Callable[[], WorkerView]) -> bytes:
     """Return a scrape's answer: ours, and the process's own (CPU, memory, open files). A few milliseconds."""
+    return _render(Collector(view))
+
+
+def render_group(beat: GroupBeat) -> bytes:
+    """Return the answer of a group's parent, and its process's own. A few milliseconds."""
+    return _render(GroupCollector(beat))
+
+
+def _render(collector: Collector | GroupCollector) -> bytes:
     from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest  # noqa: PLC0415 - slow import
 
     registry = CollectorRegistry()
-    registry.register(Collector(view))
+    registry.register(collector)
     ProcessCollector(registry=registry)
     return generate_latest(registry)
 

@@ -13,7 +13,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from datetime import datetime
 from typing import Any
 
-from msgspec import Struct, structs
+from msgspec import Struct
 
 from callboard.runtime import subjects
 from callboard.runtime.admission import NO_SLOT_RETURN_S, Admission
@@ -26,18 +26,19 @@ from callboard.runtime.claim import Claim, Stage, StopReason
 from callboard.runtime.clock import Clock
 from callboard.runtime.commit import Committer
 from callboard.runtime.context import TaskContext
-from callboard.runtime.doubt import FIRST_S, Doubt, source_of
+from callboard.runtime.doubt import FIRST_S, Doubt
 from callboard.runtime.envelope import parse_deadline
 from callboard.runtime.errors import BusError, InputError, TaskCancelledError
 from callboard.runtime.lanes import PULL_LANES, Lanes, PullLane
 from callboard.runtime.lease import LeaseKeeper
 from callboard.runtime.outcome import Cancelled, Failed, Outcome, Returned
+from callboard.runtime.pulls import open_pulls
 from callboard.runtime.questions import Questions
 from callboard.runtime.record import failure_of
 from callboard.runtime.screen import needs_questions
 from callboard.runtime.settle import Settler
 from callboard.runtime.slot import Slot
-from callboard.runtime.stats import PoolStats
+from callboard.runtime.stats import AGAIN, FINAL, PoolStats
 from callboard.runtime.subjects import Lane
 
 MAX_STALL_S = 2.0
@@ -69,6 +70,8 @@ class Pool:
         slots: Places; may be changed while it runs.
         running: Slots that run a task now, by the claim's token.
         is_paused: True while an operator holds the capability back.
+        share: The pools that use these slots together, this one among them: a capability and its pools by label. None
+            when it has them for itself.
         lingering: Slots whose run was stopped and whose thread still goes on, and since when (monotonic seconds).
     """
 
@@ -94,6 +97,7 @@ class Pool:
         self.stats = PoolStats()
         self.ready: deque[Claim] = deque()
         self.running: dict[str, Slot] = {}
+        self.share: list[Pool] | None = None
         self.is_paused = False
         self.is_draining = False
         self.executor: Executor | None = None
@@ -200,7 +204,7 @@ class Pool:
                     )
                 await self.doubt.begin()
                 # all at once: credit is given over all lanes or none
-                self._pulls = await self._open_pulls()
+                self._pulls = await open_pulls(self._bus, self.capability.name, self._hear)
         self._regrant()
 
     def stop_running(self, reason: StopReason, *, which: Callable[[Claim], bool]) -> int:
@@ -234,17 +238,18 @@ class Pool:
 
     def load(self) -> CapabilityLoad:
         """Return what the heartbeat says of this pool."""
+        name, claims = self.capability.name, list(self._keeper.claims.values())
         return CapabilityLoad(
-            name=self.capability.name,
+            name=name,
             pool=self.capability.pool,
             slots=self.slots,
             busy=len(self.running),
-            unsettled=sum(
-                claim.stage is Stage.SETTLING and claim.capability == self.capability.name
-                for claim in list(self._keeper.claims.values())
-            ),
+            unsettled=sum(claim.stage is Stage.SETTLING and claim.capability == name for claim in claims),
             backlog=sum(self._lanes.backlog.values()),
             is_paused=self.is_paused,
+            ended=self.stats.total(FINAL),
+            again=self.stats.total(AGAIN),
+            run_times_s=self.stats.latest.sample(),
             newest=dict(self.doubt.newest),
         )
 
@@ -258,29 +263,10 @@ class Pool:
 
     # --- arrival
 
-    async def _open_pulls(self) -> dict[PullLane, Pull]:
-        pulls: dict[PullLane, Pull] = {}
-        try:
-            for lane in PULL_LANES:
-                pulls[lane] = await self._open_lane(lane)
-        except BusError:
-            for pull in pulls.values():
-                await pull.close()
-            raise
-        return pulls
-
-    async def _open_lane(self, lane: PullLane) -> Pull:
-        stream, consumer = source_of(self.capability.name, lane)
-        arrived = self._arrived
-
-        def sink(delivery: Delivery) -> None:
-            if not arrived:
-                self._loop.call_soon(self._take_in_or_end)
-            if delivery.headers is not None and header.BATCH_ID in delivery.headers:
-                delivery = structs.replace(delivery, headers=header.without_batch(delivery.headers))
-            arrived.append((lane, delivery))
-
-        return await self._bus.pull(stream, consumer, sink)
+    def _hear(self, lane: PullLane, delivery: Delivery) -> None:
+        if not self._arrived:
+            self._loop.call_soon(self._take_in_or_end)
+        self._arrived.append((lane, delivery))
 
     def _take_in_or_end(self) -> None:
         try:
@@ -334,6 +320,12 @@ class Pool:
         self.stats.claimed += 1
         return claim
 
+    def _taken_in_all(self) -> int:
+        return self._taken() if self.share is None else sum(pool._taken() for pool in self.share)  # noqa: SLF001 - ours
+
+    def _busy_in_all(self) -> int:
+        return len(self._busy) if self.share is None else sum(len(pool._busy) for pool in self.share)  # noqa: SLF001
+
     def _taken(self) -> int:
         return len(self.running) + len(self.lingering) + len(self.ready) + len(self._admission.claims)
 
@@ -361,7 +353,7 @@ class Pool:
 
     def make_ready(self, claim: Claim) -> None:
         """Take a claim that may run; the caller starts the slots. Without room it is handed back."""
-        if self.is_closed or self._taken() >= self.slots + OVERSHOOT_CLAIMS:
+        if self.is_closed or self._taken_in_all() >= self.slots + OVERSHOOT_CLAIMS:
             self._settler.settle(claim, Returned(NO_SLOT_RETURN_S))
             return
         claim.ready_at = self.clock.monotonic()
@@ -389,7 +381,7 @@ class Pool:
         self._start_slots()
 
     def _start_slots(self) -> None:
-        while self.ready and len(self._busy) < self.slots:
+        while self.ready and self._busy_in_all() < self.slots:
             starting = len(self._busy) - len(self.running) - len(self.lingering)
             if starting >= len(self.ready) or (starting and not self.running):
                 # a slot was started in this turn and has not begun: it may well do everything by itself
@@ -404,6 +396,10 @@ class Pool:
         """Take a slot back; its task has ended."""
         self._busy.discard(slot)
         self._idle.append(slot)
+        for pool in self.share or ():
+            if pool is not self:
+                # they had to wait for us: their turn comes first
+                pool.was_judged()
         if self.ready:
             self._start_slots()
         self._regrant()
@@ -435,8 +431,7 @@ class Pool:
     def finished(self, claim: Claim, outcome: Outcome) -> None:
         """Settle a run that ended."""
         if claim.started_at is not None:
-            self.stats.started += 1
-            self.stats.run_time.observe(self.clock.monotonic() - claim.started_at)
+            self.stats.ran(self.clock.monotonic() - claim.started_at)
         self._settler.settle(claim, outcome)
 
     def sweep(self, now_s: float, now: datetime) -> None:
@@ -450,7 +445,7 @@ class Pool:
                 self._stop(slot, claim, "timeout", "")
             elif claim.context_deadline is not None and now > claim.context_deadline:
                 self._stop(slot, claim, "deadline", "")
-        if len(self._busy) >= self.slots:
+        if self._busy_in_all() >= self.slots:
             while self.ready and now_s - self.ready[-1].ready_at > OVERSHOOT_WAIT_S:
                 self._settler.settle(self.ready.pop(), Returned(NO_SLOT_RETURN_S))
         if not self._arrived:
@@ -487,7 +482,9 @@ class Pool:
             return
         if self._committer.backlog > self._rules.max_backlog:
             return
-        free = self.slots - self._taken()
+        free = self.slots - self._taken_in_all()
+        if self.share is not None:
+            free -= sum(pool._lanes.committed() for pool in self.share if pool is not self)  # noqa: SLF001 - ours
         if free * 2 < self.slots and self._lanes.committed() > 0:
             # enough is on its way: ask in larger pieces
             return

@@ -1,8 +1,8 @@
 """A parent that keeps N worker processes running: starts, restarts with back-off, passes stops on, takes them with it.
 
-The parent and each child share a socket pair. The child writes a byte to it when it is ready; its end tells the child
-that the parent is gone, however it died. Children have a session of their own, so Ctrl-C in a terminal reaches the
-parent alone, which tells them in order.
+The parent and each child share a socket pair. The child writes a byte to it when it is ready, and another when it is
+worn and wants to be replaced; its end tells the child that the parent is gone, however it died. Children have a session
+of their own, so Ctrl-C in a terminal reaches the parent alone, which tells them in order.
 """
 
 from __future__ import annotations
@@ -25,6 +25,11 @@ from callboard.runtime.control import ProcessEnd
 from callboard.runtime.logs import get_logger
 
 READY = b"R"
+WORN = b"W"
+# tells a child to finish what it runs, however long it takes, and to end
+RETIRE = signal.SIGUSR1
+# told to end before it could hear it in any other way
+_CLEAN = (0, 130, -signal.SIGTERM, -signal.SIGINT, -RETIRE)
 KILL_MARGIN_S = 10.0
 TELL_WITHIN_S = 3.0
 _PR_SET_PDEATHSIG = 1
@@ -62,23 +67,48 @@ class RestartPolicy(Struct, frozen=True, kw_only=True):
         return min(self.max_s, self.base_s * self.factor ** max(0, min(recent, 64) - 1))
 
 
-class _Child:
-    """One place in the group and the process that fills it now."""
+class Child:
+    """One process of the group and what came before it in its place.
 
-    def __init__(self, slot: int) -> None:
+    Attributes:
+        slot: Its place, the lowest that was free; no two have the same at a time.
+        process: The process that fills it now, or was the last to.
+        deaths_s: Monotonic seconds of its crashes.
+        was_ready: Whether a process of it ever served.
+        is_ready: Whether the present one serves.
+        is_leaving: It shall end when it has finished what it runs, and nobody comes after it in its place.
+        replaces: Whom it stands in for; that one is retired when this one serves.
+    """
+
+    def __init__(self, slot: int, *, replaces: Child | None = None) -> None:
+        """Begin with no process."""
         self.slot = slot
         self.process: asyncio.subprocess.Process | None = None
         self.deaths_s: list[float] = []
         self.was_ready = False
+        self.is_ready = False
+        self.is_leaving = False
+        self.replaces = replaces
+
+    @property
+    def pid(self) -> int:
+        """Process id; 0 before there was one."""
+        return self.process.pid if self.process is not None else 0
 
     def send(self, number: int) -> None:
+        """Send a signal, if there is a process to hear it."""
         if self.process is not None and self.process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self.process.send_signal(number)
 
 
 class ProcessGroup:
-    """N children of the same command. Make one and ``await run()``."""
+    """Children of the same command, as many as are wanted. Make one and ``await run()``.
+
+    Attributes:
+        children: Those that are there, by slot.
+        first_ready: Set when one of them has served, or the group stops.
+    """
 
     def __init__(
         self,
@@ -88,6 +118,7 @@ class ProcessGroup:
         stop_grace_s: float,
         policy: RestartPolicy | None = None,
         takes_signals: bool = True,
+        stays: bool = False,
         on_death: Callable[[int], Awaitable[None]] | None = None,
         on_ready: Callable[[int, int], None] | None = None,
         clock: Clock = SYSTEM_CLOCK,
@@ -97,17 +128,21 @@ class ProcessGroup:
         Args:
             command: Returns the command line of a child from its slot (0-based) and the number of the file descriptor
                 it inherits.
-            count: How many.
+            count: How many to begin with.
             stop_grace_s: How long a drain may take; ten seconds later children are killed.
             policy: When to restart.
             takes_signals: Whether ``run`` answers SIGTERM and SIGINT with ``stop``; else the caller does.
+            stays: Whether ``run`` goes on without children until ``stop``; so it does after a ``resize``.
             on_death: Called with the process id right after a child ended in any other way than with status 0; its
                 errors are logged, and it has ``TELL_WITHIN_S``. ``run`` returns after it.
             on_ready: Called with slot and process id when a child serves.
             clock: Time.
         """
+        self.children: dict[int, Child] = {}
+        self.first_ready = asyncio.Event()
         self._command = command
-        self._children = [_Child(slot) for slot in range(count)]
+        self._wanted = count
+        self._stays = stays
         self._stop_grace_s = stop_grace_s
         self._policy = policy or RestartPolicy()
         self._signals = (signal.SIGTERM, signal.SIGINT) if takes_signals else ()
@@ -115,10 +150,27 @@ class ProcessGroup:
         self._on_ready = on_ready
         self._clock = clock
         self._stopping = asyncio.Event()
-        self._first_ready = asyncio.Event()
+        self._ended = asyncio.Event()
         self._stops = 0
         self._status = 0
+        self._began = False
+        self._group: asyncio.TaskGroup | None = None
         self._reports: set[asyncio.Task[None]] = set()
+
+    @property
+    def wanted(self) -> int:
+        """Children that there shall be; those that leave do not count."""
+        return self._wanted
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether it was told to stop."""
+        return self._stopping.is_set()
+
+    @property
+    def staying(self) -> list[Child]:
+        """The children that are to go on, by slot."""
+        return [child for _, child in sorted(self.children.items()) if not child.is_leaving]
 
     async def run(self) -> int:
         """Keep the children running until they are stopped; return the exit status of the group.
@@ -131,28 +183,85 @@ class ProcessGroup:
             loop.add_signal_handler(number, self.stop)
         try:
             async with asyncio.TaskGroup() as group:
+                self._group = group
                 killer = group.create_task(self._kill_late(), name="processes-killer")
-                keepers = [
-                    group.create_task(self._keep(child), name=f"process-{child.slot}") for child in self._children
-                ]
-                await asyncio.wait(keepers)
+                self._adjust(self.staying)
+                self._look_for_the_end()
+                await self._ended.wait()
                 killer.cancel()
                 if self._reports:
                     await asyncio.wait(self._reports)
         finally:
-            for child in self._children:
+            self._group = None
+            for child in self.children.values():
                 child.send(signal.SIGKILL)
             for number in self._signals:
                 loop.remove_signal_handler(number)
         return self._status
 
+    def restarts(self, slot: int) -> int:
+        """Return how often the child in a slot was started anew."""
+        return len(self.children[slot].deaths_s)
+
     def stop(self) -> None:
         """Drain the children; a second call stops them at once."""
         self._stops += 1
         self._stopping.set()
-        self._first_ready.set()
-        for child in self._children:
-            child.send(signal.SIGTERM)
+        self.first_ready.set()
+        for child in self.children.values():
+            # another signal the second time: two of a kind that follow at once may arrive as one
+            child.send(signal.SIGTERM if self._stops == 1 else signal.SIGINT)
+        self._look_for_the_end()
+
+    def resize(self, count: int, *, first: Callable[[Child], object] | None = None) -> None:
+        """Have ``count`` children from now on; those beyond it finish what they run and leave.
+
+        Args:
+            count: 0 or more; with 0 the group waits to be resized again or stopped.
+            first: Sorts the children, those that shall leave soonest first; None takes the highest slots.
+        """
+        self._wanted = count
+        self._stays = True
+        staying = self.staying[::-1]
+        self._adjust(sorted(staying, key=first) if first is not None else staying)  # type: ignore[arg-type]  # the caller's key
+
+    def _adjust(self, leaving_first: Sequence[Child]) -> None:
+        if self._stopping.is_set():
+            return
+        number = len(leaving_first)
+        for child in leaving_first[: max(0, number - self._wanted)]:
+            self._retire(child)
+        for _ in range(self._wanted - number):
+            self._start()
+
+    def _start(self, *, replaces: Child | None = None) -> None:
+        if self._group is None:
+            return
+        slot = next(slot for slot in range(len(self.children) + 1) if slot not in self.children)
+        child = self.children[slot] = Child(slot, replaces=replaces)
+        is_first, self._began = not self._began, True
+        _ = self._group.create_task(self._keep(child, is_first=is_first), name=f"process-{slot}")
+
+    def _retire(self, child: Child) -> None:
+        """Have it finish what it runs, however long that takes, and end."""
+        child.is_leaving = True
+        _log.info(events.PROCESS_RETIRED, slot=child.slot, pid=child.pid)
+        child.send(RETIRE)
+        if child.replaces is not None:
+            # it goes before it could stand in
+            former, child.replaces = child.replaces, None
+            self._retire(former)
+
+    def _recycle(self, child: Child) -> None:
+        """Have another child take the place of one that wants to end, and only then let it go."""
+        if self._stopping.is_set() or child.is_leaving:
+            return
+        child.is_leaving = True
+        _log.info(events.PROCESS_RECYCLED, slot=child.slot, pid=child.pid)
+        if len(self.staying) < self._wanted:
+            self._start(replaces=child)
+        else:
+            self._retire(child)
 
     async def _kill_late(self) -> None:
         await self._stopping.wait()
@@ -163,47 +272,60 @@ class ProcessGroup:
                 is_hurried = True
                 give_up_s = self._clock.monotonic() + KILL_MARGIN_S
             await self._clock.sleep(0.1)
-        for child in self._children:
+        for child in self.children.values():
             if child.process is not None and child.process.returncode is None:
                 self._status = 1
                 _log.warning(events.PROCESS_KILLED, slot=child.slot, pid=child.process.pid)
             child.send(signal.SIGKILL)
 
-    async def _keep(self, child: _Child) -> None:
-        if child.slot > 0:
+    async def _keep(self, child: Child, *, is_first: bool) -> None:
+        if not is_first:
             # the first one finds out whether module, settings and broker will do; then the rest is started
-            await self._first_ready.wait()
-        while not self._stopping.is_set():
+            await self.first_ready.wait()
+        while not (self._stopping.is_set() or child.is_leaving):
             status = await self._live(child)
-            if status != 0 and child.was_ready and child.process is not None:
-                self._tell_death(child.process.pid)
-            if self._stopping.is_set() or status == 0:
-                if status not in (0, -signal.SIGTERM):
-                    self._status = self._status or 1
+            child.is_ready = False
+            if status != 0 and child.was_ready:
+                self._tell_death(child.pid)
+            if not await self._goes_on(child, status, is_first=is_first):
                 break
-            if not self._first_ready.is_set() and status > 0:
-                # it has said why on standard error
-                self._give_up(status)
-                break
-            now_s = self._clock.monotonic()
-            child.deaths_s.append(now_s)
-            delay_s = self._policy.decide(child.deaths_s, now_s)
-            if delay_s is None:
-                _log.error(
-                    events.PROCESS_ABANDONED,
-                    slot=child.slot,
-                    restarts=len(child.deaths_s) - 1,
-                    window_s=self._policy.window_s,
-                )
-                self._give_up(1)
-                break
-            _log.warning(
-                events.PROCESS_RESTARTED, slot=child.slot, restarts=len(child.deaths_s), delay_s=delay_s, status=status
-            )
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), delay_s)
-        if child.slot == 0:
-            self._first_ready.set()
+        del self.children[child.slot]
+        if is_first:
+            self.first_ready.set()
+        self._look_for_the_end()
+
+    async def _goes_on(self, child: Child, status: int, *, is_first: bool) -> bool:
+        """Return whether a child whose process ended is started again; wait until it may be."""
+        if self._stopping.is_set() or status == 0:
+            if status not in _CLEAN:
+                self._status = self._status or 1
+            if not child.is_leaving:
+                # drained by an order of its own: nobody shall come after it
+                self._wanted = max(0, self._wanted - 1)
+            return False
+        if child.is_leaving:
+            return False
+        if is_first and not self._stays and not self.first_ready.is_set() and status > 0:
+            # it has said why on standard error
+            self._give_up(status)
+            return False
+        now_s = self._clock.monotonic()
+        child.deaths_s.append(now_s)
+        delay_s = self._policy.decide(child.deaths_s, now_s)
+        if delay_s is None:
+            restarts, window_s = len(child.deaths_s) - 1, self._policy.window_s
+            _log.error(events.PROCESS_ABANDONED, slot=child.slot, restarts=restarts, window_s=window_s)
+            self._give_up(1)
+            return False
+        restarts = len(child.deaths_s)
+        _log.warning(events.PROCESS_RESTARTED, slot=child.slot, restarts=restarts, delay_s=delay_s, status=status)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), delay_s)
+        return True
+
+    def _look_for_the_end(self) -> None:
+        if not self.children and (self._stopping.is_set() or not self._stays):
+            self._ended.set()
 
     def _tell_death(self, pid: int) -> None:
         """Have the death reported beside: the next start does not wait for it."""
@@ -225,7 +347,7 @@ class ProcessGroup:
         if not self._stopping.is_set():
             self.stop()
 
-    async def _live(self, child: _Child) -> int:
+    async def _live(self, child: Child) -> int:
         """Run one process from start to end; return its status, negative for a signal."""
         ours, theirs = socket.socketpair()
         ours.setblocking(False)  # noqa: FBT003 - positional only
@@ -238,6 +360,8 @@ class ProcessGroup:
             _log.info(events.PROCESS_STARTED, slot=child.slot, pid=child.process.pid)
             if self._stops:
                 child.send(signal.SIGTERM)
+            elif child.is_leaving:
+                child.send(RETIRE)
             hearing = asyncio.create_task(self._hear(child, ours), name=f"process-{child.slot}-hear")
             try:
                 return await child.process.wait()
@@ -252,13 +376,20 @@ class ProcessGroup:
             theirs.close()
             ours.close()
 
-    async def _hear(self, child: _Child, ours: socket.socket) -> None:
+    async def _hear(self, child: Child, ours: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
         with contextlib.suppress(OSError):
-            if await asyncio.get_running_loop().sock_recv(ours, 1) == READY:
-                child.was_ready = True
-                self._first_ready.set()
-                if self._on_ready is not None and child.process is not None:
-                    self._on_ready(child.slot, child.process.pid)
+            while said := await loop.sock_recv(ours, 1):
+                if said == WORN:
+                    self._recycle(child)
+                elif said == READY:
+                    child.was_ready = child.is_ready = True
+                    self.first_ready.set()
+                    if self._on_ready is not None and child.process is not None:
+                        self._on_ready(child.slot, child.process.pid)
+                    if child.replaces is not None:
+                        self._retire(child.replaces)
+                        child.replaces = None
 
 
 class DeathNotice:
@@ -312,3 +443,9 @@ def tell_ready(fd: int) -> None:
     """Tell the parent at the other end of ``fd`` that this child serves."""
     with contextlib.suppress(OSError):
         os.write(fd, READY)
+
+
+def tell_worn(fd: int) -> None:
+    """Ask the parent at the other end of ``fd`` for a replacement."""
+    with contextlib.suppress(OSError):
+        os.write(fd, WORN)

@@ -11,6 +11,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from msgspec.structs import replace
 
 from callboard.runtime.errors import CallboardError, DecodeError
+from callboard.runtime.redact import MAX_TEXT_CHARS, redact_text
 from callboard.runtime.subjects import Lane
 
 VERSION = 1
@@ -158,20 +159,24 @@ def decode_dead(data: bytes) -> DeadLetter:
 
 
 def failure_of(error: BaseException, *, trace: str | None = None) -> Failure:
-    """Return an exception as data: our own by code, a handler's by class name and its last frames."""
+    """Return an exception as data: our own by code, a handler's by class name and its last frames.
+
+    It is stored, and told to whoever asked: what looks like a secret in its text is taken out. Errors of HTTP and model
+    libraries often quote the request with its key.
+    """
     if isinstance(error, CallboardError):
         return Failure(
             code=error.code,
             message=_text_of(error)[:_MAX_MESSAGE],
             retryable=error.retryable,
-            trace=_encodable(trace[-_MAX_TRACE:]) if trace else UNSET,
+            trace=_trace_of(trace) if trace else UNSET,
         )
     return Failure(
         code="handler",
         message=_text_of(error)[:_MAX_MESSAGE],
         retryable=True,
         type=_encodable(type(error).__name__),
-        trace=_encodable(trace[-_MAX_TRACE:]) if trace else UNSET,
+        trace=_trace_of(trace) if trace else UNSET,
     )
 
 
@@ -228,9 +233,14 @@ def is_json_text(data: bytes) -> bool:
 def _text_of(error: BaseException) -> str:
     name = error.code if isinstance(error, CallboardError) else type(error).__name__
     try:
-        return _encodable(str(error) or name)
+        # before it is cut to length: half a secret does not look like one
+        return redact_text(_encodable(str(error)[:MAX_TEXT_CHARS] or name))
     except BaseException:  # noqa: BLE001 - a broken __str__ of user code must not hide the failure
         return _encodable(name)
+
+
+def _trace_of(trace: str) -> str:
+    return redact_text(_encodable(trace)[-MAX_TEXT_CHARS:])[-_MAX_TRACE:]
 
 
 def _encodable(text: str) -> str:

@@ -71,6 +71,11 @@ def redact_text(text: str) -> str:
     return text
 
 
+def without_secrets(headers: Mapping[str, str]) -> dict[str, str]:
+    """Return the headers whose names do not say that they are secret, as records keep them."""
+    return {name: value for name, value in headers.items() if not is_secret_key(name)}
+
+
 def is_secret_key(key: str) -> bool:
     """Return whether a value under ``key`` is a secret by its name, whatever case or separators it is spelled with."""
     return _SECRET_KEY.search(_NOT_ALNUM.sub("", key.lower())) is not None

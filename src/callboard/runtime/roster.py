@@ -1,4 +1,4 @@
-"""Who is alive: workers by their heartbeats, and orders to them. Listens; keeps nothing."""
+"""Who is alive: workers and groups of them by their heartbeats, and orders to them. Listens; keeps nothing."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 
 import msgspec
+from msgspec import Struct
 
-from callboard.runtime import subjects
-from callboard.runtime.beat import Beat, decode_beat
+from callboard.runtime import labels, subjects
+from callboard.runtime.beat import Beat
+from callboard.runtime.beat import heard as heard_beat
 from callboard.runtime.bus.base import Bus, Message
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 from callboard.runtime.control import Order
 from callboard.runtime.errors import BusTimeoutError, DecodeError, InputError, NoRespondersError, NotFoundError
+from callboard.runtime.group_beat import GroupBeat, decode_group
 
 # beats come once a second
 LISTEN_S = 1.3
@@ -21,29 +24,42 @@ _ORDER_TIMEOUT_S = 3.0
 _GONE_AFTER_S = 3.5
 
 
+class Fleet(Struct, frozen=True):
+    """Workers, and the parents that keep them in groups, by name."""
+
+    workers: list[Beat]
+    groups: list[GroupBeat]
+
+    @property
+    def names(self) -> list[str]:
+        """Ids of all of them."""
+        return [*(group.group for group in self.groups), *(beat.worker for beat in self.workers)]
+
+
 class Roster:
-    """The latest beat of every worker heard while it listens.
+    """The latest beat of every worker and group heard while it listens.
 
     Attributes:
         beats: By worker.
-        heard_at: Monotonic seconds of each worker's last beat.
+        groups: By group.
+        heard_at: Monotonic seconds of each one's last beat.
         skews_s: By how many seconds each worker's beats were older than now when they came; the least of them.
-        gone: Workers that said goodbye.
+        gone: Workers and groups that said goodbye.
     """
 
     def __init__(self, clock: Clock) -> None:
         """Begin empty."""
         self.beats: dict[str, Beat] = {}
+        self.groups: dict[str, GroupBeat] = {}
         self.heard_at: dict[str, float] = {}
         self.skews_s: dict[str, float] = {}
         self.gone: set[str] = set()
         self._clock = clock
 
     def hear(self, message: Message) -> None:
-        """Take in a message from ``cb.beat.*``; what is no beat is left out."""
-        try:
-            beat = decode_beat(message.data)
-        except DecodeError:
+        """Take in a message from ``cb.beat.>``; what is no beat is left out."""
+        beat = heard_beat(message)
+        if beat is None:
             return
         if beat.status == "stopped":
             self.beats.pop(beat.worker, None)
@@ -54,25 +70,60 @@ class Roster:
         skew_s = (self._clock.now() - beat.at).total_seconds()
         self.skews_s[beat.worker] = min(skew_s, self.skews_s.get(beat.worker, skew_s), key=abs)
 
+    def hear_group(self, message: Message) -> None:
+        """Take in a message from ``cb.group.*``; what is no beat is left out."""
+        try:
+            beat = decode_group(message.data)
+        except DecodeError:
+            return
+        if beat.status == "stopped":
+            self.groups.pop(beat.group, None)
+            self.gone.add(beat.group)
+            return
+        self.groups[beat.group] = beat
+        self.heard_at[beat.group] = self._clock.monotonic()
+
+    @property
+    def fleet(self) -> Fleet:
+        """All that were heard, by name."""
+        return Fleet(self.alive, [group for _, group in sorted(self.groups.items())])
+
     @property
     def alive(self) -> list[Beat]:
         """The latest beats, by worker."""
         return sorted(self.beats.values(), key=lambda beat: beat.worker)
 
-    def serving(self, capability: str) -> list[Beat]:
-        """Return the workers heard that offer ``capability``."""
-        return [beat for beat in self.beats.values() if any(load.name == capability for load in beat.capabilities)]
+    def serving(self, capability: str) -> list[str]:
+        """Return who was heard to offer ``capability``: workers, and groups that start some when there is work.
+
+        A pool by label counts as offered by every worker that bears the labels: it is opened with its first task.
+        """
+        base, wanted = labels.split(capability)
+        found = [
+            beat.worker
+            for beat in self.beats.values()
+            if any(load.name in (base, capability) for load in beat.capabilities) and labels.fits(beat.labels, wanted)
+        ]
+        return found + [
+            group.group
+            for group in self.groups.values()
+            if base in group.capabilities and labels.fits(group.labels, wanted)
+        ]
 
 
 @asynccontextmanager
 async def listening(bus: Bus, *, clock: Clock = SYSTEM_CLOCK) -> AsyncIterator[Roster]:
     """Hear beats for as long as the block lasts."""
     roster = Roster(clock)
-    subscription = await bus.subscribe(subjects.BEAT_ALL, roster.hear)
+    subscriptions = [
+        await bus.subscribe(subjects.BEAT_ALL, roster.hear),
+        await bus.subscribe(subjects.GROUP_ALL, roster.hear_group),
+    ]
     try:
         yield roster
     finally:
-        await subscription.close()
+        for subscription in subscriptions:
+            await subscription.close()
 
 
 async def live_workers(
@@ -93,28 +144,39 @@ async def heard(
         return roster
 
 
-async def select(bus: Bus, name: str, *, capability: str | None = None) -> list[str]:
-    """Return the ids of the workers that ``name`` means: one id, or all on a host of that name.
+async def fleet(bus: Bus) -> Fleet:
+    """Return all workers and groups heard within 1.3 s."""
+    return (await heard(bus)).fleet
+
+
+async def targets(bus: Bus, name: str, *, capability: str | None = None) -> Fleet:
+    """Return the workers and groups that ``name`` means: one worker, a group and its workers, or all on a host.
 
     Raises:
         NotFoundError: If none of that name was heard, or none of them offers ``capability``.
     """
-    beats = await live_workers(bus, until=lambda roster: name in roster.beats)
-    chosen = [beat for beat in beats if beat.worker == name] or [beat for beat in beats if beat.host == name]
-    if not chosen:
-        known = ", ".join(beat.worker for beat in beats) or "none at all"
-        message = f"no worker or host {name!r} was heard in {LISTEN_S} s; there are: {known}"
+    found = (await heard(bus, until=lambda roster: name in roster.beats)).fleet
+    workers = [beat for beat in found.workers if beat.worker == name]
+    groups = [group for group in found.groups if group.group == name]
+    if groups:
+        workers = [beat for beat in found.workers if beat.group == name]
+    elif not workers:
+        workers = [beat for beat in found.workers if beat.host == name]
+        groups = [group for group in found.groups if group.host == name]
+    if not workers and not groups:
+        known = ", ".join(found.names) or "none at all"
+        message = f"no worker, group or host {name!r} was heard in {LISTEN_S} s; there are: {known}"
         raise NotFoundError(message)
     if capability is not None:
-        chosen = [beat for beat in chosen if any(load.name == capability for load in beat.capabilities)]
-        if not chosen:
-            message = f"{name} does not offer {capability!r}; see `callboard worker ls`"
+        workers = [beat for beat in workers if any(load.name == capability for load in beat.capabilities)]
+        if not workers:
+            message = f"{name} does not offer {capability!r} now; see `callboard workers ls`"
             raise NotFoundError(message)
-    return [beat.worker for beat in chosen]
+    return Fleet(workers, groups)
 
 
 async def order(bus: Bus, worker: str, what: Order) -> None:
-    """Give a worker an order and wait for its word.
+    """Give a worker, or the parent of a group, an order and wait for its word.
 
     Raises:
         NotFoundError: If it is not there.
@@ -123,11 +185,11 @@ async def order(bus: Bus, worker: str, what: Order) -> None:
     try:
         answer = await bus.request(subjects.ctl_worker(worker), msgspec.json.encode(what), timeout_s=_ORDER_TIMEOUT_S)
     except (NoRespondersError, BusTimeoutError) as error:
-        message = f"worker {worker} does not answer: it has stopped, or its event loop is blocked"
+        message = f"{worker} does not answer: it has stopped, or its event loop is blocked"
         raise NotFoundError(message) from error
     reply = msgspec.json.decode(answer.data)
     if isinstance(reply, dict) and reply.get("error"):
-        message = f"worker {worker} refused: {reply['error']}"
+        message = f"{worker} refused: {reply['error']}"
         raise InputError(message)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import deque
+from collections.abc import Sequence
 
 BUCKETS_S = (0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 30.0, 120.0, 600.0, 3600.0)
 ENDINGS = (
@@ -17,6 +19,11 @@ ENDINGS = (
     "postponed",
     "lapsed",
 )
+# What ends a task for good, and what leaves it for another run.
+FINAL = ("completed", "failed", "cancelled", "expired")
+AGAIN = ("retried", "returned", "dropped", "postponed", "lapsed")
+LATEST = 256
+SAMPLES = 20
 
 
 class Histogram:
@@ -35,10 +42,34 @@ class Histogram:
         self.sum_s += seconds
 
 
+class Latest:
+    """The times of the latest 256 runs; an append is all it costs the hot path."""
+
+    __slots__ = ("_times_s",)
+
+    def __init__(self) -> None:
+        """Begin empty."""
+        self._times_s: deque[float] = deque(maxlen=LATEST)
+
+    def observe(self, seconds: float) -> None:
+        """Keep one."""
+        self._times_s.append(seconds)
+
+    def sample(self) -> list[float]:
+        """Return at most 20 of them, in order, spread evenly: from the k-th twentieth of all the middle one.
+
+        May be called from another thread. To the microsecond: that is what a beat carries.
+        """
+        ordered = sorted(self._times_s.copy())
+        if len(ordered) <= SAMPLES:
+            return [round(time_s, 6) for time_s in ordered]
+        return [round(ordered[(2 * k + 1) * len(ordered) // (2 * SAMPLES)], 6) for k in range(SAMPLES)]
+
+
 class PoolStats:
     """What one capability's pool did since the process started."""
 
-    __slots__ = ("claimed", "endings", "run_time", "stalled", "started", "wait_time")
+    __slots__ = ("claimed", "endings", "latest", "run_time", "stalled", "started", "wait_time")
 
     def __init__(self) -> None:
         """Begin at zero."""
@@ -48,6 +79,17 @@ class PoolStats:
         self.endings = dict.fromkeys(ENDINGS, 0)
         self.run_time = Histogram()
         self.wait_time = Histogram()
+        self.latest = Latest()
+
+    def ran(self, seconds: float) -> None:
+        """Count one run of the handler."""
+        self.started += 1
+        self.run_time.observe(seconds)
+        self.latest.observe(seconds)
+
+    def total(self, names: Sequence[str]) -> int:
+        """Return how many claims ended in one of these ways."""
+        return sum(self.endings[name] for name in names)
 
 
 class TurnStats:
@@ -61,9 +103,21 @@ class TurnStats:
         interrupted: Runs that were stopped because the worker drained or lost the actor; another host runs them.
         steps_run: Steps whose value was recorded.
         steps_replayed: Steps whose value was there already.
+        run_time: How long runs took, from their first line to the last.
+        latest: Of those the latest.
     """
 
-    __slots__ = ("committed", "failed", "fenced", "interrupted", "started", "steps_replayed", "steps_run")
+    __slots__ = (
+        "committed",
+        "failed",
+        "fenced",
+        "interrupted",
+        "latest",
+        "run_time",
+        "started",
+        "steps_replayed",
+        "steps_run",
+    )
 
     def __init__(self) -> None:
         """Begin at zero."""
@@ -74,3 +128,10 @@ class TurnStats:
         self.interrupted = 0
         self.steps_run = 0
         self.steps_replayed = 0
+        self.run_time = Histogram()
+        self.latest = Latest()
+
+    def ran(self, seconds: float) -> None:
+        """Keep how long a run took."""
+        self.run_time.observe(seconds)
+        self.latest.observe(seconds)

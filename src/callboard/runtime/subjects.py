@@ -30,7 +30,11 @@ WORK = "CB_WORK"
 LATER = "CB_LATER"
 LEDGER = "CB_LEDGER"
 DEAD = "CB_DEAD"
-BEAT_ALL = "cb.beat.*"
+# a worker of a server with users is called <user>.<id>, so that the server can see whose beat it is
+BEAT_ALL = "cb.beat.>"
+GROUP_ALL = "cb.group.*"
+CTL_POOLS = "cb.ctl.pools"
+ASK_GROUP = "hosts"
 CTL_HOLDS = "cb.ctl.holds"
 CTL_CANCEL = "cb.ctl.cancel"
 CTL_DEAD = "cb.ctl.dead"
@@ -158,8 +162,13 @@ def beat(worker: str) -> str:
     return f"cb.beat.{worker}"
 
 
+def group(name: str) -> str:
+    """Return the subject on which the parent of a group of workers says how it is."""
+    return f"cb.group.{name}"
+
+
 def ctl_worker(worker: str) -> str:
-    """Return the subject on which one worker takes orders."""
+    """Return the subject on which one worker, or the parent of a group, takes orders."""
     return f"cb.ctl.worker.{worker}"
 
 

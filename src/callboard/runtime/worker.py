@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -11,65 +12,46 @@ from functools import partial
 from typing import Any
 
 import msgspec
-from msgspec import Struct
 
 from callboard.runtime import crash, ids, subjects
 from callboard.runtime.actor.actor import Actor
 from callboard.runtime.actor.definition import ActorType
 from callboard.runtime.actor.hosting import ActorHost
 from callboard.runtime.actor.offer import with_offers
-from callboard.runtime.actor.services import ActorRules
-from callboard.runtime.actor.shutdown import COOPERATIVE, END_WAIT_S, Drain, Shutdown
-from callboard.runtime.beat import Beat, WorkerStatus, decode_beat, encode_beat
+from callboard.runtime.actor.shutdown import END_WAIT_S, Drain
+from callboard.runtime.beat import Beat, WorkerStatus, encode_beat, heard
 from callboard.runtime.blobs import BlobStore
 from callboard.runtime.bus.base import Bus, KvEntry, Message, Subscription
 from callboard.runtime.bus.kv import Bucket
-from callboard.runtime.bus.topology import due_consumer, task_consumers
-from callboard.runtime.capability import DEFAULT_CONCURRENCY, MAX_CONCURRENCY, Capability, served
+from callboard.runtime.capability import Capability, served
 from callboard.runtime.claim import Claim
+from callboard.runtime.client import Client
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 from callboard.runtime.commit import Committer
-from callboard.runtime.control import CONFIG_BUCKET, PAUSE_PREFIX, decode_cancel, decode_order
-from callboard.runtime.errors import BusError, CallboardError, DecodeError, TopologyError
+from callboard.runtime.control import CONFIG_BUCKET, PAUSE_PREFIX, answer, decode_cancel, decode_order
+from callboard.runtime.errors import CallboardError
+from callboard.runtime.label_pools import LabelPools
 from callboard.runtime.lease import KeeperThread, LeaseKeeper
-from callboard.runtime.pool import MAX_STALL_S, Pool, PoolRules
+from callboard.runtime.pool import MAX_STALL_S, Pool
+from callboard.runtime.pool_set import WRONG_ORDER, PoolSet
+from callboard.runtime.provide import ensure_consumers, ensure_streams
 from callboard.runtime.questions import Questions
-from callboard.runtime.settle import Settler, SettleRules
+from callboard.runtime.registry import house, micro
+from callboard.runtime.registry.actor import MAIN, TYPE, Registry
+from callboard.runtime.registry.handle import finder_now
+from callboard.runtime.settle import Settler
 from callboard.runtime.version import VERSION
+from callboard.runtime.view import view_of
+from callboard.runtime.worker_options import WorkerOptions
+
+__all__ = ["Worker", "WorkerOptions"]
 
 TICK_S = 0.05
-WRONG_ORDER = f"orders are drain, and slots with a capability of this worker and 1 to {MAX_CONCURRENCY} of them"
 PEER_ALIVE_S = 3.0
 # Two beats: whoever is alive was heard by then.
 KNOW_PEERS_S = 2.0
 DEAF_AFTER_S = 12.0
 DEAF_EXIT_S = 45.0
-
-
-class WorkerOptions(Struct, frozen=True, kw_only=True):
-    """What a worker needs to know; ``Settings`` makes it from file, environment and flags.
-
-    Attributes:
-        concurrency: Slots of a capability that names no number itself.
-        pool: Serve only capabilities of this pool and those that name none; None serves all.
-        drain_grace_s: How long running work may go on after a stop was asked for.
-        shutdown: What becomes of running work meanwhile; see ``callboard.runtime.actor.shutdown``.
-        max_block_s: The lease of a handler that blocks the loop is kept this long.
-    """
-
-    concurrency: int = DEFAULT_CONCURRENCY
-    pool: str | None = None
-    labels: dict[str, str] = {}
-    ack_wait_s: float = 4.0
-    extend_every_s: float = 1.0
-    max_ack_pending: int = 4096
-    max_block_s: float = 60.0
-    drain_grace_s: float = 30.0
-    shutdown: Shutdown = COOPERATIVE
-    holds_wait_s: float = 0.75
-    pool_rules: PoolRules = PoolRules()
-    settle_rules: SettleRules = SettleRules()
-    actor_rules: ActorRules = ActorRules()
 
 
 class Worker:
@@ -78,10 +60,16 @@ class Worker:
     Attributes:
         id: Its name in beats, records and orders.
         pools: By capability.
+        house: Its part of the registry; None while it hosts none.
+        label_pools: Follows those of its pools that ask for labels; None before it runs.
         status: starting, ready, deaf (connected and not fetching), draining, stopped.
         reconnects: How often its link to the broker came back.
+        restarts: How often its parent has started a process anew in its place.
         loop_lag_s: How late its event loop was at the last tick, 20 times a second.
     """
+
+    label_pools: LabelPools | None = None
+    _pool_set: PoolSet | None = None
 
     def __init__(
         self,
@@ -112,16 +100,18 @@ class Worker:
         """
         self.options = options or WorkerOptions()
         self._types = [ActorType.of(cls) for cls in actors]
+        house.check_names(self._types)
         for kind in self._types:
             kind.prepare()
-        wanted = served(capabilities, self.options.pool, has_actors=bool(self._types))
-        slots = self.options.concurrency
+        bears, slots = self.options.labels, self.options.concurrency
+        wanted = served(capabilities, self.options.pool, has_actors=bool(self._types), labels=bears)
         wanted = with_offers(wanted, self._types, slots=slots, stage=lambda: self.host, clock=clock)
         for capability in wanted:
             capability.prepare()
         self.id = worker_id or ids.new_worker_id()
         self.status: WorkerStatus = "starting"
         self.pools: dict[str, Pool] = {}
+        self.house: house.House | None = None
         self.problem: str | None = None
         self._capabilities = wanted
         self._connect = connect
@@ -129,10 +119,11 @@ class Worker:
         self._keeper_in_thread = keeper_in_thread
         self._peers: dict[str, float] = {}
         self._stop = asyncio.Event()
-        self._stop_now = False
+        self._stop_now = self._is_retired = False
+        self._hurry_s = math.inf
         self._stuck: CallboardError | None = None
         self.host: ActorHost | None = None
-        self.reconnects = 0
+        self.reconnects = self.restarts = 0
         self.loop_lag_s = 0.0
         self._started_at = clock.now()
         self._fetched_s: float | None = None
@@ -153,7 +144,20 @@ class Worker:
     def stop(self, *, now: bool = False) -> None:
         """Ask it to drain and end as ``options.shutdown`` says; with ``now`` at once. May be called more than once."""
         self._stop_now = self._stop_now or now
+        if self._is_retired:
+            self._hurry_s = min(self._hurry_s, self._clock.monotonic() + self.options.drain_grace_s)
         self._stop.set()
+
+    @property
+    def offers(self) -> dict[str, int]:
+        """What it serves, with the slots of each; known before it runs."""
+        return {each.name: each.concurrency or self.options.concurrency for each in self._capabilities}
+
+    def retire(self) -> None:
+        """Ask it to take nothing new, finish what runs however long that takes, and end; ``stop`` hurries it."""
+        if not self._stop.is_set():
+            self._is_retired = True
+            self._stop.set()
 
     async def run(self, on_ready: Callable[[], None] | None = None) -> None:
         """Serve until ``stop``; returns when everything is settled or handed back.
@@ -163,7 +167,7 @@ class Worker:
             TopologyError: If its streams are missing.
             CallboardError: If the worker went deaf and could not recover, or a thread could not be stopped.
         """
-        bus = await self._connect(f"{self.id}")
+        bus = await self._connect(self.id)
         bus.on_reconnect(self._count_reconnect)
         try:
             await self._serve(bus, on_ready)
@@ -174,7 +178,11 @@ class Worker:
             raise self._stuck
 
     async def _serve(self, bus: Bus, on_ready: Callable[[], None] | None) -> None:
-        await self._ensure_consumers(bus)
+        await ensure_streams(bus)
+        await ensure_consumers(bus, (each.name for each in self._capabilities), self.options)
+        self.client = Client(bus, clock=self._clock)
+        # pools run their handlers in the context that they are made in
+        finder_now.set(self.client)
         thread = KeeperThread(self.keeper, lambda: self._connect(f"{self.id}-keeper"))
         try:
             async with asyncio.TaskGroup() as group:
@@ -191,6 +199,9 @@ class Worker:
                     await self._listen(bus)
                     for pool in self.pools.values():
                         await pool.open()
+                    if self._pool_set is not None and self.pools:
+                        background.append(await self._follow_labels(bus, self._pool_set))
+                    await self._open_registry(bus)
                     if self._types:
                         background.append(await self._host_actors(bus, group))
                     self.status = "ready"
@@ -202,6 +213,9 @@ class Worker:
                     local_stop.set()
                     for pool in self.pools.values():
                         pool.shut()
+                    if self.house is not None:
+                        await self.house.close()
+                    await self.client.close()
                     for task in background:
                         task.cancel()
                     for subscription in self._subscriptions:
@@ -217,33 +231,51 @@ class Worker:
         self._committer = committer
         blobs = BlobStore(bus)
         loop = asyncio.get_running_loop()
+        rules = options.settle_rules
         settler = Settler(
-            bus,
-            committer,
-            keeper,
-            blobs,
-            clock=clock,
-            told=self,
-            spawn=self._fire,
-            soon=loop.call_soon,
-            rules=options.settle_rules,
+            bus, committer, keeper, blobs, clock=clock, told=self, spawn=self._fire, soon=loop.call_soon, rules=rules
         )
         questions = Questions(bus, keeper, clock=clock, holds_wait_s=options.holds_wait_s, peers=self._known_peers)
-        for capability in self._capabilities:
-            self.pools[capability.name] = Pool(
-                capability,
-                slots=capability.concurrency or options.concurrency,
-                bus=bus,
-                settler=settler,
-                committer=committer,
-                keeper=keeper,
-                questions=questions,
-                blobs=blobs,
-                clock=clock,
-                rules=options.pool_rules,
-                spawn=self._spawn,
-            )
+        self._pool_set = PoolSet(
+            self._capabilities,
+            make=Pool if options.seat is None else options.seat.pool,
+            concurrency=options.concurrency,
+            bus=bus,
+            settler=settler,
+            committer=committer,
+            keeper=keeper,
+            questions=questions,
+            blobs=blobs,
+            clock=clock,
+            rules=options.pool_rules,
+            spawn=self._spawn,
+        )
+        self.pools = self._pool_set.pools
         return committer
+
+    async def _open_registry(self, bus: Bus) -> None:
+        """Take part in hosting the registry."""
+        if self.options.hosts_registry and await house.why_not(bus, self.id) is None:
+            self.house = house.House(bus, clock=self._clock, worker=self.id, spawn=self._spawn, is_dead=self._is_dead)
+            await self.house.open()
+            self._types.append(ActorType.of(Registry))
+            self.client.lookups.use(self.house.cache)
+
+    def _is_dead(self, worker: str) -> bool:
+        return self.host is not None and self.host.liveness.is_dead(worker, self._clock.monotonic())
+
+    async def _follow_labels(self, bus: Bus, pools: PoolSet) -> asyncio.Task[None]:
+        """Open the pools by label that have work, now and later."""
+        self.label_pools = LabelPools(
+            bus,
+            frozenset(self.pools),
+            labels=self.options.labels,
+            open_pool=partial(pools.open_by_label, numbers=self.options),
+            clock=self._clock,
+        )
+        await self.label_pools.open()
+        self._subscriptions.append(self.label_pools)
+        return asyncio.create_task(self.label_pools.run(), name="label-pools")
 
     async def _host_actors(self, bus: Bus, group: asyncio.TaskGroup) -> asyncio.Task[None]:
         """Start the actors' side and wait until it takes mail."""
@@ -254,7 +286,9 @@ class Worker:
             clock=self._clock,
             rules=self.options.actor_rules,
             spawn=self._spawn,
+            client=self.client,
         )
+        self.host.services.enroller = self.house.enrol if self.house is not None else None
         opened = asyncio.Event()
         task = group.create_task(self.host.run(opened.set), name="actors")
         waiter = asyncio.create_task(opened.wait(), name="actors-opening")
@@ -262,25 +296,16 @@ class Worker:
         waiter.cancel()
         return task
 
-    async def _ensure_consumers(self, bus: Bus) -> None:
-        for stream in (subjects.WORK, subjects.LATER, subjects.LEDGER, subjects.DEAD):
-            if await bus.stream_info(stream) is None:
-                message = f"stream {stream} is missing: run 'callboard provision', or 'callboard up' for a local server"
-                raise TopologyError(message)
-        for capability in self._capabilities:
-            lanes = [(subjects.WORK, config) for config in task_consumers(capability.name, self.options)]
-            lanes.append((subjects.LATER, due_consumer(capability.name, self.options)))
-            for stream, config in lanes:
-                if await bus.consumer_info(stream, config.name) is None:
-                    await bus.create_consumer(stream, config)
-
     async def _drain(self, bus: Bus) -> None:
         self.status = "draining"
         options = self.options
         drain = Drain(
-            options.shutdown, clock=self._clock, configured_s=options.drain_grace_s, is_now=lambda: self._stop_now
+            options.shutdown,
+            clock=self._clock,
+            configured_s=math.inf if self._is_retired else options.drain_grace_s,
+            is_now=lambda: self._stop_now or self._clock.monotonic() >= self._hurry_s,
         )
-        for pool in self.pools.values():
+        for pool in list(self.pools.values()):
             await pool.drain()
         if crash.point:
             crash.at("in-drain")
@@ -311,6 +336,7 @@ class Worker:
         self._subscriptions.append(await bus.subscribe(subjects.BEAT_ALL, self._on_beat))
         self._subscriptions.append(await bus.subscribe(subjects.CTL_CANCEL, lambda m: self._on_cancel(bus, m)))
         self._subscriptions.append(await bus.subscribe(subjects.ctl_worker(self.id), lambda m: self._on_order(bus, m)))
+        self._subscriptions.append(await micro.serve(bus, self._services, self._fire))
         self._listening_s = self._clock.monotonic()
         config = Bucket(bus, CONFIG_BUCKET)
         for name in self.pools:
@@ -325,12 +351,13 @@ class Worker:
             self._fire(pool.pause() if entry.data is not None else pool.resume(), "pool-pause")
 
     def _on_beat(self, message: Message) -> None:
-        try:
-            beat = decode_beat(message.data)
-        except DecodeError:
+        beat = heard(message)
+        if beat is None:
             return
         if self.host is not None:
             self.host.heard(beat)
+        if self.label_pools is not None:
+            self.label_pools.hear(beat)
         for load in beat.capabilities:
             if load.name in self.pools:
                 self.pools[load.name].doubt.heard(load.newest)
@@ -365,19 +392,20 @@ class Worker:
         except msgspec.DecodeError as error:
             self._reply(bus, message, {"worker": self.id, "error": f"not an order: {error}"})
             return
-        pool = self.pools.get(order.capability)
-        if order.op == "drain":
-            self.stop()
-        elif order.op == "slots" and pool is not None and 0 < order.slots <= MAX_CONCURRENCY:
-            pool.slots = order.slots
-        else:
+        if order.op in ("drain", "stop"):
+            self.stop(now=order.op == "stop")
+        elif self._pool_set is None or order.op != "slots" or not self._pool_set.resize(order):
             self._reply(bus, message, {"worker": self.id, "error": WRONG_ORDER})
             return
         self._reply(bus, message, {"worker": self.id, "ok": True})
 
+    def _services(self) -> list[micro.Service]:
+        is_leader = self.host is not None and self.host.find(TYPE, MAIN) is not None
+        started, labels = self._started_at, self.options.labels
+        return micro.services(view_of(self), started=started, labels=labels, leads_registry=is_leader)
+
     def _reply(self, bus: Bus, message: Message, body: dict[str, object]) -> None:
-        if message.reply:
-            self._fire(_quietly(bus.publish(message.reply, msgspec.json.encode(body))), "reply")
+        self._fire(answer(bus, message, body), "reply")
 
     def _count_reconnect(self) -> None:
         self.reconnects += 1
@@ -404,9 +432,11 @@ class Worker:
                 at=now,
                 fetched_at=None if fetched_s is None else now - timedelta(seconds=max(0.0, now_s - fetched_s)),
                 labels=self.options.labels,
+                group=self.options.group,
                 capabilities=[pool.load() for pool in list(self.pools.values())],
                 actors=self.host.load() if self.host is not None else [],
                 server=self.keeper.server,
+                restarts=self.restarts,
             )
         )
 
@@ -484,13 +514,6 @@ class Worker:
 def _must_end(drain: Drain, claim: Claim) -> bool:
     # a task has no steps to stop between: `halt` lets it come to its end
     return drain.decide("task", claim.capability, claim.task_id) == "cancel"
-
-
-async def _quietly(call: Awaitable[None]) -> None:
-    try:
-        await call
-    except BusError:
-        return
 
 
 def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -19,8 +19,9 @@ from callboard.runtime.actor.letter import letter_of, write_letter
 from callboard.runtime.actor.mail import Mail, mail_of
 from callboard.runtime.actor.mailbox import Mailbox, next_stored
 from callboard.runtime.actor.overflow import Overflow
-from callboard.runtime.actor.ports import Owner
+from callboard.runtime.actor.ports import Owner, Stays
 from callboard.runtime.actor.record import ASKERS_KEPT, Parked, Reply, StateRecord, decode, encode
+from callboard.runtime.actor.resident import resident_of
 from callboard.runtime.actor.run import Runner
 from callboard.runtime.actor.services import Services
 from callboard.runtime.actor.state import actor_of
@@ -51,6 +52,7 @@ class Activation:
         seq: Sequence of that record, 0 when there is none.
         turn: The turn under way.
         held_by: Another worker that has it in mid-turn: nothing runs here meanwhile.
+        is_dropped: Somebody else runs it; nothing that it still does here counts.
         is_leaving: The partition was handed over: the turn under way is the last one.
         is_doubtful: It was another's to wait for when this process stood still or was cut off: that one may have
             begun the turn under way.
@@ -77,13 +79,14 @@ class Activation:
         self.services = services
         self.runner = Runner(self)
         self.overflow = Overflow(self)
+        self.resident: Stays | None = resident_of(self, self.runner.instance)
         self._scanned = 0
         self._told: set[int] = set()
         self._recent: dict[str, None] = {}
         self._held_at: int | None = None
         self._task: asyncio.Task[None] | None = None
         self._next_kind: ActorType | None = None
-        self._is_dropped = False
+        self.is_dropped = False
         self._lock = asyncio.Lock()
 
     # --- what comes in
@@ -96,7 +99,7 @@ class Activation:
     @property
     def is_gone(self) -> bool:
         """Whether somebody else runs it, or is about to: no further turn begins here."""
-        return self._is_dropped or self.is_leaving
+        return self.is_dropped or self.is_leaving
 
     @property
     def under_way(self) -> int:
@@ -128,7 +131,7 @@ class Activation:
     def wake(self) -> None:
         """Let the loop look: mail came, a hold ended, an order changed something."""
         self.runner.nudge.set()
-        if self._task is None and not self._is_dropped and self.held_by is None and not self.is_leaving:
+        if self._task is None and not self.is_dropped and self.held_by is None and not self.is_leaving:
             self._task = self.services.spawn(self._run(), f"actor-{self.address}")
 
     def use(self, kind: ActorType) -> None:
@@ -151,8 +154,10 @@ class Activation:
 
     def drop(self) -> None:
         """Forget it at once: somebody else runs it now. A turn under way ends without a trace."""
-        self._is_dropped = True
+        self.is_dropped = True
         self.runner.stop(STOP_LOST, "another host runs this actor now")
+        if self.resident is not None:
+            self.resident.look()
         if self._task is not None and self.turn is None:
             self._task.cancel()
 
@@ -166,11 +171,11 @@ class Activation:
             return await self.owner.is_ours()
         services = self.services
         is_silent = services.echo_age_s() > services.rules.echo_limit_s or not services.bus.is_connected
-        return not (self._is_dropped or self.is_doubtful or is_silent)
+        return not (self.is_dropped or self.is_doubtful or is_silent)
 
     async def may_begin(self) -> bool:
         """Return whether a step of the turn under way may begin here; see ``Partition.still_runs``."""
-        return await self.owner.still_runs(self) and not self._is_dropped
+        return await self.owner.still_runs(self) and not self.is_dropped
 
     def doubt(self) -> None:
         """Look at the cursor before the next step: another host has recorded one of this turn."""
@@ -187,7 +192,7 @@ class Activation:
 
     async def _run(self) -> None:
         try:
-            while not self._is_dropped and not self.is_leaving:
+            while not self.is_dropped and not self.is_leaving:
                 self.runner.nudge.clear()
                 if not await self._step():
                     if self.runner.nudge.is_set():
@@ -303,6 +308,7 @@ class Activation:
             raise StateDecodeError(message) from error
         self.seq = stored.seq if stored is not None else 0
         self.problem = None
+        self.services.enrol(self.kind, self.address.key, self.record.status, self.record.reason)
 
     async def _refill(self) -> bool:
         try:
@@ -394,6 +400,8 @@ class Activation:
                     self.record, self.seq = record, seqs[0]
                     self.problem = None
                     self.owner.committed(self.address.key, self.seq)
+                    if record.status != base.status:
+                        self.services.enrol(self.kind, self.address.key, record.status, record.reason)
                 case Fenced():
                     message = f"{self.address} was written by another host since: this turn is thrown away"
                     raise TurnFencedError(message)
@@ -439,7 +447,7 @@ class Activation:
         ``cause_seq`` is the mail that counts as handled, where it is not the same: a parked turn's awaited one.
         """
         await self.letter(mail, failure, attempts=attempts)
-        changed, sent = dict(changes or {}), list(writes)
+        changed, sent = {"timers": verdict.firing(mail), **(changes or {})}, list(writes)
         if supervise.is_poison(failure, attempts=attempts, is_ask=bool(mail.reply_to)):
             changed["failures"] = failures = self.known.failures + 1
             if failures >= self.kind.options.poison_limit:
@@ -464,7 +472,7 @@ class Activation:
         """
         services = self.services
         now = services.clock.now()
-        while not self._is_dropped:
+        while not self.is_dropped:
             try:
                 letter = await letter_of(
                     mail, failure, attempts=attempts, worker=services.worker, at=now, blobs=services.blobs

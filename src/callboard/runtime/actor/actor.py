@@ -12,14 +12,18 @@ from typing import Any, ClassVar, TypeVar, overload
 from msgspec import UNSET, UnsetType
 
 from callboard.runtime.actor import handler, options
-from callboard.runtime.actor.address import Address, parse
+from callboard.runtime.actor.address import Address
+from callboard.runtime.actor.address import of as _address
 from callboard.runtime.actor.mail import Mail
 from callboard.runtime.actor.migration import collect as collect_migrations
 from callboard.runtime.actor.options import ActorOptions, MailboxPolicy
 from callboard.runtime.actor.recovery import Recovery
+from callboard.runtime.actor.residence import Residence
 from callboard.runtime.actor.turn_api import TurnApi, TurnRef, Where, turn_now
 from callboard.runtime.capability import Capability
 from callboard.runtime.errors import ActorDefinitionError, ActorError
+from callboard.runtime.registry.handle import Picks
+from callboard.runtime.registry.message import Found
 from callboard.runtime.retry import RetryPolicy
 
 __all__ = ["Actor", "TurnApi", "turn_scope"]
@@ -53,6 +57,7 @@ class Actor:
 
     _address: Address
     _turn: TurnApi | None = None
+    _residence: Residence | None = None
     _loop: asyncio.AbstractEventLoop | None = None
 
     def __init_subclass__(
@@ -60,6 +65,9 @@ class Actor:
         *,
         name: str | None = None,
         capabilities: Sequence[str | Capability[..., Any]] | UnsetType = UNSET,
+        labels: Mapping[str, str] | UnsetType = UNSET,
+        weight: int | UnsetType = UNSET,
+        residents: Sequence[str] | UnsetType = UNSET,
         version: int | UnsetType = UNSET,
         idle_s: float | UnsetType | None = UNSET,
         retry: RetryPolicy | UnsetType | None = UNSET,
@@ -78,6 +86,9 @@ class Actor:
     ) -> None:
         given = {
             "capabilities": capabilities,
+            "labels": labels,
+            "weight": weight,
+            "residents": residents,
             "version": version,
             "idle_s": idle_s,
             "retry": RetryPolicy() if retry is None else retry,
@@ -127,6 +138,18 @@ class Actor:
         """Return facts about its health for people who look; plain values."""
         return {}
 
+    @property
+    def residence(self) -> Residence:
+        """Where a resident actor lives: connection, clock and client of its worker. From ``on_start`` to ``on_stop``.
+
+        Raises:
+            ActorError: If it is no resident; see ``ActorOptions.residents``.
+        """
+        if self._residence is None:
+            message = f"{type(self).__name__} is no resident here: name its key in residents=[...]"
+            raise ActorError(message)
+        return self._residence
+
     # --- during a turn; ``TurnApi`` has the whole contract of each
 
     @property
@@ -146,7 +169,7 @@ class Actor:
 
     @property
     def attempt(self) -> int:
-        """Number of this run of the turn, 1-based."""
+        """Number of this run of the turn in this host, 1-based; a host that takes it over counts from 1 again."""
         return self._running("attempt").attempt
 
     @property
@@ -233,6 +256,18 @@ class Actor:
         """Send a message to another actor at once and return its answer, journaled."""
         return self._running("ask").ask(to, message, timeout_s=timeout_s, idempotency_key=idempotency_key)
 
+    async def find(self, capability: str | Capability[..., Any] = "", **what: Any) -> Found:  # noqa: ANN401 - a query
+        """Return agents as the registry sees them now; see ``Client.find``. Not journaled: a later run sees others."""
+        return await self._running("find").find(capability, **what)
+
+    def pick(
+        self,
+        capability: str | Capability[..., Any] = "",
+        **what: Any,  # noqa: ANN401 - a query
+    ) -> Coroutine[Any, Any, Picks]:
+        """Choose the least busy agent that fits, journaled; then ``await agent.ask(...)``. See ``Client.pick``."""
+        return self._running("pick").pick(capability, **what)
+
     def stream(self, to: str | Address, message: object, *, timeout_s: float = 30.0) -> AsyncIterator[Any]:
         """Send a message to another actor and iterate over the parts of its answer."""
         return self._running("stream").stream(to, message, timeout_s=timeout_s)
@@ -292,7 +327,7 @@ class Actor:
         Raises:
             InvalidNameError: If the address cannot be used.
         """
-        return TurnRef(self._running("ref"), parse(to) if isinstance(to, str) else to)
+        return TurnRef(self._running("ref"), _address(to))
 
     def wait(self, awaitable: Awaitable[T]) -> T:
         """Return what an awaitable gives, from a synchronous handler: ``self.wait(self.step("pay", pay, order))``.

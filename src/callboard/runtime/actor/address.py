@@ -50,6 +50,21 @@ def parse(text: str) -> Address:
     return checked(kind, key)
 
 
+def of(given: object) -> Address:
+    """Return an address that came as one, or as text.
+
+    Raises:
+        InvalidNameError: If it is neither, or a text that names none; says which.
+    """
+    if isinstance(given, Address):
+        return given
+    if isinstance(given, str):
+        return parse(given)
+    shown = f"{type(given).__name__} {repr(given)[:80]}" if given is not None else "None"
+    message = f"an actor's address is text, <type>/<key>, for example 'greeter/ann', or an Address; got {shown}"
+    raise InvalidNameError(message, name=repr(given)[:80])
+
+
 def checked(kind: str, key: str) -> Address:
     """Return the address of a type and a key.
 

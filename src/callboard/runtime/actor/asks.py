@@ -43,7 +43,9 @@ class AskServer:
         """Listen for asks to every type of the host."""
         for name in self._host.types:
             subject = subjects.ask(name)
-            self._subscriptions.append(await self._host.services.bus.subscribe(subject, self._on_ask, queue="hosts"))
+            self._subscriptions.append(
+                await self._host.services.bus.subscribe(subject, self._on_ask, queue=subjects.ASK_GROUP)
+            )
 
     async def close(self) -> None:
         """Take no more asks; those taken are stored and answered."""

@@ -161,6 +161,8 @@ class Attempts:
         outcome = self._outcome = asyncio.get_running_loop().create_future()
         running.add_done_callback(self._hand_on)
         self._activation.turn = turn
+        services = self._activation.services
+        begun_s = services.clock.monotonic()
         timer = self._limit(turn, handler)
         try:
             ending = await self._outlive(running, outcome)
@@ -169,6 +171,7 @@ class Attempts:
             return ending
         finally:
             self._inner.stop()
+            services.stats[self._activation.kind.name].ran(services.clock.monotonic() - begun_s)
             if timer is not None:
                 timer.cancel()
             self._task = self._outcome = None

@@ -30,6 +30,9 @@ from callboard.runtime.errors import BusClosedError, CallboardError, ConflictErr
 
 # With several batches under way, each is this large, and more than one is used only when more than this many wait.
 WIDE_BATCH = 100
+# After a batch the next one is held back while more comes, for this share of the time that it took at most.
+GATHER_SHARE = 0.5
+_GATHER_STEP_S = 0.001
 
 __all__ = ["Committed", "Fenced", "Refused", "Result", "TurnCommitter"]
 
@@ -74,6 +77,7 @@ class TurnCommitter:
         self._troubled = 0
         self._flying_batches = 0
         self._flying_singles = 0
+        self._gather_until_s = float("-inf")
         self._is_stopped = False
         self._wake = asyncio.Event()
         self._clear = asyncio.Event()
@@ -127,8 +131,7 @@ class TurnCommitter:
                 while True:
                     await self._wake.wait()
                     if self._groups or self.chooser.is_batch_better:
-                        # one loop turn, so that what the last answer set free joins this group
-                        await self._clock.sleep(0)
+                        await self._gather()
                     self._wake.clear()
                     await self._send_waiting(tasks)
         finally:
@@ -162,7 +165,9 @@ class TurnCommitter:
     def _queue(self, entry: Entry) -> None:
         entry.is_flying = False
         (self._singles if len(entry.writes) == 1 else self._groups).append(entry)
-        self._wake.set()
+        if not self._flying_batches or self._in_flight_batches > 1 or not self.chooser.is_batch_better:
+            # else nothing goes before the batch has landed, and that wakes
+            self._wake.set()
 
     def _tell(self, entry: Entry, result: Result) -> None:
         if not entry.is_over:
@@ -199,8 +204,23 @@ class TurnCommitter:
 
     # --- groups
 
+    async def _gather(self) -> None:
+        """Wait one loop turn, so that what the last answer set free joins this group, and longer while more comes.
+
+        The mails of a batch become turns and its answers new questions. A batch costs nearly the same with few and
+        with many, and those of several hosts wait for one another: one that leaves at once takes half of what it could.
+        """
+        await self._clock.sleep(0)
+        seen = -1
+        while seen != self._arrivals and not self._flying_batches and self._wants_batch():
+            if self._clock.monotonic() >= self._gather_until_s:
+                return
+            seen = self._arrivals
+            await self._clock.sleep(_GATHER_STEP_S)
+
     async def _send_waiting(self, tasks: asyncio.TaskGroup) -> None:
-        if self.chooser.wants_trial(len(self._singles), self._clock.monotonic()):
+        # what is under way comes back as more: single writes that are slow leave none waiting
+        if self.chooser.wants_trial(len(self._singles) + self._flying_singles, self._clock.monotonic()):
             await self._try_both(tasks)
         while entries := self._next_batch():
             tasks.create_task(self._fly_batch(entries, tasks), name="turns-batch")
@@ -260,6 +280,8 @@ class TurnCommitter:
         await self._clear.wait()
         self.chooser.began_trial(self._clock.monotonic())
         count = min(len(self._singles) // 2, TRIAL_RECORDS, self._max_group)
+        if not count:
+            return
         entries = self._take(count, self._singles)
         self._flying_singles += len(entries)
         singles_s = await self._fly_singles(entries, tasks)
@@ -271,6 +293,8 @@ class TurnCommitter:
 
     async def _fly_batch(self, entries: list[Entry], tasks: asyncio.TaskGroup) -> float | None:
         took_s = await self._store_batch(entries, tasks)
+        if took_s is not None:
+            self._gather_until_s = self._clock.monotonic() + GATHER_SHARE * took_s
         self._flying_batches -= 1
         self._landed()
         return took_s

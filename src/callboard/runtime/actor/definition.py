@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType, ModuleType
 from typing import Any
 
@@ -135,7 +136,7 @@ class ActorType:
             if fallback is not None:
                 return fallback, data
             problem = f"{self.name} has no handler for {type_name[:128]!r}"
-            raise self._unknown(problem)
+            raise self._unknown(problem, said=type_name)
         envelope = message.open_envelope(data, content_type)
         if envelope is not None:
             found = self._named(envelope[0])
@@ -163,6 +164,13 @@ class ActorType:
             raise DecodeError(problem) from error
 
     # --- state
+
+    def numbers(self, count: int) -> Sequence[int]:
+        """Return the partitions, of ``count``, that its actors are in: all, or those of its residents."""
+        residents = self.options.residents
+        if not residents:
+            return range(count)
+        return sorted({Address(self.name, key).partition(count) for key in residents})
 
     @property
     def has_state(self) -> bool:
@@ -270,11 +278,19 @@ class ActorType:
                 return found
         return None
 
-    def _unknown(self, what: str) -> UnknownMessageError:
+    def _unknown(self, what: str, *, said: str | None = None) -> UnknownMessageError:
+        """Return the error that tells what can be sent and how to name it, the sender having ``said`` a name."""
         names = tuple(sorted(self.handlers))
-        known = f"it handles {', '.join(names)}" if names else "it handles no messages, only times"
-        hint = f'{what}; {known}. Name one in the header Cb-Type, or send {{"type": "<name>", "data": ...}}'
-        return UnknownMessageError(hint if names else f"{what}; {known}", handlers=names)
+        if not names:
+            return UnknownMessageError(f"{what}; it handles no messages, only times")
+        near = difflib.get_close_matches(said, names, 1) if said is not None else []
+        name = near[0] if near else names[0]
+        known = f"it handles {', '.join(names)}" + (f" - did you mean {name}?" if near else "")
+        how = (
+            f'Send an object of such a class, or plain values and the name: type="{name}"; in a plain publish '
+            f'{{"type": "{name}", "data": ...}} or a header Cb-Type'
+        )
+        return UnknownMessageError(f"{what}; {known}. {how}", handlers=names)
 
     def _migrated(self, state: Shape, data: bytes, schema: int) -> object:
         try:

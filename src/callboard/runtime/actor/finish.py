@@ -6,12 +6,11 @@ from collections.abc import Iterable, Mapping
 
 from msgspec import UNSET, Raw, UnsetType
 
-from callboard.runtime.actor import payload
+from callboard.runtime.actor import payload, verdict
 from callboard.runtime.actor import reply as replies
 from callboard.runtime.actor.actor import Actor
-from callboard.runtime.actor.mail import KIND_TIMER
 from callboard.runtime.actor.ports import Staged
-from callboard.runtime.actor.record import Reply, Timer
+from callboard.runtime.actor.record import Reply, StateRecord, Timer
 from callboard.runtime.actor.turn import Turn
 from callboard.runtime.blobs import BlobRef
 from callboard.runtime.bus.base import Write
@@ -41,7 +40,7 @@ async def changes(activation: Staged, turn: Turn, actor: Actor | None) -> dict[s
     """
     known = activation.known
     found: dict[str, object] = {
-        "timers": timers(known.timers, turn, turn.timers),
+        "timers": timers(known, turn, turn.timers),
         "turns": known.turns + 1,
         "failures": 0,
     }
@@ -70,12 +69,9 @@ async def travelling(activation: Staged, writes: Iterable[Write]) -> list[Write]
     return [await payload.stow_write(services.blobs, write, limit_bytes=limit) for write in writes]
 
 
-def timers(known: Mapping[str, Timer], turn: Turn, given: Mapping[str, Timer | None]) -> dict[str, Timer]:
+def timers(known: StateRecord, turn: Turn, given: Mapping[str, Timer | None]) -> dict[str, Timer]:
     """Return the timers that stand after the turn: what it set, less what it took away and what fired."""
-    found = dict(known)
-    fired = found.get(turn.mail.timer) if turn.mail.kind == KIND_TIMER else None
-    if fired is not None and fired.due is not UNSET and fired.generation == turn.mail.generation:
-        del found[turn.mail.timer]
+    found = dict(verdict.firing(turn.mail)(known))
     for name, timer in given.items():
         if timer is None:
             found.pop(name, None)

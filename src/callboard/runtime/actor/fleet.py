@@ -12,6 +12,7 @@ from callboard.runtime.actor.definition import ActorType
 from callboard.runtime.beat import ActorLoad, Beat
 
 _log = logs.get_logger(__name__)
+ONE_CODE = "deploy one code to all of them; raise the class's version where states or messages changed"
 
 
 class Code(Struct, frozen=True):
@@ -93,6 +94,12 @@ class Fleet:
             other_worker=worker,
             other_fingerprint=theirs.fingerprint,
         )
+
+
+def mixture(kind: str, codes: Mapping[str, Collection[str]]) -> str:
+    """Return, for people, what ``differing`` found of one type."""
+    hosts = "; ".join(f"{code} on {', '.join(workers)}" for code, workers in codes.items())
+    return f"the actor type {kind} runs with {len(codes)} different codes of one version: {hosts}"
 
 
 def differing(beats: Collection[Beat]) -> dict[str, dict[str, list[str]]]:

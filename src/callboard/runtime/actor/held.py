@@ -21,12 +21,18 @@ FREED = "cb.ctl.freed"
 
 
 class Freed(Struct, frozen=True):
-    """Body of ``cb.ctl.freed``: a former owner has finished, or given up, an actor that it held in mid-turn."""
+    """Body of ``cb.ctl.freed``: a former owner has finished, or given up, an actor that it held in mid-turn.
+
+    Attributes:
+        epoch: Newest epoch of the partition that the former owner knew of then. One from before the present hold began
+            is late, and says nothing of it. None from an older Callboard.
+    """
 
     worker: str
     kind: str
     partition: int
     key: str
+    epoch: int | None = None
 
 
 _freed = msgspec.json.Decoder(Freed)
@@ -42,6 +48,7 @@ class Held:
     def __init__(self, services: Services, partitions: Mapping[Place, Partition], liveness: Liveness) -> None:
         """Begin with none; ``partitions`` are those that the host owns."""
         self.activations: dict[tuple[str, int, str], Activation] = {}
+        self._epochs: dict[Place, int] = {}
         self._services = services
         self._partitions = partitions
         self._liveness = liveness
@@ -51,6 +58,7 @@ class Held:
     def keep(self, partition: Partition, keys: Iterable[str]) -> None:
         """Keep the actors of a partition that are in mid-turn here; say of those that have ended that they are free."""
         place = (partition.kind.name, partition.number)
+        self._learn(place, partition.epoch)
         for key in keys:
             # it may have ended, and even been forgotten, while the cursor was written
             activation = partition.activations.get(key)
@@ -80,9 +88,13 @@ class Held:
 
     def disown(self, place: Place, found: Cursor) -> None:
         """Say again that an actor is free which a cursor says we hold: the first notice may have been lost."""
+        self._learn(place, found.epoch)
         for key, worker in found.held.items():
             if worker == self._services.worker and self._has_let_go(place, key):
                 self._release(place, key)
+
+    def _learn(self, place: Place, epoch: int) -> None:
+        self._epochs[place] = max(epoch, self._epochs.get(place, 0))
 
     def _has_let_go(self, place: Place, key: str) -> bool:
         return place not in self._partitions and (*place, key) not in self.activations
@@ -93,7 +105,8 @@ class Held:
     async def _free(self, place: Place, key: str) -> None:
         if not self._has_let_go(place, key):
             return
-        body = msgspec.json.encode(Freed(self._services.worker, place[0], place[1], key))
+        freed = Freed(self._services.worker, *place, key, self._epochs.get(place, 0))
+        body = msgspec.json.encode(freed)
         try:
             await self._services.bus.publish(FREED, body)
         except BusError:
@@ -103,14 +116,20 @@ class Held:
     # --- what others keep
 
     def hear(self, message: Message) -> None:
-        """Hear that an actor of ours is free."""
+        """Hear that an actor of ours is free.
+
+        A notice from before the hand-over that we took it by may be of an earlier hold, and is left out: who let go is
+        told by our own cursor, and says it again.
+        """
         try:
             freed = _freed.decode(message.data)
         except msgspec.DecodeError:
             return
         partition = self._partitions.get((freed.kind, freed.partition))
-        activation = partition.activations.get(freed.key) if partition is not None else None
-        if partition is not None and activation is not None and activation.held_by == freed.worker:
+        if partition is None or (freed.epoch is not None and freed.epoch < partition.taken_epoch):
+            return
+        activation = partition.activations.get(freed.key)
+        if activation is not None and activation.held_by == freed.worker:
             partition.free(freed.key)
 
     def free_from_dead(self, now_s: float) -> None:

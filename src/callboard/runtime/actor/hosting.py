@@ -20,9 +20,10 @@ from callboard.runtime.actor.definition import ActorType
 from callboard.runtime.actor.fleet import Fleet
 from callboard.runtime.actor.held import FREED, Held
 from callboard.runtime.actor.liveness import MAX_ECHO_GAP_S, Liveness
+from callboard.runtime.actor.load import loads_of
 from callboard.runtime.actor.orders import OrderServer
 from callboard.runtime.actor.owners import CURSORS, Owners, Place, decoded
-from callboard.runtime.actor.partition import Partition, load_of
+from callboard.runtime.actor.partition import Partition
 from callboard.runtime.actor.pinger import Pinger
 from callboard.runtime.actor.ports import Staged
 from callboard.runtime.actor.services import ActorRules, Services, alone
@@ -66,6 +67,7 @@ class ActorHost:
         clock: Clock,
         rules: ActorRules,
         spawn: Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None] | None],
+        client: Client | None = None,
     ) -> None:
         """Prepare; ``run`` does the work."""
         self.types = {kind.name: kind for kind in types}
@@ -87,7 +89,7 @@ class ActorHost:
             clock=clock,
             committer=self._committer,
             blobs=BlobStore(bus),
-            client=Client(bus, clock=clock),
+            client=client or Client(bus, clock=clock),
             rules=rules,
             spawn=self._start,
             slots=asyncio.Semaphore(rules.turns),
@@ -208,8 +210,7 @@ class ActorHost:
 
     def load(self) -> list[ActorLoad]:
         """Return what the beat says of our actors; called from the keeper's thread, reads plain values only."""
-        owned = sorted(self.partitions.items())
-        return [load_of(kind, [p for (name, _), p in owned if name == kind.name]) for kind in list(self.types.values())]
+        return loads_of(list(self.types.values()), self.partitions, self.services)
 
     def problem(self) -> str | None:
         """Return why mail cannot be read now, or None."""
@@ -307,7 +308,7 @@ class ActorHost:
     async def _hand_on(self) -> None:
         """Give everything to others, what was handed to us meanwhile too: nobody else may take that."""
         for kind in self.types:
-            for number in range(self.services.rules.partitions):
+            for number in self.types[kind].numbers(self.services.rules.partitions):
                 heir = self._heir(kind, number)
                 owned = self.partitions.get((kind, number))
                 if heir is not None and owned is not None:
@@ -318,7 +319,7 @@ class ActorHost:
     async def _place_type(self, kind: ActorType) -> None:
         hosts = self.fleet.candidates(kind, self.liveness.live(self._clock.monotonic()))
         wanted = placement.assign(kind.name, self.services.rules.partitions, sorted(hosts))
-        for number in range(self.services.rules.partitions):
+        for number in kind.numbers(self.services.rules.partitions):
             place = (kind.name, number)
             owned = self.partitions.get(place)
             owner = wanted.get(number)

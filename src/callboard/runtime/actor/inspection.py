@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator
+import shlex
+from collections.abc import AsyncGenerator, Collection
 from contextlib import aclosing
 from datetime import datetime
 from typing import Literal, cast
@@ -20,10 +21,11 @@ from callboard.runtime.actor.record import Parked, StateRecord, Timer
 from callboard.runtime.actor.ref import no_host
 from callboard.runtime.audit import closing
 from callboard.runtime.blobs import BlobStore
-from callboard.runtime.bus.base import Bus
+from callboard.runtime.bus.base import Bus, Stored
 from callboard.runtime.errors import (
     ActorError,
     BusTimeoutError,
+    DecodeError,
     NoHostError,
     NoRespondersError,
     NotFoundError,
@@ -39,6 +41,12 @@ COUNT_LIMIT = 1000
 _ORDER_TIMEOUT_S = 5.0
 _SHOW_TIMEOUT_S = 1.0
 _HOSTED_TIMEOUT_S = 0.3
+UNDECODABLE = "undecodable"
+_FIX = (
+    "its mail waits and is not lost. Run the Callboard that wrote the record, or publish a good one on {subject}: "
+    "`callboard replay agent {address} --at {before} --json` has the last one before it, as `record`; then "
+    "`callboard agents resume {address}`"
+)
 _PARTITIONS = re.compile(r"partition\((\d+),")
 
 
@@ -46,11 +54,13 @@ class Line(Struct, frozen=True, kw_only=True):
     """One actor in a list.
 
     Attributes:
-        status: active, paused, failed, killed; ``new`` when mail waits for it and it has never run.
+        status: active, paused, failed, killed; ``new`` when mail waits for it and it has never run;
+            ``undecodable`` when its record cannot be read: its mail waits.
         turns: Turns committed so far.
         parked: Turns that wait for something.
         stored: Mails on disk, handled ones included until they are swept.
         at: When its record was written.
+        has_mixed_code: Whether hosts run its type with different code of one version now; ``actors`` does not ask them.
     """
 
     address: str
@@ -60,6 +70,7 @@ class Line(Struct, frozen=True, kw_only=True):
     stored: int = 0
     reason: str = ""
     at: datetime | None = None
+    has_mixed_code: bool = False
 
 
 class Waiting(Struct, frozen=True, kw_only=True):
@@ -84,7 +95,7 @@ class Waiting(Struct, frozen=True, kw_only=True):
 
 
 class Depth(Struct, frozen=True, kw_only=True):
-    """How much mail waits. ``is_more`` says that there is more than the count."""
+    """How much mail waits, without that of a turn that runs. ``is_more`` says that there is more than the count."""
 
     count: int
     is_more: bool = False
@@ -103,6 +114,11 @@ class View(Struct, frozen=True, kw_only=True):
         epoch: Of the partition; it grows with every change of owner.
         is_answering: Whether the owner answered when asked just now.
         running: What the owner says of it: the turn that runs, if one does.
+        record_seq: Sequence of its record in ``CB_ACTORS``; 0 when it has none.
+        record_bytes: Size of it.
+        problem: Why the record cannot be read; then all that it would tell stands at zero, and ``mailbox`` counts all
+            mail on disk, handled or not.
+        fix: What to do about that.
     """
 
     address: str
@@ -124,6 +140,43 @@ class View(Struct, frozen=True, kw_only=True):
     epoch: int
     is_answering: bool
     running: Raw | None = None
+    record_seq: int = 0
+    record_bytes: int = 0
+    problem: str = ""
+    fix: str = ""
+
+
+class _Found(Struct, frozen=True, kw_only=True):
+    """An actor's record as it stands; an empty one, with the problem, where it cannot be read."""
+
+    record: StateRecord = StateRecord()
+    seq: int = 0
+    size_bytes: int = 0
+    at: datetime | None = None
+    problem: str = ""
+
+    @property
+    def status(self) -> str:
+        """As in ``Line``."""
+        if self.problem:
+            return UNDECODABLE
+        return self.record.status if self.seq else "new"
+
+
+class _Running(Struct, frozen=True):
+    """The mail that a turn handles: the one it began with, and the one that made it run now."""
+
+    seq: int
+    cause_seq: int = 0
+
+
+class _Said(Struct, frozen=True):
+    """The part of an owner's answer that is looked at here."""
+
+    running: _Running | None = None
+
+
+_said = msgspec.json.Decoder(_Said)
 
 
 async def actors(bus: Bus, *, kind: str | None = None, limit: int = 1000) -> list[Line]:
@@ -145,7 +198,7 @@ async def actors(bus: Bus, *, kind: str | None = None, limit: int = 1000) -> lis
     known = {Address(*subjects.actor_of(subject)) for subject in with_record}
     chosen = sorted(known | set(stored))[:limit]
     states = await bus.get_many(subjects.ACTORS, [subjects.state(a.type, a.key) for a in chosen if a in known])
-    found = {Address(*subjects.actor_of(s.subject)): record.decode(s.data) for s in states}
+    found = {Address(*subjects.actor_of(s.subject)): _read(s) for s in states}
     return [_line(address, found.get(address), stored.get(address, 0)) for address in chosen]
 
 
@@ -154,8 +207,9 @@ async def state_of(bus: Bus, address: Address) -> StateRecord:
 
     Raises:
         NotFoundError: If it has none.
+        DecodeError: If it cannot be read.
     """
-    return (await _record(bus, address, must_be=True))[0]
+    return _sound(await _record(bus, address, must_be=True), address)
 
 
 async def state_json(bus: Bus, address: Address) -> Raw | None:
@@ -163,6 +217,7 @@ async def state_json(bus: Bus, address: Address) -> Raw | None:
 
     Raises:
         NotFoundError: If the actor has no record.
+        DecodeError: If it cannot be read.
     """
     found = await state_of(bus, address)
     if found.blob is not UNSET:
@@ -171,12 +226,15 @@ async def state_json(bus: Bus, address: Address) -> Raw | None:
 
 
 async def mailbox(bus: Bus, address: Address, *, limit: int = 100) -> list[Waiting]:
-    """Return the mail that an actor has not handled, oldest first. One get and one read of its subject.
+    """Return the mail that an actor has not handled, that of a turn that runs included, oldest first.
+
+    One get and one read of its subject.
 
     Raises:
         NotFoundError: If there is no stream of actors.
+        DecodeError: If its record cannot be read, which tells what is handled.
     """
-    found, _ = await _record(bus, address)
+    found = _sound(await _record(bus, address), address)
     waiting = []
     async with aclosing(_unhandled(bus, address, found)) as mails:
         async for mail in mails:
@@ -193,24 +251,26 @@ async def show(bus: Bus, address: Address) -> View:
         NotFoundError: If nothing was ever sent to it.
         TopologyError: If the stream of actors is missing or has no partitions.
     """
-    found, size_bytes = await _record(bus, address)
-    depth = await _depth(bus, address, found)
-    if found.by == "" and found.turns == 0 and depth.count == 0 and size_bytes == 0:
+    # first, so that what runs is either not yet handled by the record, or is named
+    said = await _running(bus, address)
+    under_way = _under_way(said)
+    stands = await _record(bus, address)
+    found = stands.record
+    depth = await _depth(bus, address, found, but=under_way)
+    if not stands.seq and not under_way and depth.count == 0:
         message = f"nothing is known of {address}: nobody has sent it anything, or it was removed"
         raise NotFoundError(message)
     partition = address.partition(await partitions(bus))
-    stored = await bus.get_last(subjects.ACTORS, subjects.cursor(address.type, partition))
-    place = cursor.decode(stored.data) if stored is not None else cursor.Cursor()
-    said = await _running(bus, address)
+    place = await _place(bus, address, partition)
     return View(
         address=str(address),
-        status=found.status if size_bytes else "new",
+        status=stands.status,
         reason=found.reason,
         turns=found.turns,
         applied=found.applied,
         ahead=found.ahead,
         failures=found.failures,
-        at=found.at if found.at is not UNSET else None,
+        at=found.at if found.at is not UNSET else stands.at,
         by=found.by,
         schema=found.schema,
         state_bytes=len(found.state) if found.state is not UNSET else _blob_bytes(found),
@@ -222,6 +282,10 @@ async def show(bus: Bus, address: Address) -> View:
         epoch=place.epoch,
         is_answering=said is not None,
         running=said,
+        record_seq=stands.seq,
+        record_bytes=stands.size_bytes,
+        problem=stands.problem,
+        fix=_fix(address, stands),
     )
 
 
@@ -296,14 +360,58 @@ async def is_hosted(bus: Bus, address: Address) -> bool:
 # --- inside
 
 
-async def _record(bus: Bus, address: Address, *, must_be: bool = False) -> tuple[StateRecord, int]:
+async def _record(bus: Bus, address: Address, *, must_be: bool = False) -> _Found:
     stored = await bus.get_last(subjects.ACTORS, subjects.state(address.type, address.key))
     if stored is None:
         if must_be:
             message = f"{address} has no state: it has not finished a turn; see `callboard agents mailbox`"
             raise NotFoundError(message)
-        return StateRecord(), 0
-    return record.decode(stored.data), len(stored.data)
+        return _Found()
+    return _read(stored)
+
+
+def _read(stored: Stored) -> _Found:
+    found, problem = StateRecord(), ""
+    try:
+        found = record.decode(stored.data)
+    except DecodeError as error:
+        problem = str(error)
+    return _Found(record=found, seq=stored.seq, size_bytes=len(stored.data), at=stored.time, problem=problem)
+
+
+def _fix(address: Address, stands: _Found) -> str:
+    if not stands.problem:
+        return ""
+    subject = subjects.state(address.type, address.key)
+    return _FIX.format(address=shlex.quote(str(address)), subject=subject, before=stands.seq - 1)
+
+
+def _sound(found: _Found, address: Address) -> StateRecord:
+    """Return the record if it can be read.
+
+    Raises:
+        DecodeError: If not.
+    """
+    if found.problem:
+        message = f"the record of {address} cannot be read: {found.problem}; see `callboard agents show`"
+        raise DecodeError(message)
+    return found.record
+
+
+async def _place(bus: Bus, address: Address, partition: int) -> cursor.Cursor:
+    """Return who owns a partition, nobody where that is not written or cannot be read."""
+    stored = await bus.get_last(subjects.ACTORS, subjects.cursor(address.type, partition))
+    try:
+        return cursor.decode(stored.data) if stored is not None else cursor.Cursor()
+    except DecodeError:
+        # a newer Callboard wrote it
+        return cursor.Cursor()
+
+
+def _under_way(said: Raw | None) -> frozenset[int]:
+    """Return the mails that a turn has in its hands now, by what the owner says."""
+    running = _said.decode(said).running if said is not None else None
+    return frozenset((running.seq, running.cause_seq)) if running is not None else frozenset()
 
 
 async def _unhandled(bus: Bus, address: Address, found: StateRecord) -> AsyncGenerator[Mail, None]:
@@ -314,10 +422,12 @@ async def _unhandled(bus: Bus, address: Address, found: StateRecord) -> AsyncGen
                 yield mail_of(stored)
 
 
-async def _depth(bus: Bus, address: Address, found: StateRecord) -> Depth:
+async def _depth(bus: Bus, address: Address, found: StateRecord, *, but: Collection[int]) -> Depth:
     count, oldest = 0, None
     async with aclosing(_unhandled(bus, address, found)) as mails:
         async for mail in mails:
+            if mail.seq in but:
+                continue
             if count == COUNT_LIMIT:
                 return Depth(count=count, is_more=True, oldest=oldest)
             oldest = oldest or _waiting(mail)
@@ -336,17 +446,18 @@ async def _running(bus: Bus, address: Address) -> Raw | None:
     return Raw(answer.data)
 
 
-def _line(address: Address, found: StateRecord | None, stored: int) -> Line:
-    if found is None:
+def _line(address: Address, stands: _Found | None, stored: int) -> Line:
+    if stands is None:
         return Line(address=str(address), status="new", stored=stored)
+    found = stands.record
     return Line(
         address=str(address),
-        status=found.status,
+        status=stands.status,
         turns=found.turns,
         parked=len(found.parked),
         stored=stored,
-        reason=found.reason,
-        at=found.at if found.at is not UNSET else None,
+        reason=stands.problem or found.reason,
+        at=found.at if found.at is not UNSET else stands.at if stands.problem else None,
     )
 
 

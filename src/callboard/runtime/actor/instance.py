@@ -38,7 +38,10 @@ class Instance:
             CallboardError: If the state cannot be loaded.
             Exception: What the class's own code raises.
         """
-        return self.actor if self.actor is not None else await self._activation.new_actor()
+        if self.actor is not None:
+            return self.actor
+        resident = self._activation.resident
+        return await resident.ready() if resident is not None else await self._activation.new_actor()
 
     async def start(self, actor: Actor, turn: Turn) -> BaseException | None:
         """Run the start hook of a new object and see to periodic timers; return the hook's error."""
@@ -57,18 +60,25 @@ class Instance:
     def forget(self) -> None:
         """Throw the object away; the next turn makes a new one from the record."""
         self.actor = None
+        self._replace()
+
+    def _replace(self) -> None:
+        if self._activation.resident is not None:
+            self._activation.resident.look()
 
     async def end(self) -> None:
         """Say goodbye to the object of an actor that is let go."""
         actor, self.actor = self.actor, None
-        if actor is not None:
-            await self._hook(actor.on_stop, "on_stop")
+        if actor is not None and self._activation.resident is None:
+            await self.goodbye(actor)
+        self._replace()
 
     async def failed(self, error: BaseException) -> None:
         """Tell the object that a turn of it failed for good, and forget it."""
         actor, self.actor = self.actor, None
         if actor is not None:
             await self._hook(actor.on_failure, "on_failure", error)
+            self._replace()
 
     async def hook(self, name: str, *, is_busy: bool) -> None:
         """Call the pause or the resume hook, after the turn under way if there is one."""
@@ -105,6 +115,10 @@ class Instance:
         for name in activation.known.timers:
             if name.startswith(EVERY_PREFIX) and name not in activation.kind.every:
                 turn.cancel_timer(name)
+
+    async def goodbye(self, actor: Actor) -> None:
+        """Run the stop hook of an object."""
+        await self._hook(actor.on_stop, "on_stop")
 
     async def _hook(self, function: Callable[..., object], name: str, *arguments: object) -> None:
         try:

@@ -37,7 +37,7 @@ class Tenure(Protocol):
     """Whether the turn is still ours to run, as its journal asks before it lets a step begin."""
 
     async def may_begin(self) -> bool:
-        """Return whether a step may begin here; where that is in doubt the broker is asked, however long it takes.
+        """Return whether a step may begin or be recorded here; in doubt the broker is asked, however long that takes.
 
         Raises:
             BusError: If it can never be asked.
@@ -286,6 +286,8 @@ class Journal:
         """Record a finished step's value, given as JSON; ``Slot.record`` is the way here."""
         entry = slot.at.entry
         self._finished[entry] = (data, attempt, took_s)
+        # a host that stood still must not record a step that its heir may be running by now: it would be paid twice
+        await self._confirm()
         other = await self._log.done(slot.at, data, attempt=attempt, took_s=took_s)
         del self._finished[entry]
         if other is None:
@@ -305,7 +307,8 @@ class Journal:
         try:
             await self._pass()
             await self._open(slot)
-            await self._confirm(slot)
+            if not slot.is_recorded:
+                await self._confirm()
         except BaseException:
             self.give_back(slot)
             raise
@@ -323,7 +326,8 @@ class Journal:
                 data, attempt, took_s = finished
                 return await self.write(slot, data, attempt=attempt, took_s=took_s)
             await self._open(slot)
-            await self._confirm(slot)
+            if not slot.is_recorded:
+                await self._confirm()
             if once and not slot.is_recorded:
                 await self._show(slot, await self._log.intend(slot.at))
             if slot.is_recorded:
@@ -366,9 +370,9 @@ class Journal:
         if outer is None or outer.turn != self.turn:
             await self.gate.enter()
 
-    async def _confirm(self, slot: Slot) -> None:
-        """Let a step that is to run begin only where the turn is still ours; elsewhere its end is on its way."""
-        if not slot.is_recorded and self._tenure is not None and not await self._tenure.may_begin():
+    async def _confirm(self) -> None:
+        """Let a step begin, or be recorded, only where the turn is still ours; elsewhere its end is on its way."""
+        if self._tenure is not None and not await self._tenure.may_begin():
             raise asyncio.CancelledError
 
     async def _open(self, slot: Slot) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections import Counter
 from datetime import datetime
 
 import msgspec
@@ -10,12 +11,15 @@ from msgspec import Struct
 
 from callboard.runtime import subjects
 from callboard.runtime.actor import payload
+from callboard.runtime.actor.address import check_type
 from callboard.runtime.actor.mail import Mail
+from callboard.runtime.audit import newest_stored
 from callboard.runtime.blobs import BlobStore
 from callboard.runtime.bus import header
-from callboard.runtime.bus.base import Bus, Write
+from callboard.runtime.bus.base import Bus, Stored, Write
 from callboard.runtime.errors import ConflictError, DecodeError
 from callboard.runtime.record import Failure
+from callboard.runtime.redact import without_secrets
 
 
 class MailLetter(Struct, frozen=True, kw_only=True):
@@ -47,6 +51,14 @@ class MailLetter(Struct, frozen=True, kw_only=True):
         return base64.b64decode(self.data_b64)
 
 
+class Buried(Struct, frozen=True, kw_only=True):
+    """A dead letter and where it lies."""
+
+    seq: int
+    stored_at: datetime
+    letter: MailLetter
+
+
 _decoder = msgspec.json.Decoder(MailLetter)
 
 
@@ -58,7 +70,7 @@ async def letter_of(
     Raises:
         BusError: If that cannot be stored now.
     """
-    headers = dict(mail.headers)
+    headers = without_secrets(mail.headers)
     data = b"" if payload.is_stowed(headers) else await payload.stow(blobs, mail.data, headers)
     return MailLetter(
         v=1,
@@ -108,3 +120,52 @@ async def write_letter(bus: Bus, mail: Mail, letter: MailLetter, *, token: str |
         await bus.store(Write(subject, msgspec.json.encode(letter), header.build(expected_seq=0)))
     except ConflictError:
         return
+
+
+async def letters(
+    bus: Bus,
+    kind: str,
+    key: str | None = None,
+    *,
+    cause: str | None = None,
+    since: datetime | None = None,
+    limit: int = 100,
+) -> list[Buried]:
+    """Return dead letters of an actor type's mail, newest first.
+
+    Args:
+        bus: Where.
+        kind: The type.
+        key: Only of this one actor.
+        cause: Only with this error code, or this class of a handler's exception.
+        since: Only those written since.
+        limit: How many at most.
+
+    Raises:
+        InvalidNameError: If type or key cannot be used.
+        NotFoundError: If the stream does not exist.
+    """
+    token = "*" if key is None else subjects.escape(key)
+
+    def keeps(stored: Stored) -> bool:
+        found = _decode_mail(stored)
+        return found is not None and (cause is None or cause in (found.letter.failure.code, found.letter.failure.type))
+
+    wildcard = f"cb.dead.mail.{check_type(kind)}.{token}.*"
+    found = await newest_stored(bus, subjects.DEAD, filters=(wildcard,), limit=limit, since=since, keeps=keeps)
+    return [letter for stored in found if (letter := _decode_mail(stored)) is not None]
+
+
+async def counts(bus: Bus) -> dict[str, int]:
+    """Return how many dead letters the mail of each actor type has left. One request."""
+    found: Counter[str] = Counter()
+    for subject, count in (await bus.subject_counts(subjects.DEAD, "cb.dead.mail.*.*.*")).items():
+        found[subject.split(".")[3]] += count
+    return dict(sorted(found.items()))
+
+
+def _decode_mail(stored: Stored) -> Buried | None:
+    try:
+        return Buried(seq=stored.seq, stored_at=stored.time, letter=decode_letter(stored.data))
+    except DecodeError:
+        return None

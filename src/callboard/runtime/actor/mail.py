@@ -90,9 +90,10 @@ def mail_of(stored: Stored) -> Mail:
         problem = f"{header.CHAIN} is malformed"
     own_id = headers.get(header.MAIL_ID) or headers.get(header.MSG_ID)
     sign = headers.get(header.MAIL_KIND)
-    if sign in KINDS and header.REPLY_TO in headers:
-        # ours want no answer; one that is stale is dropped in silence, which an asker shall not be
-        problem = f"{header.MAIL_KIND} is Callboard's own: a question has none"
+    if sign in KINDS and (header.REPLY_TO in headers or not _is_fired(headers, kind, token)):
+        # ours come from the broker's schedules and want no answer; those that are stale are dropped in silence, which
+        # nobody else's mail shall be
+        problem = f"{header.MAIL_KIND}: {sign} is Callboard's own, for its timers alone: leave the header out"
     if header.REPLAY in headers:
         problem = f"it bears {header.REPLAY}: a replay of history has no effects, so nothing runs it"
     generation = headers.get(header.TIMER_GENERATION, "")
@@ -177,6 +178,11 @@ def parse_chain(text: str) -> tuple[Link, ...]:
             raise ValueError(part)
         links.append(Link(Address(kind, subjects.unescape(token)), int(seq)))
     return tuple(links)
+
+
+def _is_fired(headers: Mapping[str, str], kind: str, token: str) -> bool:
+    """Whether a schedule of this actor's has put the mail here: the broker then names it."""
+    return headers.get(header.SCHEDULER, "").startswith(f"cb.timer.{kind}.{token}.")
 
 
 def _deadline(text: str | None) -> datetime | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 from msgspec import UNSET, Raw
+from msgspec.structs import replace
 
 from callboard.runtime import codec, subjects
 from callboard.runtime.actor import step
@@ -30,6 +31,8 @@ from callboard.runtime.errors import (
     ConflictError,
     RetryableError,
 )
+from callboard.runtime.registry.message import Query
+from callboard.runtime.registry.select import Candidate, choose
 
 NAME = "~serve"
 # An answer may take as long as the task: its deadline and its cancellation end the wait.
@@ -63,6 +66,7 @@ class Offer:
         self._stage = stage
         self._clock = clock
         self._asked: Counter[str] = Counter()
+        self._turn = 0
 
     def capability(self) -> Capability[..., Any]:
         """Return what a pool serves."""
@@ -89,6 +93,8 @@ class Offer:
             raise RetryableError(str(error)) from error
         finally:
             self._asked[key] -= 1
+            if not self._asked[key]:
+                del self._asked[key]
 
     async def _ask(self, address: Address, message: bytes, kind: str, context: TaskContext) -> object:
         mail_id = mail_id_of(context)
@@ -151,9 +157,27 @@ class Offer:
         return msgspec.json.decode(value, type=str) if value is not UNSET else None
 
     def _least_busy(self) -> str:
-        """Return the key with the least to do, as far as this worker knows; it knows all of those that it owns."""
+        """Return the key with the least to do: of the agents that the registry knows, else of ``<capability>-1`` on.
+
+        This worker knows what it asked itself, and all about the actors that it owns.
+        """
         keys = [f"{self.name}-{number}" for number in range(1, self._slots + 1)]
+        registered = self._registered()
+        if not {found.address.partition("/")[2] for found in registered} <= set(keys):
+            self._turn += 1
+            chosen = choose(registered, turn=self._turn).address
+            if chosen is not None:
+                return chosen.partition("/")[2]
         return min(keys, key=lambda key: (self._load(key), hashlib.blake2b(f"{id(self)}{key}".encode()).digest()))
+
+    def _registered(self) -> list[Candidate]:
+        """Return the agents of the type with the capability, as loaded as the registry or this worker knows."""
+        stage = self._stage()
+        cache = stage.services.client.lookups.cache if stage is not None else None
+        if cache is None or not cache.is_warm:
+            return []
+        found = cache.candidates(Query(capability=self.name, type=self.kind.name))
+        return [replace(one, busy=max(one.busy, self._asked[one.address.partition("/")[2]])) for one in found]
 
     def _load(self, key: str) -> tuple[bool, int]:
         stage = self._stage()

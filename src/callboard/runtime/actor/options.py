@@ -27,6 +27,7 @@ _LEAST = {
     "poison_limit": 1,
     "state_limit_bytes": 1,
     "max_chain": 1,
+    "weight": 1,
 }
 
 
@@ -35,6 +36,11 @@ class ActorOptions(Struct, frozen=True, kw_only=True):
 
     Attributes:
         capabilities: What it may be asked for by name, beside its address.
+        labels: What the registry tells of its actors, for selection.
+        weight: Requests that one actor can do at once, for its share of work; a turn runs alone, so it is 1 by default.
+        residents: Keys of actors that are kept awake: whoever owns the partition of one makes its object, runs
+            ``on_start`` without waiting for mail, and ``on_stop`` when the partition goes elsewhere. A type with
+            residents has no other actors.
         version: Version of its state's layout; ``@migrate`` brings older states to it.
         idle_s: After so long without mail its object is forgotten; nothing stored changes. None for the host's setting.
         retry: What follows when an attempt at a turn fails. The next one is made in place, before any later mail.
@@ -42,7 +48,8 @@ class ActorOptions(Struct, frozen=True, kw_only=True):
         mailbox_cap: Mails that may wait, or None for the host's setting.
         mailbox_policy: What happens to more: ``reject`` answers with an error, ``park`` keeps them aside, ``drop``
             forgets those of droppable handlers.
-        restart_budget: Restarts within ``restart_window_s``; after one more failure it waits for a person.
+        restart_budget: Restarts within ``restart_window_s``; after one more failure it waits for a person. The default
+            is more than ``poison_limit`` mails use up by default, so that such mail is buried before.
         restart_window_s: The window of the budget.
         poison_limit: Mails in a row that may become dead letters before it waits for a person.
         state_limit_bytes: Largest state as JSON; a turn that leaves more is not committed. None for the host's setting.
@@ -54,13 +61,16 @@ class ActorOptions(Struct, frozen=True, kw_only=True):
     """
 
     capabilities: tuple[str, ...] = ()
+    labels: Mapping[str, str] = {}
+    weight: int = 1
+    residents: tuple[str, ...] = ()
     version: int = 1
     idle_s: float | None = None
     retry: RetryPolicy = RetryPolicy()
     turn_timeout_s: float | None = None
     mailbox_cap: int | None = None
     mailbox_policy: MailboxPolicy = "reject"
-    restart_budget: int = 3
+    restart_budget: int = 10
     restart_window_s: float = 60.0
     poison_limit: int = 3
     state_limit_bytes: int | None = None
@@ -80,6 +90,10 @@ def checked(cls: type, given: Mapping[str, Any], *, base: ActorOptions) -> Actor
     values = dict(given)
     if "capabilities" in values:
         values["capabilities"] = _capabilities(values["capabilities"], where)
+    if "residents" in values:
+        values["residents"] = _residents(values["residents"], where)
+    if "labels" in values:
+        values["labels"] = _labels(values["labels"], where)
     for name in ("idle_s", "turn_timeout_s", "restart_window_s"):
         if values.get(name) is not None:
             check_seconds(values[name], what=f"{where}: {name}")
@@ -121,6 +135,26 @@ def _supervisor(given: str, where: str) -> Address:
     except InvalidNameError as error:
         message = f"{where}: supervisor: {error}"
         raise ActorDefinitionError(message) from error
+
+
+def _residents(given: object, where: str) -> tuple[str, ...]:
+    if isinstance(given, str) or not isinstance(given, (list, tuple)):
+        message = f'{where}: residents is {given!r}: give a list of keys, such as residents=["main"]'
+        raise ActorDefinitionError(message)
+    for key in given:
+        try:
+            subjects.escape(key)
+        except (InvalidNameError, TypeError) as error:
+            message = f"{where}: residents has {key!r}: {error}"
+            raise ActorDefinitionError(message) from error
+    return tuple(dict.fromkeys(given))
+
+
+def _labels(given: object, where: str) -> dict[str, str]:
+    if not isinstance(given, Mapping) or not all(isinstance(text, str) for pair in given.items() for text in pair):
+        message = f'{where}: labels is {given!r}: give texts by name, such as labels={{"zone": "eu"}}'
+        raise ActorDefinitionError(message)
+    return dict(given)
 
 
 def _capabilities(given: object, where: str) -> tuple[str, ...]:

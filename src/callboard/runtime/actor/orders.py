@@ -137,8 +137,7 @@ async def obey(activation: Activation, order: ActorOrder) -> dict[str, object]:
         case "show":
             return await show(activation)
         case "pause":
-            await activation.commit([], changes={"status": "paused", "reason": order.reason or "paused by request"})
-            await activation.runner.hook("on_pause")
+            return await _pause(activation, order.reason)
         case "resume" | "restart":
             if order.op == "restart":
                 activation.runner.restart()
@@ -160,6 +159,18 @@ async def obey(activation: Activation, order: ActorOrder) -> dict[str, object]:
     return {"status": activation.known.status}
 
 
+async def _pause(activation: Activation, reason: str) -> dict[str, object]:
+    """Pause it; the reason of who paused it first stays, and who does so again is told."""
+    known = activation.known
+    if known.status == "paused":
+        return {"status": known.status, "reason": known.reason, "already": True}
+    reason = reason or "paused by request"
+    await activation.commit([], changes={"status": "paused", "reason": reason})
+    await activation.runner.hook("on_pause")
+    activation.wake()
+    return {"status": "paused", "reason": reason}
+
+
 async def show(activation: Activation) -> dict[str, object]:
     """Return what only the owner knows of an actor. Its health hook is given a second."""
     turn, job = activation.turn, activation.runner.job
@@ -167,6 +178,7 @@ async def show(activation: Activation) -> dict[str, object]:
     if turn is not None:
         running = {
             "seq": turn.mail.seq,
+            "cause_seq": turn.cause_seq,
             "type": turn.mail.type,
             "attempt": turn.attempt,
             "since": turn.started_at,
@@ -175,7 +187,13 @@ async def show(activation: Activation) -> dict[str, object]:
             "sender": turn.mail.sender,
         }
     elif job is not None:
-        running = {"seq": job.mail.seq, "type": job.mail.type, "waits_for_retry": True, "sender": job.mail.sender}
+        running = {
+            "seq": job.mail.seq,
+            "cause_seq": job.cause_seq,
+            "type": job.mail.type,
+            "waits_for_retry": True,
+            "sender": job.mail.sender,
+        }
     status = activation.record.status if activation.record is not None else "failed"
     return {
         "worker": activation.services.worker,
@@ -254,7 +272,9 @@ async def _requeue(activation: Activation, seq: int) -> int:
 
 def _requeued(activation: Activation, letter: MailLetter) -> Write:
     address = activation.address
-    names = (header.MAIL_ID, header.MSG_ID, header.REPLY_TO, header.DEADLINE, header.CHAIN)
+    # what a timer sent comes back as a plain message, to be handled whatever became of the timer
+    firing = (header.MAIL_KIND, header.TIMER, header.TIMER_GENERATION)
+    names = (header.MAIL_ID, header.MSG_ID, header.REPLY_TO, header.DEADLINE, header.CHAIN, *firing)
     kept = {k: v for k, v in letter.headers.items() if k not in names and not k.startswith("Nats-")}
     # the broker drops a repeat of the same requeue
     kept |= {header.REQUEUE_OF: str(letter.seq), header.MSG_ID: f"requeue/{address}/{letter.seq}"}

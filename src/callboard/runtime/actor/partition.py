@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from callboard.runtime import events, logs, subjects
@@ -16,7 +16,6 @@ from callboard.runtime.actor.letter import letter_of, write_letter
 from callboard.runtime.actor.mail import Mail, mail_of, wrong_key
 from callboard.runtime.actor.ports import Staged
 from callboard.runtime.actor.services import Services
-from callboard.runtime.beat import ActorLoad
 from callboard.runtime.bus import header
 from callboard.runtime.bus.base import Stored, Tail, Write
 from callboard.runtime.errors import BusError, ConflictError, DecodeError, InvalidNameError
@@ -52,6 +51,7 @@ class Partition:
     Attributes:
         cursor: The record as we last wrote it.
         cursor_seq: Its sequence.
+        taken_epoch: Epoch that stood when we took it: who holds an actor of it had let go of the partition by then.
         taken_at: Last sequence of the stream when we took it: what came before may have been begun by another host.
         is_from_dead: Whether we took it from a host that died.
         former: Worker that we took it from, or that last had one of its actors in mid-turn; "" when not known.
@@ -82,6 +82,7 @@ class Partition:
         self.number = number
         self.cursor = cursor
         self.cursor_seq = cursor_seq
+        self.taken_epoch = cursor.epoch
         self.taken_at = taken_at
         self.is_from_dead = is_from_dead
         self.former = former
@@ -169,6 +170,8 @@ class Partition:
     def settled(self, activation: Staged) -> None:
         """Hear that an actor's loop came to rest."""
         self._on_settled(self, activation)
+        if activation.resident is not None:
+            activation.resident.look()
         if self._is_on_hold and self.waiting < MAX_WAITING // 2 and self._tail is not None:
             self._is_on_hold = False
             self._tail.resume()
@@ -186,6 +189,7 @@ class Partition:
         """
         if is_doubtful:
             self.doubt()
+        self._rouse()
         for key, seq in sorted(self.cursor.pending.items(), key=lambda item: item[1]):
             activation = self.activation(key, read_from=seq)
             holder = self.cursor.held.get(key)
@@ -238,6 +242,7 @@ class Partition:
         for activation in self.activations.values():
             activation.is_leaving = False
             activation.wake()
+        self._rouse()
         self._tail = await self._services.bus.tail(
             subjects.ACTORS, subjects.mailbox(self.kind.name, self.number), self._on_mail, start_seq=self._seen + 1
         )
@@ -281,6 +286,7 @@ class Partition:
             activation
             for activation in self.activations.values()
             if not activation.is_busy
+            and activation.resident is None
             and activation.held_by is None
             and activation.mailbox.first_seq is None
             and activation.problem is None
@@ -299,6 +305,16 @@ class Partition:
                 # a turn under way needs it to the end; the fence tells whether it still stands
                 activation.record = None
             activation.wake()
+            self._rouse()
+
+    def _rouse(self) -> None:
+        """Wake the residents: they run without mail."""
+        count = self._services.rules.partitions
+        for key in self.kind.options.residents:
+            if Address(self.kind.name, key).partition(count) == self.number:
+                resident = self.activation(key).resident
+                if resident is not None:
+                    resident.look()
 
     # --- the cursor
 
@@ -310,12 +326,12 @@ class Partition:
     @property
     def depth(self) -> int:
         """Mails waiting in all, as far as they were seen here."""
-        return sum(activation.mailbox.depth for activation in self.activations.values())
+        return sum(activation.mailbox.depth for activation in list(self.activations.values()))
 
     @property
     def running(self) -> int:
         """Turns under way."""
-        return sum(1 for activation in self.activations.values() if activation.turn is not None)
+        return sum(1 for activation in list(self.activations.values()) if activation.turn is not None)
 
     def next_cursor(
         self, *, epoch: int | None = None, owner: str | None = None, held: dict[str, str] | None = None
@@ -461,18 +477,6 @@ class Partition:
             _log.warning(events.MAIL_REFUSED, actor=str(mail.address), mails=1, policy="", problem=str(error))
             return
         _log.error(events.MAIL_DEAD_LETTERED, actor=str(mail.address), seq=mail.seq, attempts=0, code=failure.code)
-
-
-def load_of(kind: ActorType, owned: Sequence[Partition]) -> ActorLoad:
-    """Return what the beat says of a type, given the partitions of it that the worker owns."""
-    return ActorLoad(
-        kind=kind.name,
-        partitions=[partition.number for partition in owned],
-        active=sum(len(partition.activations) for partition in owned),
-        running=sum(partition.running for partition in owned),
-        version=kind.version,
-        fingerprint=kind.fingerprint,
-    )
 
 
 def _is_key(key: str, token: str) -> bool:

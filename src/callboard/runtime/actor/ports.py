@@ -35,17 +35,17 @@ class Owner(Protocol):
         """Epoch of our ownership."""
         ...
 
-    @property
-    def is_gone(self) -> bool:
-        """Whether it is another's."""
-        ...
-
     def may_have_run(self, seq: int) -> bool:
         """Return whether another host may have begun the mail with this sequence."""
         ...
 
     def suspects_crash(self, seq: int) -> bool:
         """Return whether the host that had this mail before died."""
+        ...
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it is another's."""
         ...
 
     async def is_ours(self) -> bool:
@@ -69,6 +69,22 @@ class Owner(Protocol):
         ...
 
 
+class Stays(Protocol):
+    """What keeps a resident actor awake, as the parts around it see it; ``Resident`` is one."""
+
+    def look(self) -> None:
+        """See that its object is there while it should be, and gone when it should not."""
+        ...
+
+    async def ready(self) -> Actor:
+        """Return the object, when it has been started.
+
+        Raises:
+            TurnFencedError: If it is not ours to start any more.
+        """
+        ...
+
+
 class Staged(Protocol):
     """An actor in memory, as the part that runs its turns sees it; ``Activation`` is one."""
 
@@ -78,6 +94,8 @@ class Staged(Protocol):
     mailbox: Mailbox
     turn: Turn | None
     is_leaving: bool
+    held_by: str | None
+    resident: Stays | None
     services: Services
 
     @property
@@ -88,6 +106,11 @@ class Staged(Protocol):
     @property
     def is_gone(self) -> bool:
         """Whether somebody else runs it, or is about to: no further turn begins here."""
+        ...
+
+    @property
+    def is_dropped(self) -> bool:
+        """Whether it was thrown away, with the turn under way."""
         ...
 
     async def may_begin(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
@@ -35,6 +35,13 @@ class ReplyError(Struct, frozen=True, kw_only=True, omit_defaults=True):
     code: str
     message: str
     type: str = ""
+
+
+class AskOutcome(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a journaled ask came to."""
+
+    value: Any = None
+    error: ReplyError | UnsetType = UNSET
 
 
 class Timer(Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -25,6 +25,7 @@ from callboard.runtime.errors import (
     AskTimeoutError,
     BusTimeoutError,
     ConflictError,
+    InvalidHeaderError,
     NoHostError,
     NoRespondersError,
 )
@@ -38,6 +39,8 @@ REPEAT_MAX_S = 60.0
 # The link is down: give it a moment before the question goes into its buffer again.
 LOST_PAUSE_S = 0.25
 _MIN_DELAY_S = 1.0
+# The server obeys these on a mail, and would delete what stands in the mailbox, or in the whole stream.
+_DELETING = frozenset({header.ROLLUP, header.TTL})
 
 
 # Errors of an ask that say nothing of the actor: the same question may fare better in a moment.
@@ -62,11 +65,11 @@ class ActorRef:
             clock: Time.
 
         Raises:
-            InvalidNameError: If the text is no address.
+            InvalidNameError: If it is no address.
         """
         self._bus = bus
         self._clock = clock
-        self.address = addresses.parse(address) if isinstance(address, str) else address
+        self.address = addresses.of(address)
 
     def __repr__(self) -> str:
         """Return its address."""
@@ -104,6 +107,7 @@ class ActorRef:
         Raises:
             EncodeError: If the message cannot be encoded.
             InvalidNameError: If the id cannot be used.
+            InvalidHeaderError: If a header would have the server delete mail.
             DeadlineError: If the deadline has passed.
             PayloadTooLargeError: If it is over the server's limit.
             NoRespondersError: If the streams are missing.
@@ -234,6 +238,10 @@ class ActorRef:
     ) -> tuple[bytes, dict[str, str]]:
         if own_id is not None:
             ids.check(own_id)
+        for name in headers or ():
+            if name in _DELETING:
+                text = f"header {name}: the server would delete mail by it; for mail that ages there is `deadline`"
+                raise InvalidHeaderError(text)
         data = bytes(message) if isinstance(message, (bytes, bytearray, memoryview)) else codec.encode(message)
         return data, mail_headers(type=kind or type_name_of(message), id=own_id, extra=headers)
 

@@ -16,6 +16,7 @@ from callboard.runtime.blobs import claim_header
 from callboard.runtime.bus import header
 from callboard.runtime.errors import BusError, CallboardError, PayloadTooLargeError, TurnCancelledError
 from callboard.runtime.record import Failure, failure_of
+from callboard.runtime.redact import redact_text
 
 _log = logs.get_logger(__name__)
 
@@ -31,7 +32,7 @@ def value_reply(reply_id: str, value: object) -> Reply:
 
 def error_reply(reply_id: str, error: CallboardError) -> Reply:
     """Return the reply that is one of our errors."""
-    return Reply(id=reply_id, error=ReplyError(code=error.code, message=str(error)))
+    return Reply(id=reply_id, error=ReplyError(code=error.code, message=redact_text(str(error))))
 
 
 def failure_reply(reply_id: str, failure: Failure) -> Reply:

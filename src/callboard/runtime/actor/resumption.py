@@ -28,8 +28,8 @@ _RETRY_S = 0.25
 async def recover(activation: Staged, mail: Mail, cause_seq: int, *, kept: Collection[str]) -> list[Stored]:
     """Decide how to go on with a mail that another host may have begun; return what stands of its journal.
 
-    One read; two writes more when it had begun, and a third after a death. When nothing of it was recorded and its
-    host did not die, nothing is written: it may well be that nobody had begun it.
+    One read; two writes more when it had begun, and a third and another read after a death. When nothing of it was
+    recorded and its host did not die, nothing is written: it may well be that nobody had begun it.
 
     Args:
         activation: The actor.
@@ -55,6 +55,8 @@ async def recover(activation: Staged, mail: Mail, cause_seq: int, *, kept: Colle
         raise _given_up(begun, limit)
     if has_died:
         await crashes.note(activation, mail, cause_seq, found)
+        # the note took its time, and what the other sent before its end may have come in behind the first look
+        found = await _read(activation, mail)
     if choice == "restart" and steps:
         found = [*found, *await _restart(activation, mail, cause_seq)]
     if steps:

@@ -315,7 +315,7 @@ class Runner:
         self.forget()
         changes, writes = self._unpark(job.waiting)
         writes.append(self._cancelled(turn, str(error), is_partial=False))
-        changes["turns"] = activation.known.turns + 1
+        changes |= {"turns": activation.known.turns + 1, "timers": verdict.firing(turn.mail)}
         if not turn.mail.reply_to:
             # nobody hears of it by an answer; from a dead letter it can be put back
             await activation.letter(turn.mail, failure_of(error), attempts=turn.attempt)
@@ -330,7 +330,7 @@ class Runner:
         # what it had changed is thrown away: it runs again from the start, with its journal; turns inside it run anew
         self.forget()
         parked, writes = await park.kept_writes(activation, turn, turn.wait, job.waiting)
-        timers = finish.timers(activation.known.timers, turn, turn.own_timers)
+        timers = finish.timers(activation.known, turn, turn.own_timers)
         await activation.commit(
             [job.cause_seq],
             writes=[*await finish.travelling(activation, turn.own_outgoing), *writes],

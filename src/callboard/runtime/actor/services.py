@@ -13,6 +13,7 @@ from msgspec import Struct, field
 
 from callboard.runtime import events, logs
 from callboard.runtime.actor.commit import TurnCommitter
+from callboard.runtime.actor.definition import ActorType
 from callboard.runtime.actor.shutdown import Drain
 from callboard.runtime.actor.trim import SETTLE_S
 from callboard.runtime.blobs import CLAIM_CHECK_BYTES, BlobStore
@@ -78,6 +79,8 @@ class Services(Struct, kw_only=True):
         stays: Whether a worker, by its name, is alive and does not drain.
         drain: Our own drain, once it has begun.
         stats: Counters of each type.
+        enroller: Told type, key, status and reason of an agent that awoke here or changed its status; None where no
+            registry is hosted.
     """
 
     worker: str
@@ -93,7 +96,13 @@ class Services(Struct, kw_only=True):
     executor: Executor | None = None
     stays: Callable[[str], bool] = lambda _: True
     drain: Drain | None = None
+    enroller: Callable[[ActorType, str, str, str], None] | None = None
     stats: dict[str, TurnStats] = field(default_factory=lambda: defaultdict(TurnStats))
+
+    def enrol(self, kind: ActorType, key: str, status: str, reason: str) -> None:
+        """Have the registry know of an agent that awoke here, or whose status changed."""
+        if kind.capabilities and self.enroller is not None:
+            self.enroller(kind, key, status, reason)
 
 
 async def alone(coroutine: Coroutine[Any, Any, None], name: str) -> None:

@@ -10,16 +10,17 @@ from functools import cached_property
 from typing import Any
 
 import msgspec
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Struct
 
 from callboard.runtime import codec, subjects
 from callboard.runtime.actor import message as messages
-from callboard.runtime.actor import ref, step
-from callboard.runtime.actor.address import Address, parse
+from callboard.runtime.actor import picking, ref, step
+from callboard.runtime.actor.address import Address
+from callboard.runtime.actor.address import of as _address
 from callboard.runtime.actor.journal import Journal
 from callboard.runtime.actor.mail import Link, Mail, mail_headers
 from callboard.runtime.actor.outbox import Outbox, event_write, one_per_timer, timer_write, untimer_write
-from callboard.runtime.actor.record import ParkedTurn, ReplyError, Timer, Waited
+from callboard.runtime.actor.record import AskOutcome, ParkedTurn, ReplyError, Timer, Waited
 from callboard.runtime.actor.seat import Seat
 from callboard.runtime.actor.services import Services
 from callboard.runtime.actor.span import every_rule, span_s
@@ -34,6 +35,8 @@ from callboard.runtime.errors import (
     InputError,
     WaitTimeoutError,
 )
+from callboard.runtime.registry.handle import Picks, query
+from callboard.runtime.registry.message import Found
 from callboard.runtime.retry import RetryPolicy
 
 MIN_DELAY_S = 1.0
@@ -44,13 +47,6 @@ PROGRESS = "cb.progress"
 
 class ParkSignal(BaseException):
     """Unwinds a handler that waits; no ``except Exception`` of a handler catches it."""
-
-
-class AskOutcome(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a journaled ask came to."""
-
-    value: Any = None
-    error: ReplyError | UnsetType = UNSET
 
 
 class Wait(Struct, frozen=True, kw_only=True):
@@ -308,6 +304,15 @@ class Turn:
             self.asking -= 1
         return AskOutcome(value=value)
 
+    async def find(self, capability: str | Capability[..., Any] = "", **what: Any) -> Found:  # noqa: ANN401 - a query
+        """See ``TurnApi``."""
+        return await self._services.client.find(capability, **what)
+
+    async def pick(self, capability: str | Capability[..., Any] = "", **what: Any) -> Picks:  # noqa: ANN401 - a query
+        """See ``TurnApi``."""
+        self._check_open()
+        return await picking.pick(self, self._services, query(capability, **what))
+
     async def stream(self, to: str | Address, message: object, *, timeout_s: float = 30.0) -> AsyncIterator[Any]:
         """See ``TurnApi``. Not recorded: a turn that runs again asks again."""
         self._check_open()
@@ -483,10 +488,6 @@ class Turn:
 async def _quietly(call: Awaitable[None]) -> None:
     with contextlib.suppress(BusError):
         await call
-
-
-def _address(to: str | Address) -> Address:
-    return parse(to) if isinstance(to, str) else to
 
 
 def _plain(value: object) -> object:

@@ -13,6 +13,8 @@ from callboard.runtime.actor.address import Address
 from callboard.runtime.actor.mail import Mail
 from callboard.runtime.capability import Capability
 from callboard.runtime.errors import ActorError
+from callboard.runtime.registry.handle import Picks
+from callboard.runtime.registry.message import Found
 from callboard.runtime.retry import RetryPolicy
 
 Where = Mapping[str, object]
@@ -45,7 +47,11 @@ class TurnApi(Protocol):
 
     @property
     def attempt(self) -> int:
-        """Number of this run of the turn, 1-based; a takeover counts as one more."""
+        """Number of this run of the turn in this host, 1-based: what the retry policy counts.
+
+        A host that takes the turn over counts from 1 again, so 1 does not say that nothing was done before: recorded
+        steps and ``idempotency_key`` see to that. Deaths of hosts are counted apart, towards ``crash_limit``.
+        """
         ...
 
     @property
@@ -150,6 +156,25 @@ class TurnApi(Protocol):
             AskFailedError: If the other's handler failed; its code and type stand in it.
             AskTimeoutError: If no answer came in time; the mail stands and may still be handled.
             NoHostError: If no worker hosts its type now.
+        """
+        ...
+
+    async def find(self, capability: str | Capability[..., Any] = "", **what: Any) -> Found:  # noqa: ANN401 - a query
+        """Return agents as the registry sees them now; see ``Client.find``. Not journaled: a later run sees others."""
+        ...
+
+    async def pick(self, capability: str | Capability[..., Any] = "", **what: Any) -> Picks:  # noqa: ANN401 - a query
+        """Choose the least busy agent that fits. A journaled step: a takeover finds the same one picked.
+
+        Its ``ask`` is this turn's ``ask``, journaled too; so is the task of a pool.
+
+        Args:
+            capability: What it shall do; "" with a ``type``.
+            what: As in ``Client.find``.
+
+        Raises:
+            NoAgentError: If nobody fits, or nobody that fits takes work now.
+            RegistryAwayError: If the registry cannot be asked now and is not known here.
         """
         ...
 

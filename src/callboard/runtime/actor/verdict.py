@@ -15,7 +15,7 @@ from callboard.runtime.actor.definition import ActorType
 from callboard.runtime.actor.mail import KIND_TIMER, KIND_WAIT_TIMEOUT, Mail
 from callboard.runtime.actor.mailbox import Mailbox
 from callboard.runtime.actor.outbox import WAIT_TIMER
-from callboard.runtime.actor.record import IDS_KEPT, REPLIES_KEPT, Parked, Reply, ReplyError, StateRecord
+from callboard.runtime.actor.record import IDS_KEPT, REPLIES_KEPT, Parked, Reply, ReplyError, StateRecord, Timer
 from callboard.runtime.errors import ActorStoppedError, DeadlineError, DecodeError, MailLoopError, ReplyGoneError
 from callboard.runtime.record import Failure
 
@@ -194,6 +194,18 @@ def parking(parked: Parked) -> Callable[[StateRecord], list[Parked]]:
 def unparking(gone: Collection[int]) -> Callable[[StateRecord], list[Parked]]:
     """Return the change that takes the turns of these mails from the parked ones."""
     return lambda record: [other for other in record.parked if other.seq not in gone]
+
+
+def firing(mail: Mail) -> Callable[[StateRecord], dict[str, Timer]]:
+    """Return the change that takes the timer from a record which fires but once, and did so with ``mail``."""
+
+    def change(record: StateRecord) -> dict[str, Timer]:
+        known = record.timers.get(mail.timer) if mail.kind == KIND_TIMER else None
+        if known is None or known.due is UNSET or known.generation != mail.generation:
+            return record.timers
+        return {name: timer for name, timer in record.timers.items() if name != mail.timer}
+
+    return change
 
 
 def apply(record: StateRecord, handled: Sequence[int], oldest_waiting: int | None) -> StateRecord:

@@ -146,6 +146,9 @@ class StreamInfo(Struct, frozen=True, kw_only=True):
 
     Attributes:
         leader: Name of the leading server, "" for a single server, None when the stream has no leader now.
+        lagging: Followers that are away or behind, each with how: ``n2 is offline``.
+        deleted: Sequences between first and last that hold no message any more.
+        lost_bytes: What the server found damaged when it last opened the stream, and dropped; None when not asked.
     """
 
     config: StreamConfig
@@ -156,6 +159,9 @@ class StreamInfo(Struct, frozen=True, kw_only=True):
     consumers: int
     first_time: datetime | None = None
     leader: str | None = ""
+    lagging: tuple[str, ...] = ()
+    deleted: int = 0
+    lost_bytes: int | None = None
 
 
 class ConsumerConfig(Struct, frozen=True, kw_only=True):
@@ -173,6 +179,8 @@ class ConsumerInfo(Struct, frozen=True, kw_only=True):
 
     Attributes:
         is_cold: It has handed out messages before, but none since its server (or leader) began.
+        deliveries: Messages handed out so far, each time counted.
+        delivered_seq: Sequence of the newest message that was handed out.
     """
 
     stream: str
@@ -181,6 +189,8 @@ class ConsumerInfo(Struct, frozen=True, kw_only=True):
     ack_pending: int
     redelivered: int
     is_cold: bool = False
+    deliveries: int = 0
+    delivered_seq: int = 0
 
 
 class ServerInfo(Struct, frozen=True, kw_only=True):
@@ -424,8 +434,11 @@ class Bus(Protocol):
 
     # --- administration
 
-    async def stream_info(self, name: str) -> StreamInfo | None:
-        """Return a stream's settings and state, or None when it does not exist."""
+    async def stream_info(self, name: str, *, with_damage: bool = False) -> StreamInfo | None:
+        """Return a stream's settings and state, or None when it does not exist.
+
+        ``with_damage`` asks for ``lost_bytes`` too: one request more.
+        """
         ...
 
     async def stream_names(self) -> list[str]:

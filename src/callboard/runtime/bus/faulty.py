@@ -303,9 +303,9 @@ class FaultyBus(Bus):
 
     # --- administration
 
-    async def stream_info(self, name: str) -> StreamInfo | None:
+    async def stream_info(self, name: str, *, with_damage: bool = False) -> StreamInfo | None:
         """Return a stream's settings and state, or None when it does not exist."""
-        return await self._ask(lambda: self._bus.stream_info(name), what="stream info")
+        return await self._ask(lambda: self._bus.stream_info(name, with_damage=with_damage), what="stream info")
 
     async def stream_names(self) -> list[str]:
         """Return the names of all streams of the account, sorted."""

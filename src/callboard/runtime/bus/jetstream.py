@@ -21,21 +21,18 @@ from nats.aio.subscription import Subscription as ClientSubscription
 from callboard.runtime import events
 from callboard.runtime.bus.base import ServerInfo
 from callboard.runtime.bus.header import Headers
-from callboard.runtime.bus.jetstream_address import Address, Credentials
+from callboard.runtime.bus.jetstream_address import Address, Credentials, dial_error, tls_advice
 from callboard.runtime.bus.jetstream_bus import JetStreamBus
 from callboard.runtime.bus.jetstream_link import Listener, Raw, Sink
 from callboard.runtime.bus.jetstream_state import LinkState, within
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 from callboard.runtime.errors import (
     BackpressureError,
-    BusAuthError,
     BusClosedError,
-    BusConnectError,
     BusError,
     BusTimeoutError,
     CallboardError,
     InvalidHeaderError,
-    MissingExtraError,
     PayloadTooLargeError,
 )
 from callboard.runtime.ids import new_token
@@ -73,13 +70,12 @@ async def connect(
 ) -> JetStreamBus:
     """Connect and check that the server can do what Callboard needs. Once connected, it reconnects for ever.
 
-    ``who`` are ``Credentials``. ``on_event`` is told what happens to the connection: a name of
-    the catalogue ``events`` and its fields. ``inbox_prefix`` is where answers come in; each user of a server with
-    permissions needs its own. A refusal of the credentials ends the attempt at once, silence after
-    ``connect_deadline_s``.
+    ``who`` are ``Credentials``. ``on_event`` is told what happens to the connection: a name of the catalogue ``events``
+    and its fields. ``inbox_prefix`` is where answers come in; each user of a server with permissions needs its own. A
+    refusal of the credentials ends the attempt at once, silence after ``connect_deadline_s``.
 
     Raises:
-        BusConnectError: If no server answered in time.
+        BusConnectError: If no server answered in time, or its cluster has no leader for JetStream.
         BusAuthError: If the server refused the credentials.
         PermissionDeniedError: If we may not listen below ``inbox_prefix``.
         TopologyError: If the server is older than 2.12 or has JetStream switched off.
@@ -152,11 +148,6 @@ class NatsLink(LinkState):
         await asyncio.gather(*tasks, return_exceptions=True)
         await _dispose(self._client)
         self.report(events.BUS_CLOSED, {"server": self._address.text})
-
-    @property
-    def servers(self) -> list[str]:
-        """The addresses we were given, without secrets."""
-        return list(self._address.urls)
 
     def describe(self) -> ServerInfo:
         """Return what the client tells of the server."""
@@ -237,7 +228,9 @@ class NatsLink(LinkState):
                 self._failed(error)
             else:
                 last[:] = [error]
-                if any(sign in str(error).lower() for sign in _REFUSED_AUTH) and not refused.done():
+                # one server of several may have a bad certificate; what users it has all of them have
+                is_final = len(self._address.urls) == 1 and tls_advice(str(error)) is not None
+                if (is_final or any(sign in str(error).lower() for sign in _REFUSED_AUTH)) and not refused.done():
                     refused.set_result(None)
 
         task = self.loop.create_task(self._connect(client, on_error), name="bus-connect")
@@ -254,12 +247,14 @@ class NatsLink(LinkState):
             raise
         failure = task.exception() if task.done() and not task.cancelled() else None
         await self._abandon(client, task)
-        raise self._dial_error(failure or (last[0] if last else None), deadline_s, is_refused=refused.done())
+        cause = failure or (last[0] if last else None)
+        raise dial_error(self._address.text, cause, deadline_s, is_refused=refused.done())
 
     async def _connect(self, client: _Client, on_error: Callable[[Exception], Coroutine[Any, Any, None]]) -> None:
         def guard() -> None:
             # The client takes tls:// for a preference: where the server does not ask for TLS, it goes on in the clear.
             if self._address.wants_tls and not client.is_secure:
+                client.hang_up()
                 raise nats.errors.SecureConnRequiredError
 
         async def on_down() -> None:
@@ -295,24 +290,19 @@ class NatsLink(LinkState):
         )
 
     async def _abandon(self, client: _Client, task: asyncio.Task[None]) -> None:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        # The client swallows a cancellation that meets the end of one of its attempts, and would try for ever.
+        while not task.done():
+            task.cancel()
+            await asyncio.wait({task}, timeout=_RECONNECT_S)
+        if not task.cancelled():
+            # Looked at, or the loop would complain.
+            task.exception()
         await _dispose(client)
-
-    def _dial_error(self, error: BaseException | None, deadline_s: float, *, is_refused: bool) -> CallboardError:
-        servers = self._address.text
-        if is_refused:
-            return BusAuthError(f"the server at {servers} refused the credentials: check user, password, token or nkey")
-        if isinstance(error, ImportError):
-            return MissingExtraError("nkeys and .creds files need one more package: pip install 'nats-py[nkeys]'")
-        return BusConnectError(
-            f"no NATS server at {servers} answered within {deadline_s:g} s ({error or 'no answer'}): start one with "
-            "`nats-server -js`, or check the address"
-        )
 
     def _choose(self, servers: list[Server], _info: dict[str, Any]) -> tuple[Server | None, float]:
         """Return where to go next and after which pause; the client calls this before each attempt to reconnect."""
         self._attempts += 1
+        self._address.refresh()
         others = [server for server in servers if server.uri.netloc != self._avoided] or servers
         # All clients of a server that died come at once: the first attempt is spread as well.
         pause_s = random.uniform(0, 0.05) if self._attempts == 1 else _RECONNECT_S * random.uniform(0.5, 1.5)
@@ -435,6 +425,10 @@ class _Client(Client):
         if not wait.done() or wait.cancelled():
             raise nats.errors.FlushTimeoutError
         wait.result()
+
+    def hang_up(self) -> None:
+        """Close the socket. The client forgets, open, that of an attempt to reconnect that fails after the greeting."""
+        cast("Any", self._transport).close()
 
     def drop_flushes(self) -> None:
         """End those whose pong will not come, now that nothing is read any more."""

@@ -40,6 +40,7 @@ _UNPROVEN_S = 3.0
 _PROBE_S = 0.75
 # One question to a cluster that may have no leader yet; it is asked again.
 _ASK_S = 1.0
+_ASK_MAX_S = 4.0
 
 
 class Connection(Link, Protocol):
@@ -210,13 +211,21 @@ class JetStreamBus(Core, Writer, Reader):
             raise TopologyError(message)
 
     async def _check_jetstream(self, deadline: float) -> None:
+        """Ask until JetStream answers: a cluster that is choosing a leader drops the question, and says so only later.
+
+        Raises:
+            BusConnectError: If it has not in time.
+            TopologyError: If it never will.
+        """
         clock = self._link.clock
         # A server that has just started may answer "nobody" for a moment.
         patience = min(deadline, clock.monotonic() + _STARTING_S)
         was_told = False
+        wait_s = _ASK_S
         while True:
+            left_s = deadline - clock.monotonic()
             try:
-                await self._api("INFO", timeout_s=min(_ASK_S, max(0.1, deadline - clock.monotonic())))
+                await self._api("INFO", timeout_s=max(0.1, min(wait_s, left_s)))
             except PermissionDeniedError:
                 # A worker need not be allowed to ask; what it may do will show.
                 return
@@ -229,22 +238,27 @@ class JetStreamBus(Core, Writer, Reader):
                             {"server": self._link.describe().url, "code": error.code, "message": str(error)},
                         )
                     await clock.sleep(_RETRY_S)
+                    # longer each time: it may be slow, and answer the last question only after the next
+                    wait_s = min(2 * wait_s, _ASK_MAX_S)
                     continue
-                if isinstance(error, BusTimeoutError | NoLeaderError):
-                    raise BusConnectError(await self._leaderless()) from error
-                message = (
-                    f"JetStream does not work on {self._server.url} ({error}): start the server with -js, or switch "
-                    "JetStream on for this account"
-                )
-                raise TopologyError(message) from error
+                raise await self._not_working(error) from error
             return
 
-    async def _leaderless(self) -> str:
-        """Say why JetStream does not answer, as far as a look at all servers tells."""
+    async def _not_working(self, error: BusError) -> BusError:
+        """Return the error that says what to do when JetStream does not work at the end of our patience."""
         servers = self._link.servers
-        if len(servers) == 1:
-            return f"the server at {self._server.url} lets us in, but its JetStream does not answer"
-        return muster.explain(await muster.look(servers))
+        if not isinstance(error, BusTimeoutError | NoLeaderError):
+            return TopologyError(
+                f"JetStream does not work on {self._server.url} ({error}): start the server with -js, or switch "
+                "JetStream on for this account"
+            )
+        if len(servers) > 1:
+            return BusConnectError(muster.explain(await muster.look(servers)))
+        return BusConnectError(
+            f"the server at {self._server.url} lets us in, but its JetStream does not answer ({error}): in a "
+            "cluster more than half of the servers must run and reach each other, their logs say more; where they "
+            "only need longer to choose a leader, raise nats.connect_deadline_s"
+        )
 
     async def _learn(self) -> None:
         """Ask the server for its name, best effort: the client keeps it to itself, and permissions may forbid it."""

@@ -194,7 +194,8 @@ class Calls(Generic[A]):
             for name in asked:
                 if name.lower() == subject and number in self._open:
                     del self._open[number]
-                    call.put(index, PermissionDeniedError(message, subject=name))
+                    # the server names it in lower case
+                    call.put(index, PermissionDeniedError(message.replace(subject, name), subject=name))
 
     # --- answers
 

@@ -11,6 +11,7 @@ from callboard.runtime.bus.check import check_filter, check_headers, check_name,
 from callboard.runtime.bus.header import Headers
 from callboard.runtime.bus.jetstream_call import Calls
 from callboard.runtime.bus.jetstream_link import Link, Raw
+from callboard.runtime.bus.pattern import is_literal, matches
 from callboard.runtime.errors import BusTimeoutError, PermissionDeniedError
 
 _SUBSCRIBE_TIMEOUT_S = 5.0
@@ -48,8 +49,13 @@ class Core:
             check_name(queue, what="queue group")
 
         def deliver(raw: Raw) -> None:
+            # Whoever may make a consumer may have it deliver what a stream holds to any subject, past the permissions
+            # of its user. Such a message keeps the name it is stored under, and is not meant for us.
+            if raw.subject != subject and (is_plain or not matches(subject, raw.subject)):
+                return
             sink(Message(raw.subject, raw.data, raw.headers, raw.reply))
 
+        is_plain = is_literal(subject)
         refusal = _Refusal(f"{subject} {queue}".strip().lower())
         self._link.attach(refusal)
         try:
@@ -62,7 +68,8 @@ class Core:
             self._link.detach(refusal)
         if refusal.message:
             await listener.close()
-            raise PermissionDeniedError(refusal.message, subject=subject)
+            # the server names it in lower case
+            raise PermissionDeniedError(refusal.message.replace(subject.lower(), subject), subject=subject)
         self._link.listening()
         return listener
 

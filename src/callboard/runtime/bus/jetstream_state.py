@@ -63,6 +63,11 @@ class LinkState(ABC):
     async def _replace(self) -> None:
         """Put a new client in the place of one that will not come back, and ``_rise``."""
 
+    @property
+    def servers(self) -> list[str]:
+        """The addresses we were given, without secrets."""
+        return self._servers.split(", ")
+
     # --- for the parts
 
     def attach(self, part: Part, *, is_standing: bool = False) -> None:

@@ -30,6 +30,7 @@ from callboard.runtime.errors import (
     NoLeaderError,
     NotFoundError,
     PayloadTooLargeError,
+    QuotaExceededError,
 )
 
 Json = dict[str, Any]
@@ -46,6 +47,8 @@ _LEADERLESS = 10008
 # a leader hears of its followers once a second
 _IN_TOUCH_NS = 3_000_000_000
 _FULL = {10023, 10047, 10077, 10122, 10175, 10210, 10211}
+# of the account: resources, consumers, streams, memory
+_QUOTA = {10002, 10026, 10027, 10028}
 _TOO_LARGE = {10054, 10097, 10199}
 _MISSING = {CONSUMER_MISSING, STREAM_MISSING, 10037, 10043}
 _LAST_SEQ = re.compile(r"wrong last sequence: (\d+)")
@@ -141,6 +144,8 @@ def to_error(code: int, err_code: int, text: str, *, what: str) -> BusError:
         return NoLeaderError(message)
     if err_code in _TOO_LARGE:
         return PayloadTooLargeError(message)
+    if err_code in _QUOTA:
+        return QuotaExceededError(f"{message}: the account is at its limit; make room or have an operator raise it")
     if err_code in _FULL or code == _BATCH_LIMIT:
         return BackpressureError(message)
     if err_code in _MISSING:
@@ -251,8 +256,8 @@ def to_stream(body: Mapping[str, Any]) -> StreamConfig:
     )
 
 
-def to_stream_info(body: Mapping[str, Any]) -> StreamInfo:
-    """Return a stream's settings and state from STREAM.INFO or STREAM.CREATE."""
+def to_stream_info(body: Mapping[str, Any], *, has_details: bool = False) -> StreamInfo:
+    """Return a stream's settings and state from STREAM.INFO (asked for details or not) or STREAM.CREATE."""
     state = body.get("state") or {}
     cluster = body.get("cluster")
     return StreamInfo(
@@ -264,7 +269,20 @@ def to_stream_info(body: Mapping[str, Any]) -> StreamInfo:
         consumers=state.get("consumer_count", 0),
         first_time=to_time(state.get("first_ts", "")),
         leader="" if cluster is None else cluster.get("leader") or None,
+        lagging=tuple(_lag(peer) for peer in (cluster or {}).get("replicas") or () if not _is_current(peer)),
+        # an empty stream says 1 (seen with nats-server 2.15.1)
+        deleted=state.get("num_deleted", 0) if state.get("messages") else 0,
+        lost_bytes=(state.get("lost") or {}).get("bytes", 0) if has_details else None,
     )
+
+
+def _is_current(peer: Mapping[str, Any]) -> bool:
+    return bool(peer.get("current")) and not peer.get("offline")
+
+
+def _lag(peer: Mapping[str, Any]) -> str:
+    how = "is offline" if peer.get("offline") else f"is {peer.get('lag', 0)} operations behind"
+    return f"{peer.get('name', 'a follower')} {how}"
 
 
 def _from_source(source: Source) -> Json:
@@ -324,4 +342,6 @@ def to_consumer_info(body: Mapping[str, Any]) -> ConsumerInfo:
         redelivered=body.get("num_redelivered", 0),
         # the time of the last delivery is kept in memory only (seen with nats-server 2.15.1)
         is_cold=delivered.get("consumer_seq", 0) > 0 and "last_active" not in delivered,
+        deliveries=delivered.get("consumer_seq", 0),
+        delivered_seq=delivered.get("stream_seq", 0),
     )

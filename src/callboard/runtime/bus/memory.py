@@ -243,7 +243,12 @@ class MemoryBus(MemoryLink):
 
     # --- administration
 
-    async def stream_info(self, name: str) -> StreamInfo | None:
+    async def stream_info(
+        self,
+        name: str,
+        *,
+        with_damage: bool = False,  # noqa: ARG002 - memory has none
+    ) -> StreamInfo | None:
         """Return a stream's settings and state, or None when it does not exist."""
 
         def look() -> StreamInfo | None:

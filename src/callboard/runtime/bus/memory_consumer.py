@@ -89,6 +89,7 @@ class MemoryConsumer:
         self._timers = timers
         self._cursor = 1
         self._deliveries = 0
+        self._delivered_seq = 0
         self._is_cold = False
         self._pending: dict[int, Pending] = {}
         self._again: deque[int] = deque()
@@ -103,6 +104,8 @@ class MemoryConsumer:
             ack_pending=len(self._pending),
             redelivered=sum(1 for pending in self._pending.values() if pending.delivered > 1),
             is_cold=self._is_cold,
+            deliveries=self._deliveries,
+            delivered_seq=self._delivered_seq,
         )
 
     def attach(self, taker: Taker) -> None:
@@ -196,6 +199,7 @@ class MemoryConsumer:
 
     def _hand_out(self, record: Record, pending: Pending) -> Delivery:
         self._deliveries += 1
+        self._delivered_seq = max(self._delivered_seq, record.seq)
         pending.delivered += 1
         pending.is_queued = False
         pending.handed_at = self._clock.monotonic()

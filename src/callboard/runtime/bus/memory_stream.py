@@ -76,6 +76,7 @@ class MemoryStream:
             last_seq=self.last_seq,
             consumers=len(self.consumers),
             first_time=self._records[self._order[0]].time if self._order else None,
+            deleted=self.last_seq - self.first_seq + 1 - self.messages if self.messages else 0,
         )
 
     # --- reading

@@ -10,7 +10,7 @@ from callboard.runtime.bus.plan import Change, Plan, diff, differences, render
 from callboard.runtime.bus.topology import Topology
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 from callboard.runtime.config import TopologySettings
-from callboard.runtime.errors import BusError, NoLeaderError, NotFoundError, TopologyError
+from callboard.runtime.errors import BusError, NoLeaderError, NotFoundError, PermissionDeniedError, TopologyError
 
 REMEDY = "run `callboard provision --plan` to see the difference and `callboard provision` to mend it"
 
@@ -144,6 +144,25 @@ async def verify(bus: Bus, *, partitions: int | None = None, streams: Sequence[s
     if faults:
         message = "\n".join([*faults, REMEDY])
         raise TopologyError(message)
+
+
+async def ensure_consumer(bus: Bus, stream: str, config: ConsumerConfig, *, capability: str) -> None:
+    """Make the consumer unless it is there. One round trip, or two.
+
+    Raises:
+        TopologyError: If it is missing and we may not make it; says how a person who may does.
+        NotFoundError: If the stream does not exist.
+    """
+    if await bus.consumer_info(stream, config.name) is not None:
+        return
+    try:
+        await bus.create_consumer(stream, config)
+    except PermissionDeniedError as error:
+        message = (
+            f"consumer {config.name} of {stream} is missing, and this user may not make it: run `callboard provision "
+            f"--capability {capability}` as the operator"
+        )
+        raise TopologyError(message) from error
 
 
 async def await_leaders(

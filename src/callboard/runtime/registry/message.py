@@ -21,6 +21,8 @@ PICK = "cb.registry.pick"
 LIST = "cb.registry.list"
 # plain, unstored: a status that changed, for whoever watches
 CHANGED = "cb.registry.changed"
+# plain, unstored: a caller's word that a request to a picked agent has ended
+SERVED = "cb.registry.served"
 LIMIT = 100
 MAX_LIMIT = 1000
 
@@ -203,15 +205,28 @@ class Picked(Struct, frozen=True, kw_only=True):
     """Answer to ``cb.registry.pick``.
 
     Attributes:
-        agent: The chosen one.
-        ask: Subject on which to ask it.
+        agent: The chosen one; None when no agent has the capability and plain pools do.
+        pool: The capability as a pool's, to be submitted as a task; "" when an agent was chosen.
+        ask: Subject on which to ask the agent, or to submit to the pool.
         reserved_s: For how long its place is kept unless a beat shows the request.
     """
 
-    agent: AgentView
+    agent: AgentView | None
     ask: str
     why: Why
     reserved_s: float
+    pool: str = ""
+
+
+class Served(Struct, frozen=True, kw_only=True):
+    """Body of ``cb.registry.served``: a request to a picked agent has ended, well or not. It frees the reservation.
+
+    Attributes:
+        s: How long it took, in seconds; negative when it failed and says nothing of the agent's speed.
+    """
+
+    address: str
+    s: float
 
 
 class Changed(Struct, frozen=True, kw_only=True):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
+from urllib.parse import quote, unquote
 
 import msgspec
 from msgspec import Struct
@@ -49,6 +50,9 @@ class AgentRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
         weight: Requests that it can do at once; its share of work is in proportion.
         timeout_s: Silence after which an agent that beats for itself is offline.
         is_hosted: Whether workers host it: then it lives as long as one of them hosts its type, and needs no beats.
+        status: ``paused`` or ``failed`` where a person or its failures stopped an agent that workers host; it lasts
+            across hosts, so it stands here and not in beats.
+        problem: Why it is.
         registered_at: When it first did.
     """
 
@@ -63,6 +67,8 @@ class AgentRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     weight: int = 1
     timeout_s: float = TIMEOUT_S
     is_hosted: bool = False
+    status: Literal["active", "paused", "failed"] = "active"
+    problem: str = ""
     registered_at: datetime
 
     @property
@@ -76,12 +82,22 @@ _decoder = msgspec.json.Decoder(AgentRecord)
 
 
 def record_key(kind: str, key: str) -> str:
-    """Return the key of an agent's record in the bucket.
+    """Return the key of an agent's record in the bucket: its key with ``=XX`` for all but ``A-Z a-z 0-9 - _``.
+
+    Keys of buckets have no ``%``, which subjects are escaped with.
 
     Raises:
         InvalidNameError: If the address cannot be used.
     """
-    return f"{PREFIX}{subjects.check_name(kind, what='agent type')}.{subjects.escape(key)}"
+    _ = subjects.escape(key)
+    token = quote(key, safe="-_").replace("~", "%7E").replace(".", "%2E").replace("%", "=")
+    return f"{PREFIX}{subjects.check_name(kind, what='agent type')}.{token}"
+
+
+def address_at(place: str) -> tuple[str, str]:
+    """Return type and key of the agent whose record stands under a key of the bucket."""
+    kind, _, token = place.removeprefix(PREFIX).partition(".")
+    return kind, unquote(token.replace("=", "%"))
 
 
 def encode(record: AgentRecord) -> bytes:

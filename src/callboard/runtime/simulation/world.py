@@ -29,6 +29,7 @@ Serves = Capability[..., Any] | type[Actor]
 # A process that ended with an error is started again after this long, as a service manager does.
 AGAIN_S = 1.0
 _READY_S = 60.0
+PLAIN = WorkerOptions(hosts_registry=False)
 
 
 class Recipe(Struct, frozen=True):
@@ -87,7 +88,7 @@ class World:
         Args:
             serves: Capabilities and actor classes.
             name: Its name in this world; a dead one of the same name is replaced.
-            options: Numbers.
+            options: Numbers; by default every worker's, but for the registry: it would watch for nothing.
             wrap: Puts something between its connections and the broker.
 
         Raises:
@@ -98,7 +99,7 @@ class World:
         if found is not None and not found.is_dead:
             message = f"there is a living worker {name!r}: crash or stop it first"
             raise InputError(message)
-        self._recipes[name] = Recipe(serves, options or WorkerOptions(), wrap)
+        self._recipes[name] = Recipe(serves, options or PLAIN, wrap)
         return await self._launch(name)
 
     async def start_again(self, name: str) -> Host:

@@ -1,0 +1,321 @@
+"""The one table of who may publish and hear what. Servers' configuration, tests and docs/security.md come from it.
+
+A subject may hold names in braces, filled in for each user: ``{user}``, ``{capability}``, ``{lane}`` (the durable
+consumers of a capability's lanes), ``{due}`` (the one of its scheduled tasks) and ``{type}``. A user without a list of
+capabilities or types gets ``*`` there. What is not granted is denied: the server refuses it, and the bus makes that a
+``PermissionDeniedError`` that names the subject.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from string import Formatter
+
+from msgspec import Struct
+
+from callboard.runtime import subjects
+from callboard.runtime.errors import InvalidNameError
+
+ANY = "*"
+INBOX = "_INBOX"
+"""Answers to a user go below ``_INBOX.<user>``: one rule lets a worker answer all, and each hears only its own."""
+
+
+class Grant(Struct, frozen=True):
+    """Subjects that may be used for one purpose.
+
+    Attributes:
+        what: What it is good for, as docs/security.md says it.
+    """
+
+    what: str
+    publish: tuple[str, ...] = ()
+    subscribe: tuple[str, ...] = ()
+
+
+class Role(Struct, frozen=True, kw_only=True):
+    """What all users of one kind may do.
+
+    Attributes:
+        about: Who it is for.
+        deny: Subjects that may not be published although a grant matches them.
+    """
+
+    name: str
+    about: str
+    grants: tuple[Grant, ...]
+    deny: tuple[str, ...] = ()
+
+
+class User(Struct, frozen=True, kw_only=True):
+    """One login. Its processes share it.
+
+    Attributes:
+        capabilities: Those it may serve; empty for none, ``("*",)`` for all.
+        types: Actor types it may host; likewise.
+    """
+
+    name: str
+    role: str
+    capabilities: tuple[str, ...] = ()
+    types: tuple[str, ...] = ()
+
+
+class Permissions(Struct, frozen=True, kw_only=True):
+    """What the server is told of a user."""
+
+    publish: tuple[str, ...]
+    subscribe: tuple[str, ...]
+    deny_publish: tuple[str, ...] = ()
+
+
+def _gets(stream: str) -> tuple[str, ...]:
+    """Return what it takes to get single messages of a stream."""
+    names = ("STREAM.INFO.{}", "DIRECT.GET.{}", "DIRECT.GET.{}.>", "STREAM.MSG.GET.{}")
+    return tuple("$JS.API." + name.format(stream) for name in names)
+
+
+def _reads(stream: str) -> tuple[str, ...]:
+    """Return what it takes to read a stream in order, by a consumer of our own that ends with us."""
+    names = ("CONSUMER.CREATE.{}.*", "CONSUMER.MSG.NEXT.{}.*", "CONSUMER.INFO.{}.*", "CONSUMER.DELETE.{}.*")
+    return (*_gets(stream), *("$JS.API." + name.format(stream) for name in names))
+
+
+_TASKS = ("cb.task.*", "cb.task.*.high", "cb.task.*.low", "cb.later.>")
+_BLOBS = ("$O.CB_BLOBS.C.*", "$O.CB_BLOBS.M.*")
+
+_CONNECT = Grant(
+    "connect, and hear its own answers",
+    ("$JS.API.INFO", "$SYS.REQ.USER.INFO"),
+    (INBOX + ".{user}.>",),
+)
+_SUBMIT = Grant("submit tasks, now and later", _TASKS)
+_TALK = Grant("ask and tell actors", ("cb.ask.>", "cb.mail.*.*"))
+_LOOK_UP = Grant(
+    "look agents up, in the registry or in its records",
+    ("cb.registry.find", "cb.registry.pick", "cb.registry.list", "$SRV.>", *_reads("KV_CB_REGISTRY")),
+    ("cb.registry.changed", "cb.beat.>"),
+)
+_STORE_BLOBS = Grant("store and get large payloads", (*_BLOBS, *_gets("OBJ_CB_BLOBS")))
+_LIVE = Grant(
+    "be a worker: beats, pings, orders, deaths",
+    ("cb.beat.{user}.*", "cb.ping.>", "cb.ctl.holds", "cb.ctl.dead", "cb.ctl.freed", INBOX + ".>"),
+    (
+        "cb.beat.>",
+        "cb.ping.{user}.*",
+        "cb.ctl.worker.{user}.*",
+        "cb.ctl.holds",
+        "cb.ctl.cancel",
+        "cb.ctl.dead",
+        "cb.ctl.freed",
+    ),
+)
+_SETTINGS = Grant(
+    "read live settings and shared context",
+    (*_reads("KV_CB_CONFIG"), *_reads("KV_CB_CONTEXT")),
+)
+_PULL = Grant(
+    "pull tasks of its capabilities",
+    (
+        "$JS.API.STREAM.INFO.CB_WORK",
+        "$JS.API.STREAM.INFO.CB_LATER",
+        "$JS.API.STREAM.INFO.CB_DEAD",
+        "$JS.API.STREAM.INFO.CB_LEDGER",
+        "$JS.API.CONSUMER.INFO.CB_WORK.{lane}",
+        "$JS.API.CONSUMER.INFO.CB_LATER.{due}",
+        "$JS.API.CONSUMER.MSG.NEXT.CB_WORK.{lane}",
+        "$JS.API.CONSUMER.MSG.NEXT.CB_LATER.{due}",
+        "$JS.ACK.CB_WORK.{lane}.>",
+        "$JS.ACK.CB_LATER.{due}.>",
+    ),
+)
+_RECORD = Grant(
+    "record how its tasks ended",
+    (
+        *_gets("CB_LEDGER"),
+        "cb.result.{capability}.*",
+        "cb.attempt.{capability}.*.*",
+        "cb.dead.task.{capability}.*",
+        "cb.event.task.*",
+        "cb.token.>",
+    ),
+)
+_HOST = Grant(
+    "host its actor types",
+    (
+        "cb.state.{type}.>",
+        "cb.step.{type}.>",
+        "cb.event.{type}.>",
+        "cb.timer.{type}.>",
+        "cb.cursor.{type}.*",
+        "cb.cursor.~audit.0",
+        "cb.dead.mail.{type}.>",
+        *_reads("CB_ACTORS"),
+    ),
+    ("cb.ask.{type}.*", "cb.ctl.actor.{type}.*", "cb.cursor.*.*", "cb.event.>", "cb.token.>"),
+)
+_SWEEP = Grant(
+    "sweep what is handled behind the audit copy, and put dead mail back",
+    (
+        "$JS.API.STREAM.PURGE.CB_ACTORS",
+        "$JS.API.STREAM.INFO.CB_AUDIT",
+        "$JS.API.STREAM.INFO.CB_AUDIT_GAPS",
+        *_gets("CB_AUDIT")[1:],
+        *_gets("CB_DEAD")[1:],
+        "$JS.API.STREAM.MSG.DELETE.CB_DEAD",
+    ),
+)
+_RESULTS = Grant(
+    "fetch the result of a task whose name it knows",
+    ("$JS.API.DIRECT.GET.CB_LEDGER.cb.result.>",),
+)
+_DESK = Grant(
+    "keep the registry",
+    ("$KV.CB_REGISTRY.>", "cb.registry.changed"),
+    ("cb.registry.*", "$SRV.>"),
+)
+_AUDIT = Grant(
+    "read every stored message, and change none",
+    (
+        "$JS.API.STREAM.NAMES",
+        "$JS.API.STREAM.LIST",
+        *chain.from_iterable(
+            _reads(stream) for stream in ("CB_LEDGER", "CB_AUDIT", "CB_AUDIT_GAPS", "CB_ACTORS", "CB_DEAD")
+        ),
+        *_gets("OBJ_CB_BLOBS"),
+    ),
+    ("cb.beat.>",),
+)
+_OPERATE = Grant(
+    "do anything inside its account but speak for a worker",
+    ("cb.>", "$JS.API.>", "$JS.ACK.>", "$KV.>", "$O.>", "$SRV.>", INBOX + ".>"),
+    ("cb.>",),
+)
+
+ROLES: dict[str, Role] = {
+    role.name: role
+    for role in (
+        Role(
+            name="submitter",
+            about="a program that gives work: submits tasks, asks and tells actors, fetches results",
+            grants=(_CONNECT, _SUBMIT, _TALK, _LOOK_UP, _RESULTS, _STORE_BLOBS),
+        ),
+        Role(
+            name="worker",
+            about="the workers of one pool: serve its capabilities",
+            grants=(_CONNECT, _LIVE, _SETTINGS, _PULL, _RECORD, _SUBMIT, _TALK, _LOOK_UP, _STORE_BLOBS),
+        ),
+        Role(
+            name="host",
+            about="workers that host actors, and may serve capabilities too",
+            grants=(
+                _CONNECT,
+                _LIVE,
+                _SETTINGS,
+                _PULL,
+                _RECORD,
+                _SUBMIT,
+                _TALK,
+                _LOOK_UP,
+                _STORE_BLOBS,
+                _HOST,
+                _SWEEP,
+            ),
+        ),
+        Role(
+            name="registry",
+            about="workers that host the registry",
+            grants=(_CONNECT, _LIVE, _SETTINGS, _PULL, _TALK, _LOOK_UP, _STORE_BLOBS, _HOST, _SWEEP, _DESK),
+        ),
+        Role(
+            name="auditor",
+            about="a person or program that reads the record and the dead letters",
+            grants=(_CONNECT, _AUDIT),
+        ),
+        Role(
+            name="operator",
+            about="a person who provisions, gives orders, repairs",
+            grants=(_CONNECT, _OPERATE),
+            # results it may write: a waiting task is cancelled by one
+            deny=("cb.beat.>", "cb.attempt.>", "cb.state.>", "cb.step.>", "cb.cursor.>"),
+        ),
+    )
+}
+
+
+def permissions(user: User) -> Permissions:
+    """Return what the server shall allow ``user``, sorted and without repetitions.
+
+    Raises:
+        InvalidNameError: If its name, a capability or a type cannot be a subject token.
+    """
+    check(user)
+    role = ROLES[user.role]
+    return Permissions(
+        publish=_filled(chain.from_iterable(grant.publish for grant in role.grants), user),
+        subscribe=_filled(chain.from_iterable(grant.subscribe for grant in role.grants), user),
+        deny_publish=_filled(role.deny, user),
+    )
+
+
+def inbox(user: str) -> str:
+    """Return the inbox prefix of a user, as ``nats.inbox_prefix`` takes it."""
+    return f"{INBOX}.{user}"
+
+
+def markdown() -> str:
+    """Return the table of all roles as docs/security.md shows it."""
+    lines = []
+    for role in ROLES.values():
+        lines += [f"### `{role.name}`", "", f"{role.about[0].upper()}{role.about[1:]}.", ""]
+        lines += ["| may | publish | hear |", "|---|---|---|"]
+        lines += [f"| {grant.what} | {_cell(grant.publish)} | {_cell(grant.subscribe)} |" for grant in role.grants]
+        if role.deny:
+            lines += ["", f"Never: {_cell(role.deny)}."]
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def check(user: User) -> None:
+    """Refuse names that are no subject tokens: one with a dot or a wildcard would widen what the table grants.
+
+    Raises:
+        InvalidNameError: If one is not usable, or the role does not exist.
+    """
+    subjects.check_name(user.name, what="user")
+    if user.role not in ROLES:
+        message = f"role {user.role!r} does not exist; there are {', '.join(ROLES)}"
+        raise InvalidNameError(message, name=user.role)
+    for what, names in (("capability", user.capabilities), ("actor type", user.types)):
+        for name in names:
+            if name != ANY:
+                subjects.check_name(name, what=what)
+
+
+def _cell(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names) or "-"
+
+
+def _filled(patterns: Sequence[str] | Iterator[str], user: User) -> tuple[str, ...]:
+    return tuple(sorted({subject for pattern in patterns for subject in _fill(pattern, user)}))
+
+
+def _fill(pattern: str, user: User) -> Iterator[str]:
+    field = next((name for _, name, _, _ in Formatter().parse(pattern) if name is not None), None)
+    match field:
+        case None:
+            yield pattern
+        case "user":
+            yield pattern.format(user=user.name)
+        case "type":
+            yield from (pattern.format(type=each) for each in user.types)
+        case "capability":
+            yield from (pattern.format(capability=each) for each in user.capabilities)
+        case "lane":
+            for each in user.capabilities:
+                names = [ANY] if each == ANY else [subjects.consumer(each, lane) for lane in subjects.LANES]
+                yield from (pattern.format(lane=name) for name in names)
+        case _:
+            names = [ANY if each == ANY else subjects.due_consumer(each) for each in user.capabilities]
+            yield from (pattern.format(due=name) for name in names)

@@ -1,0 +1,164 @@
+"""Each role against what it must not do: ``python -m tests.integration.security_matrix`` prints the table."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from msgspec import Struct
+
+from callboard.runtime.bus.base import Bus
+from callboard.runtime.errors import BusError, PermissionDeniedError
+from callboard.runtime.security.folder import Folder
+from tests.support.secured import Secured, planned
+
+USERS = ("submitter", "worker-gpu", "worker-cpu", "host-desk", "host-back", "registry", "auditor", "operator")
+WORKERS = frozenset(USERS[1:6])
+HOSTS = frozenset({"host-desk", "host-back", "registry"})
+OPERATOR = frozenset({"operator"})
+NOBODY: frozenset[str] = frozenset()
+_API = "$JS.API."
+_ALLOWED_WAIT_S = 0.4
+
+
+class Action(Struct, frozen=True):
+    """Something to try.
+
+    Attributes:
+        may: Users who are meant to be able to; the table in the code is not asked, or it would prove itself.
+        is_heard: Subscribe rather than publish.
+    """
+
+    name: str
+    subject: str
+    may: frozenset[str]
+    is_heard: bool = False
+
+
+ACTIONS = (
+    Action("submit a task", "cb.task.search", frozenset(USERS) - {"auditor", "registry"}),
+    Action("pull from the pool gpu", _API + "CONSUMER.MSG.NEXT.CB_WORK.search-normal", OPERATOR | {"worker-gpu"}),
+    Action("pull from the pool cpu", _API + "CONSUMER.MSG.NEXT.CB_WORK.embed-normal", OPERATOR | {"worker-cpu"}),
+    Action("pull due tasks of gpu", _API + "CONSUMER.MSG.NEXT.CB_LATER.search-due", OPERATOR | {"worker-gpu"}),
+    Action("ack a task of gpu", "$JS.ACK.CB_WORK.search-normal.1.1.1.1.0", OPERATOR | {"worker-gpu"}),
+    Action("record a result of gpu", "cb.result.search.Forged", OPERATOR | {"worker-gpu"}),
+    Action("record an attempt of cpu", "cb.attempt.embed.Forged.1", frozenset({"worker-cpu"})),
+    Action("write a dead letter of gpu", "cb.dead.task.search.Forged", OPERATOR | {"worker-gpu"}),
+    Action("read the queue", _API + "DIRECT.GET.CB_WORK", OPERATOR),
+    Action("make a consumer of the queue", _API + "CONSUMER.CREATE.CB_WORK.mine", OPERATOR),
+    Action("delete a consumer of the queue", _API + "CONSUMER.DELETE.CB_WORK.search-low", OPERATOR),
+    Action("delete a waiting task", _API + "STREAM.MSG.DELETE.CB_WORK", OPERATOR),
+    Action("read the whole ledger", _API + "DIRECT.GET.CB_LEDGER", WORKERS - {"registry"} | OPERATOR | {"auditor"}),
+    Action("create a stream", _API + "STREAM.CREATE.Mine", OPERATOR),
+    Action("change a stream", _API + "STREAM.UPDATE.CB_WORK", OPERATOR),
+    Action("delete a stream", _API + "STREAM.DELETE.Missing", OPERATOR),
+    Action("purge the queue", _API + "STREAM.PURGE.CB_WORK", OPERATOR),
+    Action("purge the ledger", _API + "STREAM.PURGE.CB_LEDGER", OPERATOR),
+    Action("purge the audit copy", _API + "STREAM.PURGE.CB_AUDIT", OPERATOR),
+    Action("list the streams", _API + "STREAM.NAMES", OPERATOR | {"auditor"}),
+    Action("write the state of a greeter", "cb.state.greeter.Ann", frozenset({"host-desk"})),
+    Action("write a step of a clerk", "cb.step.clerk.Bob.1.a.b.0", frozenset({"host-back"})),
+    Action("take a partition of greeter", "cb.cursor.greeter.0", frozenset({"host-desk"})),
+    Action("read actors' mail", _API + "CONSUMER.CREATE.CB_ACTORS.read-1", HOSTS | OPERATOR | {"auditor"}),
+    Action("write a registry record", "$KV.CB_REGISTRY.agent.x.y", OPERATOR | {"registry"}),
+    Action("pause a pool", "$KV.CB_CONFIG.pause.search", OPERATOR),
+    Action("beat as a worker of gpu", "cb.beat.worker-gpu.Forged", frozenset({"worker-gpu"})),
+    Action("beat as nobody's worker", "cb.beat.Forged", NOBODY),
+    Action("order a worker", "cb.ctl.worker.worker-gpu.x", OPERATOR),
+    Action("order an actor", "cb.ctl.actor.greeter.Ann", OPERATOR),
+    Action("cancel a task", "cb.ctl.cancel", OPERATOR),
+    Action("accuse a worker of being dead", "cb.ctl.dead", WORKERS | OPERATOR),
+    Action("ask the system account", "$SYS.REQ.SERVER.PING", NOBODY),
+    Action("answer into an inbox", "_INBOX.submitter.x", WORKERS | OPERATOR),
+    Action("hear everything", ">", NOBODY, is_heard=True),
+    Action("hear all inboxes", "_INBOX.>", NOBODY, is_heard=True),
+    Action("hear the operator's inbox", "_INBOX.operator.>", OPERATOR, is_heard=True),
+    Action("hear tasks", "cb.task.>", OPERATOR, is_heard=True),
+    Action("hear results", "cb.result.>", OPERATOR, is_heard=True),
+    Action("hear mail", "cb.mail.>", OPERATOR, is_heard=True),
+    Action("take asks to a clerk", "cb.ask.clerk.*", OPERATOR | {"host-back"}, is_heard=True),
+    Action("take look-ups", "cb.registry.find", OPERATOR | {"registry"}, is_heard=True),
+    Action("answer pings for gpu", "cb.ping.worker-gpu.x", OPERATOR | {"worker-gpu"}, is_heard=True),
+    Action("take orders of gpu", "cb.ctl.worker.worker-gpu.x", OPERATOR | {"worker-gpu"}, is_heard=True),
+    Action("hear the system account", "$SYS.>", NOBODY, is_heard=True),
+    Action("hear the JetStream API", "$JS.API.>", NOBODY, is_heard=True),
+)
+
+
+async def attempt(bus: Bus, action: Action) -> str:
+    """Return "denied", "allowed", or what else came of it; a refusal must name the subject."""
+    try:
+        if action.is_heard:
+            await (await bus.subscribe(action.subject, lambda _: None)).close()
+        else:
+            await bus.request(action.subject, b"", timeout_s=_ALLOWED_WAIT_S)
+    except PermissionDeniedError as error:
+        is_named = error.subject == action.subject and action.subject in str(error)
+        return "denied" if is_named else f"denied, naming {error.subject!r}: {error}"
+    except BusError:
+        return "allowed"
+    return "allowed"
+
+
+async def matrix(servers: Secured, users: Sequence[str] = USERS) -> dict[tuple[str, str], str]:
+    """Return what came of each action by each user."""
+    buses = {user: await servers.bus(user) for user in users}
+
+    async def row(user: str) -> list[str]:
+        return [await attempt(buses[user], action) for action in ACTIONS]
+
+    rows = await asyncio.gather(*(row(user) for user in users))
+    return {
+        (user, action.name): found
+        for user, outcomes in zip(users, rows, strict=True)
+        for action, found in zip(ACTIONS, outcomes, strict=True)
+    }
+
+
+def surprises(found: Mapping[tuple[str, str], str]) -> list[str]:
+    """Return the outcomes that are not as meant."""
+    wanted = {action.name: action.may for action in ACTIONS}
+    return [
+        f"{user}: {name}: {outcome}"
+        for (user, name), outcome in found.items()
+        if outcome != ("allowed" if user in wanted[name] else "denied")
+    ]
+
+
+def report(found: Mapping[tuple[str, str], str]) -> str:
+    """Return the table as text."""
+    width = max(len(action.name) for action in ACTIONS)
+    lines = [" " * width + "".join(f"  {user}" for user in USERS)]
+    for action in ACTIONS:
+        cells = (found[user, action.name].center(len(user) + 2) for user in USERS)
+        lines.append(f"{action.name:<{width}}" + "".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+async def run(folder: Path) -> dict[tuple[str, str], str]:
+    """Try everything on a server made for it."""
+    files = Folder(folder)
+    files.write(planned(pools=["gpu=search", "cpu=embed"], hosts=["desk=greeter", "back=clerk"], has_tls=False))
+    servers = await Secured(files).start()
+    try:
+        await servers.provision("search", "embed")
+        return await matrix(servers)
+    finally:
+        await servers.close()
+
+
+def main() -> int:
+    """Print the table; 1 when something was not as meant."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = asyncio.run(run(Path(folder)))
+    print(report(found))  # noqa: T201 - what it is for
+    for line in surprises(found):
+        print(f"NOT AS MEANT  {line}")  # noqa: T201 - as above
+    return 1 if surprises(found) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
