@@ -92,9 +92,7 @@ class Fleet:
     ) -> WorkerProcess:
         """Start a worker, of the tree at ``root``, and wait until it is ready."""
         options = Options(**({"folder": str(self.folder)} | self._defaults | changes))
-        worker = WorkerProcess(
-            options, self.folder, crash_at=crash_at, root=root, more_environment=more_environment
-        )
+        worker = WorkerProcess(options, self.folder, crash_at=crash_at, root=root, more_environment=more_environment)
         self.workers.append(worker)
         if is_awaited:
             await self.ready(worker)

@@ -107,8 +107,6 @@ class Stage:
             return False
 
 
-
-
 @contextlib.asynccontextmanager
 async def staged(
     folder: Path,

@@ -9,11 +9,12 @@ from collections.abc import Callable
 from tests.chaos import cluster_faults
 from tests.chaos.cluster_faults import Kind, Scene
 from tests.root.net import Namespaces
+from tests.root.scene import IS_LARGE
 
 # Longer than any lease, or silence that counts as death.
-CUT_S = 8.0
-PAIR_S = 4.0
-WEATHER_S = 5.0
+CUT_S = 15.0 if IS_LARGE else 8.0
+PAIR_S = 8.0 if IS_LARGE else 4.0
+WEATHER_S = 20.0 if IS_LARGE else 5.0
 
 
 async def leader_isolated(scene: Scene) -> float:

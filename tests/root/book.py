@@ -79,7 +79,9 @@ class Book:
 
     def lines(self) -> Sequence[str]:
         """Return the table and the list of skips."""
-        table = [HEAD, *(str(line) for line in sorted(self._lines, key=lambda line: line.number))] if self._lines else []
+        table = (
+            [HEAD, *(str(line) for line in sorted(self._lines, key=lambda line: line.number))] if self._lines else []
+        )
         return [*table, *(f"SKIP {what}: {reason}" for what, reason in sorted(self.skips.items()))]
 
 

@@ -45,7 +45,9 @@ class LoopDisk:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._remove()
 
     def cut(self) -> None:
@@ -89,7 +91,9 @@ class TinyDisk:
         run("mount", "-t", "tmpfs", "-o", f"size={self._mib}m", "tmpfs", str(self.at))
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         with contextlib.suppress(Refused):
             run("umount", "-l", str(self.at))
 

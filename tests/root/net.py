@@ -13,9 +13,9 @@ import os
 import threading
 from collections.abc import Callable
 from itertools import permutations
+from typing import Self
 
 from tests.root.quarters import Refused, enter, need, run, unshare
-
 
 _numbers = itertools.count()
 
@@ -84,7 +84,7 @@ class Nodes:
 class Namespaces(Nodes):
     """Nodes on a bridge. Cuts and losses are rules of the nodes' own packet filters."""
 
-    def __enter__(self) -> Namespaces:
+    def __enter__(self) -> Self:
         try:
             run("ip", "link", "add", self.device, "type", "bridge")
             run("ip", "addr", "add", f"{self.net}.254/24", "dev", self.device)
@@ -120,9 +120,7 @@ class Namespaces(Nodes):
     def narrow(self, rate: str) -> None:
         """Let each node send no faster than ``rate``, such as ``1mbit``."""
         for number in range(self.count):
-            self.inside(
-                number, *f"tc qdisc add dev eth0 root tbf rate {rate} burst 32k latency 400ms".split()
-            )
+            self.inside(number, *f"tc qdisc add dev eth0 root tbf rate {rate} burst 32k latency 400ms".split())
 
     def heal(self) -> None:
         """Let everything pass again."""

@@ -53,7 +53,7 @@ class Rule(Struct, frozen=True, kw_only=True):
 
 
 class Options(Struct, frozen=True, kw_only=True):
-    """How the switch is to be. ``namespaces`` are inherited descriptors; ``device`` is the name of the harness's TAP."""
+    """How the switch is to be. ``namespaces`` are inherited descriptors; ``device`` names the harness's TAP."""
 
     namespaces: tuple[int, ...]
     device: str

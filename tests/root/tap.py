@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Self
 
 import msgspec
 from msgspec import structs
@@ -28,7 +29,7 @@ class TapSwitch(Nodes):
         self._process: subprocess.Popen[str] | None = None
         self._rules: dict[tuple[int, int], Rule] = {}
 
-    def __enter__(self) -> TapSwitch:
+    def __enter__(self) -> Self:
         try:
             self._start([self.hold() for _ in range(self.count)])
             for number in range(self.count):

@@ -1,4 +1,4 @@
-"""A flipped bit, row 27: one server alone loses records, and the doctor says so; one of three is mended by the others."""
+"""A flipped bit, row 27: one server alone loses records and the doctor says so; three mend each other."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.root import disk, scene
 from tests.root.book import Book, Line
 from tests.support.eventually import eventually
 
-pytestmark = [pytest.mark.root, pytest.mark.chaos, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.root, pytest.mark.chaos, pytest.mark.timeout(scene.limit_s(180))]
 TASKS = 400
 WITHIN_S = 60.0
 
@@ -34,7 +34,9 @@ async def test_the_doctor_reports_what_a_flipped_bit_took_from_one_server(folder
         _, said = await asyncio.to_thread(scene.callboard, stage.servers.url, "doctor", "--deep")
         found = said.get("findings")
         assert isinstance(found, list), said
-        damage = [finding["text"] for finding in found if finding["check"] == "damage" and finding["level"] == "problem"]
+        damage = [
+            finding["text"] for finding in found if finding["check"] == "damage" and finding["level"] == "problem"
+        ]
         assert any(subjects.LEDGER in text for text in damage), found
     note = f"control: one server alone loses; the doctor: {damage[0]}"
     book.add(line("bit flipped, one server", where="ledger", lost=len(verdict.lost), note=note))

@@ -16,7 +16,7 @@ from tests.root import scene
 from tests.root.book import Book
 from tests.root.conftest import demand
 
-pytestmark = [pytest.mark.root, pytest.mark.chaos, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.root, pytest.mark.chaos, pytest.mark.timeout(scene.limit_s(180))]
 HOUR_S = 3600
 
 

@@ -18,13 +18,14 @@ from callboard.runtime.bus.jetstream import connect
 from callboard.runtime.errors import BusConnectError, CallboardError
 from tests.chaos.handlers import Job
 from tests.chaos.stage import Stage, jetstream, staged, store_of
+from tests.root import scene
 from tests.root.book import Book, Line
 from tests.root.conftest import demand
 from tests.support.cluster import Servers
 from tests.support.eventually import eventually
 from tests.support.server import NatsServer
 
-pytestmark = [pytest.mark.root, pytest.mark.chaos, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.root, pytest.mark.chaos, pytest.mark.timeout(scene.limit_s(120))]
 # The streams of a server and their consumers need some of them.
 LIMIT = 160
 TASKS = 100
@@ -133,8 +134,7 @@ async def lets_in(stage: Stage) -> bool:
 async def test_a_worker_without_descriptors_goes_on_and_says_what_failed(folder: Path, book: Book) -> None:
     async with staged(folder) as stage:
         worker = await stage.fleet.start()
-        held = {int(path.name) for path in Path(f"/proc/{worker.pid}/fd").iterdir()}
-        free = next(number for number in count() if number not in held)
+        free = first_free(worker.pid)
         before = resource.prlimit(worker.pid, resource.RLIMIT_NOFILE)
         # a limit is one above the highest number allowed: nothing can be opened at or above the first free one
         resource.prlimit(worker.pid, resource.RLIMIT_NOFILE, (free, before[1]))
@@ -152,11 +152,24 @@ async def test_a_worker_without_descriptors_goes_on_and_says_what_failed(folder:
         assert set(letters) == {doomed}
         assert "Too many open files" in letters[doomed].cause.message
         assert worker.is_alive
-        await account(stage, book, "descriptors gone at a worker", note="the task that wanted one: " + letters[doomed].cause.message)
+        await account(
+            stage,
+            book,
+            "descriptors gone at a worker",
+            note="the task that wanted one: " + letters[doomed].cause.message,
+        )
+
+
+def first_free(pid: int) -> int:
+    """Return the lowest descriptor that a process does not hold."""
+    held = {int(path.name) for path in Path(f"/proc/{pid}/fd").iterdir()}
+    return next(number for number in count() if number not in held)
 
 
 async def account(stage: Stage, book: Book, fault: str, *, note: str) -> None:
     verdict = await stage.verdict()
     assert verdict.problems == []
     acked, lost, doubled = len(stage.load.acked), len(verdict.lost), len(verdict.doubled)
-    book.add(Line(number=26, fault=fault, where="prlimit", what="tasks", acked=acked, lost=lost, doubled=doubled, note=note))
+    book.add(
+        Line(number=26, fault=fault, where="prlimit", what="tasks", acked=acked, lost=lost, doubled=doubled, note=note)
+    )

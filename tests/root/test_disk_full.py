@@ -19,7 +19,7 @@ from tests.root.disk import TinyDisk
 from tests.support.cluster import Servers
 from tests.support.eventually import eventually
 
-pytestmark = [pytest.mark.root, pytest.mark.chaos, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.root, pytest.mark.chaos, pytest.mark.timeout(scene.limit_s(120))]
 BODY = {"pad": "x" * 50_000}
 MIB = 1 << 20
 AT_MOST = 2000

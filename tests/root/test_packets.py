@@ -18,11 +18,12 @@ from tests.root.tap import TapSwitch
 pytestmark = [
     pytest.mark.root,
     pytest.mark.chaos,
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(scene.limit_s(300)),
     # the client library leaves behind the dial that it had begun to a server that does not answer in time
     pytest.mark.filterwarnings("ignore:.*StreamWriter.__del__:pytest.PytestUnraisableExceptionWarning"),
 ]
-PLAN = structs.replace(scene.QUICK, long_s=2.0, before_s=1.0, after_s=1.0)
+# nobody is away, so nothing has to outlast a lease
+PLAN = structs.replace(scene.PLAN, long_s=2.0, before_s=1.0, after_s=1.0)
 LATE = {
     "50 ms ± 10 between servers": Rule(origin=0, target=0, delay_s=0.05, jitter_s=0.01),
     "200 ms ± 50 between servers": Rule(origin=0, target=0, delay_s=0.2, jitter_s=0.05),

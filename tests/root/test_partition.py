@@ -15,7 +15,7 @@ from tests.root.net import Namespaces
 pytestmark = [
     pytest.mark.root,
     pytest.mark.chaos,
-    pytest.mark.timeout(400),
+    pytest.mark.timeout(scene.limit_s(400)),
     # the client library leaves behind the dial that it had begun to a server that is cut off
     pytest.mark.filterwarnings("ignore:.*StreamWriter.__del__:pytest.PytestUnraisableExceptionWarning"),
 ]

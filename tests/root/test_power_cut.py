@@ -24,7 +24,7 @@ from tests.support.eventually import eventually
 pytestmark = [
     pytest.mark.root,
     pytest.mark.chaos,
-    pytest.mark.timeout(180),
+    pytest.mark.timeout(scene.limit_s(180)),
     # the client library leaves behind the dial that it had begun to a server that stands still
     pytest.mark.filterwarnings("ignore:.*StreamWriter.__del__:pytest.PytestUnraisableExceptionWarning"),
 ]
@@ -43,7 +43,7 @@ async def test_one_server_keeps_what_it_acknowledged(folder: Path, kind: Kind, b
             if kind == "ext4":
                 # what stands for long has reached the disk; on the other kind the cut comes soon after provisioning
                 disk.settle()
-            plan = structs.replace(scene.QUICK, faults=(fault,))
+            plan = structs.replace(scene.PLAN, faults=(fault,))
             rows = await cluster_ledger.run_on(stage, plan, folder)
             book.add_rows(16, rows, where=kind)
             assert cluster_ledger.problems(rows) == []
@@ -67,7 +67,9 @@ async def mend_audit(stage: Stage, book: Book, *, where: str) -> None:
     taken = "the stream, provisioned again" if is_gone else f"{before.missed} copies, {mended.repaired} copied late"
     note = f"the cut took {taken}"
     fault = "power cut, audit repair"
-    book.add(Line(number=16, fault=fault, where=where, what="audit", acked=after.compared, lost=len(after.lost), note=note))
+    book.add(
+        Line(number=16, fault=fault, where=where, what="audit", acked=after.compared, lost=len(after.lost), note=note)
+    )
 
 
 async def has_caught_up(stage: Stage) -> bool:
@@ -83,7 +85,9 @@ async def compared(stage: Stage, *words: str, allowed: AbstractSet[int] = frozen
     return msgspec.convert(said, Comparison)
 
 
-async def test_control_the_default_sync_loses_what_one_server_acknowledged(folder: Path, ext4: None, book: Book) -> None:
+async def test_control_the_default_sync_loses_what_one_server_acknowledged(
+    folder: Path, ext4: None, book: Book
+) -> None:
     brokers = scene.on_loopback(folder, count=1, sync=None)
     with mounted(scene.disks(folder)) as (disk,):
         async with staged(folder, brokers=brokers) as stage:
@@ -113,7 +117,9 @@ async def test_two_of_three_keep_what_they_acknowledged_alone(folder: Path, ext4
     assert (acked, lost) == (BEFORE + ACKED, 0)
 
 
-async def test_control_the_default_sync_loses_what_two_of_three_acknowledged(folder: Path, ext4: None, book: Book) -> None:
+async def test_control_the_default_sync_loses_what_two_of_three_acknowledged(
+    folder: Path, ext4: None, book: Book
+) -> None:
     acked, lost = await acked_by_two(folder, sync=None)
     book.add(control(18, "power cut and pause, third was down", "ext4 default", acked=acked, lost=lost))
     assert lost, "the default sync lost nothing: this cut has no teeth"
