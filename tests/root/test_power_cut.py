@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 
@@ -13,13 +17,17 @@ from msgspec import structs
 from callboard.runtime import subjects
 from callboard.runtime.actor import archive
 from callboard.runtime.actor.repair import Comparison
+from callboard.runtime.bus.jetstream import connect
+from callboard.runtime.bus.topology import declared
 from tests.chaos import cluster_faults, cluster_ledger
+from tests.chaos.fleet import ROOT
 from tests.chaos.handlers import Job
-from tests.chaos.stage import Stage, apply, staged
+from tests.chaos.stage import SETTINGS, Stage, apply, jetstream, staged
 from tests.root import scene
 from tests.root.book import Book, Line
-from tests.root.disk import Kind, mounted
+from tests.root.disk import Kind, LoopDisk, mounted
 from tests.support.eventually import eventually
+from tests.support.server import NatsServer
 
 pytestmark = [
     pytest.mark.root,
@@ -31,6 +39,7 @@ pytestmark = [
 BEFORE = 100
 ACKED = 1000
 WIDTH = 64
+STREAMS = sum(config.storage == "file" for config in declared(SETTINGS).streams)
 # Messages at the stream's end that are not copied: owners' notes about themselves.
 CURSORS = 50
 
@@ -98,6 +107,56 @@ async def test_control_the_default_sync_loses_what_one_server_acknowledged(
             lost = len(stage.load.acked.keys() - await scene.census(stage))
     book.add(control(16, "power cut, one server", "default", acked=ACKED, lost=lost))
     assert lost, "the default sync lost nothing: this cut has no teeth"
+
+
+@pytest.mark.parametrize("mode", ["flush", "keep"])
+async def test_streams_outlive_a_power_cut_whatever_the_profile(
+    folder: Path, ext4: None, book: Book, mode: str
+) -> None:
+    """With the fast profile messages may go; the streams stay, because their declarations were flushed."""
+    data = folder / "store" / "data"
+    (disk,) = scene.disks(folder)
+    with disk:
+        await asyncio.to_thread(provision_and_lose_power, data, mode, disk)
+        disk.restore()
+        missing = await missing_streams(folder, data)
+    note = "declarations flushed" if mode == "flush" else "control: must lose; declarations not flushed"
+    fault = "power cut after provisioning"
+    book.add(
+        Line(number=16, fault=fault, where="ext4 fast", what="streams", acked=STREAMS, lost=len(missing), note=note)
+    )
+    assert bool(missing) == (mode == "keep"), missing
+
+
+def provision_and_lose_power(data: Path, mode: str, disk: LoopDisk) -> None:
+    """Have an embedded server provisioned, and cut the power at once."""
+    command = [sys.executable, "-m", "tests.root.provision_main", str(data), mode]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        server = int(owner.stdout.readline())
+        try:
+            os.kill(owner.pid, signal.SIGSTOP)
+            os.kill(server, signal.SIGSTOP)
+            disk.cut()
+        finally:
+            os.kill(server, signal.SIGKILL)
+            owner.kill()
+
+
+async def missing_streams(folder: Path, store: Path) -> set[str]:
+    """Start a plain server on a store; return the streams that it should know and does not."""
+    broker = NatsServer(folder / "after", jetstream=False, more=jetstream(store))
+    await broker.start()
+    try:
+        bus = await connect(broker.url, name="after")
+        try:
+            wanted = [config.name for config in declared(SETTINGS).streams if config.storage == "file"]
+            return {name for name in wanted if await bus.stream_info(name) is None}
+        finally:
+            await bus.close()
+    finally:
+        broker.kill()
 
 
 async def test_three_servers_keep_what_they_acknowledged(folder: Path, ext4: None, book: Book) -> None:
