@@ -9,24 +9,33 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn, Self
+from typing import Annotated, Literal, Self
 
 from msgspec import Struct
 from pydantic import (
     BaseModel,
     BeforeValidator,
-    ByteSize,
-    ConfigDict,
     Field,
     PrivateAttr,
     SecretStr,
-    TypeAdapter,
     ValidationError,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
 from callboard.runtime import config_error, config_source
+from callboard.runtime.config_field import (
+    Bytes,
+    BytesOrZero,
+    Count,
+    Labels,
+    Port,
+    Replicas,
+    Seconds,
+    SecondsOrZero,
+    Section,
+    refuse,
+    size,
+)
 from callboard.runtime.errors import ConfigError
 
 DEFAULT_FILE = Path("callboard.yaml")
@@ -37,50 +46,6 @@ _NAME = r"^[a-z0-9_-]{1,64}$"
 _EXTENSIONS_PER_LEASE = 3
 _MIN_MEMORY_BYTES = 128 * MIB
 _MIN_OPEN_FILES = 64
-_SIZES = TypeAdapter(ByteSize)
-
-
-def _labels(value: object) -> object:
-    """Take ``gpu=yes,zone=a`` from a variable or a flag as a mapping."""
-    if not isinstance(value, str):
-        return value
-    pairs = [pair.partition("=") for pair in value.split(",") if pair.strip()]
-    if not all(sign for _, sign, _ in pairs):
-        kind, text = "labels", "must be written like gpu=yes,zone=a"
-        raise PydanticCustomError(kind, text)
-    return {key.strip(): text.strip() for key, _, text in pairs}
-
-
-def _size(value: object) -> object:
-    """Take ``512MiB`` or ``2GB`` as a number of bytes; the field itself stays a plain int."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return int(_SIZES.validate_python(value.strip()))
-    except ValidationError:
-        kind, text = "byte_size", "must be a number of bytes, like 512MiB or 2GB"
-        raise PydanticCustomError(kind, text) from None
-
-
-def _digits(value: object) -> object:
-    """Take ``"3"``, as variables give it; a Literal of numbers accepts no text."""
-    return int(value) if isinstance(value, str) and value.isdecimal() else value
-
-
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-SecondsOrZero = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
-Port = Annotated[int, Field(ge=0, le=65_535)]
-Bytes = Annotated[int, BeforeValidator(_size), Field(ge=1)]
-BytesOrZero = Annotated[int, BeforeValidator(_size), Field(ge=0)]
-Replicas = Annotated[Literal[1, 3, 5], BeforeValidator(_digits)]
-Labels = Annotated[dict[str, str], BeforeValidator(_labels)]
-
-
-class Section(BaseModel):
-    """What all sections share: frozen, no unknown keys, defaults checked like anything else."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, hide_input_in_errors=True)
 
 
 class NatsSettings(Section):
@@ -110,19 +75,19 @@ class NatsSettings(Section):
         for address in self.url.split(","):
             scheme, _, rest = address.strip().partition("://")
             if scheme not in {"nats", "tls", "ws", "wss"} or not rest:
-                _refuse("url", "must look like nats://host:4222 (or tls://, ws://, wss://)")
+                refuse("url", "must look like nats://host:4222 (or tls://, ws://, wss://)")
             if "@" in rest:
                 # A URL is logged and shown everywhere; the secret types are not.
-                _refuse("url", "must not hold credentials; use user and password, or token")
+                refuse("url", "must not hold credentials; use user and password, or token")
         if (self.user is None) != (self.password is None):
             missing, given = ("password", "user") if self.password is None else ("user", "password")
-            _refuse(missing, f"must be set as well, because {given} is")
+            refuse(missing, f"must be set as well, because {given} is")
         ways = [name for name in ("user", "token", "nkey_seed_file", "creds_file") if getattr(self, name) is not None]
         if len(ways) > 1:
-            _refuse(ways[1], f"cannot be used together with {ways[0]}; keep one way to log in")
+            refuse(ways[1], f"cannot be used together with {ways[0]}; keep one way to log in")
         if (self.tls_cert_file is None) != (self.tls_key_file is None):
             missing = "tls_key_file" if self.tls_key_file is None else "tls_cert_file"
-            _refuse(missing, "must be set as well: a client certificate needs its key")
+            refuse(missing, "must be set as well: a client certificate needs its key")
         return self
 
 
@@ -154,7 +119,7 @@ class ServerSettings(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.http_port and self.http_port == self.port:
-            _refuse("http_port", f"must differ from port, both are {self.port}")
+            refuse("http_port", f"must differ from port, both are {self.port}")
         return self
 
 
@@ -176,7 +141,7 @@ class RetrySettings(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.max_s < self.base_s:
-            _refuse("max_s", f"must be at least base_s ({self.base_s:g}), is {self.max_s:g}")
+            refuse("max_s", f"must be at least base_s ({self.base_s:g}), is {self.max_s:g}")
         return self
 
 
@@ -200,7 +165,7 @@ class WorkSettings(Section):
     crash_limit: Count = 3
     retry: RetrySettings = RetrySettings()
     retry_schedule_above_s: Seconds = 30.0
-    claim_check_bytes: Annotated[int, BeforeValidator(_size), Field(ge=1024, le=MIB - 32 * KIB)] = 256 * KIB
+    claim_check_bytes: Annotated[int, BeforeValidator(size), Field(ge=1024, le=MIB - 32 * KIB)] = 256 * KIB
     holds_wait_s: Seconds = 0.75
     quarantine_s: SecondsOrZero = 4.0
 
@@ -212,10 +177,10 @@ class WorkSettings(Section):
                 f"must be at most a third of ack_wait_s ({limit:g}), is {self.extend_every_s:g}: "
                 "two extensions may be lost before the task is given to another worker"
             )
-            _refuse("extend_every_s", reason)
+            refuse("extend_every_s", reason)
         if self.holds_wait_s >= self.ack_wait_s:
             reason = f"must be below ack_wait_s ({self.ack_wait_s:g}), is {self.holds_wait_s:g}"
-            _refuse("holds_wait_s", f"{reason}: the claim would be lost while asking")
+            refuse("holds_wait_s", f"{reason}: the claim would be lost while asking")
         return self
 
 
@@ -254,7 +219,7 @@ class WorkerSettings(Section):
     cool_down_s: Seconds = 30.0
     concurrency: Annotated[int, Field(ge=1, le=4096)] = 8
     pool: Annotated[str, Field(pattern=_NAME)] = "default"
-    labels: Labels = {}
+    labels: Labels = Field(default_factory=dict)
     drain_grace_s: SecondsOrZero = 30.0
     shutdown: Literal["cooperative", "immediate", "finish-step", "checkpoint"] = "cooperative"
     max_block_s: Seconds = 60.0
@@ -279,16 +244,16 @@ class WorkerSettings(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.min > self.max:
-            _refuse("min", f"must be at most max ({self.max}), is {self.min}")
+            refuse("min", f"must be at most max ({self.max}), is {self.min}")
         if self.max and self.processes > 1:
-            _refuse("processes", "cannot be used together with max: the number follows the work")
+            refuse("processes", "cannot be used together with max: the number follows the work")
         for name in ("recycle_rss_bytes", "max_memory_bytes"):
             if 0 < getattr(self, name) < _MIN_MEMORY_BYTES:
-                _refuse(name, f"must be at least {_MIN_MEMORY_BYTES >> 20} MiB: the process itself needs as much")
+                refuse(name, f"must be at least {_MIN_MEMORY_BYTES >> 20} MiB: the process itself needs as much")
         if 0 < self.max_memory_bytes <= self.recycle_rss_bytes:
-            _refuse("recycle_rss_bytes", f"must be below max_memory_bytes ({self.max_memory_bytes})")
+            refuse("recycle_rss_bytes", f"must be below max_memory_bytes ({self.max_memory_bytes})")
         if 0 < self.max_open_files < _MIN_OPEN_FILES:
-            _refuse("max_open_files", f"must be at least {_MIN_OPEN_FILES}: the process itself needs as many")
+            refuse("max_open_files", f"must be at least {_MIN_OPEN_FILES}: the process itself needs as many")
         return self
 
 
@@ -366,7 +331,7 @@ class ActorSettings(Section):
     event_ttl_s: Annotated[float, Field(ge=60, allow_inf_nan=False)] = 7 * DAY_S
     audit: bool = True
     audit_settle_s: SecondsOrZero = 180.0
-    state_limit_bytes: Annotated[int, BeforeValidator(_size), Field(ge=1024, le=64 * MIB)] = MIB
+    state_limit_bytes: Annotated[int, BeforeValidator(size), Field(ge=1024, le=64 * MIB)] = MIB
     turns: Annotated[int, Field(ge=1, le=65_536)] = 256
     idle_s: Seconds = 60.0
 
@@ -377,7 +342,7 @@ class ActorSettings(Section):
                 f"must be at least twice audit_settle_s ({2 * self.audit_settle_s:g}), is {self.event_ttl_s:g}: "
                 "events would expire before their copy is on disk"
             )
-            _refuse("event_ttl_s", reason)
+            refuse("event_ttl_s", reason)
         return self
 
 
@@ -481,12 +446,6 @@ def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, obje
             yield from leaves(kind, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", SecretStr if kind == SecretStr | None else kind
-
-
-def _refuse(key: str, reason: str) -> NoReturn:
-    """Fail a section's own check, telling ``config_error`` which key it is about."""
-    kind = "cross"
-    raise PydanticCustomError(kind, "{reason}", {"key": key, "reason": reason})
 
 
 def _files(file: Path | str | Sequence[Path | str] | None, env: Mapping[str, str]) -> list[Path]:

@@ -21,7 +21,11 @@ class Observed(Protocol):
     label_pools: LabelPools | None
     keeper: LeaseKeeper
     reconnects: int
-    loop_lag_s: float
+
+    @property
+    def loop_lag_s(self) -> float:
+        """How late its event loop was at the last tick."""
+        ...
 
     def ready_problem(self) -> str | None:
         """Return why it is not ready, or None."""

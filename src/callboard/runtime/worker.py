@@ -32,7 +32,7 @@ from callboard.runtime.control import CONFIG_BUCKET, PAUSE_PREFIX, answer, decod
 from callboard.runtime.errors import CallboardError
 from callboard.runtime.label_pools import LabelPools
 from callboard.runtime.lease import KeeperThread, LeaseKeeper
-from callboard.runtime.pool import MAX_STALL_S, Pool
+from callboard.runtime.pool import Pool
 from callboard.runtime.pool_set import WRONG_ORDER, PoolSet
 from callboard.runtime.provide import ensure_consumers, ensure_streams
 from callboard.runtime.questions import Questions
@@ -42,16 +42,14 @@ from callboard.runtime.registry.handle import finder_now
 from callboard.runtime.settle import Settler
 from callboard.runtime.version import VERSION
 from callboard.runtime.view import view_of
+from callboard.runtime.vitals import TICK_S, Vitals
 from callboard.runtime.worker_options import WorkerOptions
 
 __all__ = ["Worker", "WorkerOptions"]
 
-TICK_S = 0.05
 PEER_ALIVE_S = 3.0
 # Two beats: whoever is alive was heard by then.
 KNOW_PEERS_S = 2.0
-DEAF_AFTER_S = 12.0
-DEAF_EXIT_S = 45.0
 
 
 class Worker:
@@ -65,7 +63,7 @@ class Worker:
         status: starting, ready, deaf (connected and not fetching), draining, stopped.
         reconnects: How often its link to the broker came back.
         restarts: How often its parent has started a process anew in its place.
-        loop_lag_s: How late its event loop was at the last tick, 20 times a second.
+        vitals: Whether it fetches, and what stands in its way.
     """
 
     label_pools: LabelPools | None = None
@@ -112,7 +110,6 @@ class Worker:
         self.status: WorkerStatus = "starting"
         self.pools: dict[str, Pool] = {}
         self.house: house.House | None = None
-        self.problem: str | None = None
         self._capabilities = wanted
         self._connect = connect
         self._clock = clock
@@ -121,12 +118,9 @@ class Worker:
         self._stop = asyncio.Event()
         self._stop_now = self._is_retired = False
         self._hurry_s = math.inf
-        self._stuck: CallboardError | None = None
         self.host: ActorHost | None = None
         self.reconnects = self.restarts = 0
-        self.loop_lag_s = 0.0
         self._started_at = clock.now()
-        self._fetched_s: float | None = None
         self._subscriptions: list[Subscription] = []
         self._group: asyncio.TaskGroup | None = None
         self._listening_s = clock.monotonic()
@@ -138,6 +132,7 @@ class Worker:
             clock=clock,
             beat=self.beat,
         )
+        self.vitals = Vitals(self, clock=clock, max_block_s=self.options.max_block_s)
 
     # --- life
 
@@ -174,8 +169,8 @@ class Worker:
         finally:
             self.status = "stopped"
             await bus.close()
-        if self._stuck is not None:
-            raise self._stuck
+        if self.vitals.stuck is not None:
+            raise self.vitals.stuck
 
     async def _serve(self, bus: Bus, on_ready: Callable[[], None] | None) -> None:
         await ensure_streams(bus)
@@ -190,10 +185,11 @@ class Worker:
                 self.keeper.loop_ticked_at = self._clock.monotonic()
                 local_stop = asyncio.Event()
                 if self._keeper_in_thread:
+                    self.vitals.thread = thread
                     await thread.start()
                 else:
                     self._fire(self.keeper.serve(bus, stop=local_stop.is_set), "keeper")
-                background = [group.create_task(self._tick(thread), name="worker-tick")]
+                background = [group.create_task(self.vitals.run(), name="worker-tick")]
                 try:
                     background.append(group.create_task(self._open(bus).run(), name="committer"))
                     await self._listen(bus)
@@ -211,19 +207,22 @@ class Worker:
                     await self._drain(bus)
                 finally:
                     local_stop.set()
-                    for pool in self.pools.values():
-                        pool.shut()
-                    if self.house is not None:
-                        await self.house.close()
-                    await self.client.close()
-                    for task in background:
-                        task.cancel()
-                    for subscription in self._subscriptions:
-                        await subscription.close()
+                    await self._close(background)
         except BaseExceptionGroup as errors:
             raise _first(errors) from errors
         finally:
             await thread.stop()
+
+    async def _close(self, background: Sequence[asyncio.Task[None]]) -> None:
+        for pool in self.pools.values():
+            pool.shut()
+        if self.house is not None:
+            await self.house.close()
+        await self.client.close()
+        for task in background:
+            task.cancel()
+        for subscription in self._subscriptions:
+            await subscription.close()
 
     def _open(self, bus: Bus) -> Committer:
         clock, options, keeper = self._clock, self.options, self.keeper
@@ -419,7 +418,7 @@ class Worker:
     def beat(self) -> bytes:
         """Return the present heartbeat; called from the keeper's thread, reads plain values only."""
         now_s, now = self._clock.monotonic(), self._clock.now()
-        fetched_s = self._fetched_s
+        fetched_s = self.vitals.fetched_s
         return encode_beat(
             Beat(
                 v=1,
@@ -444,56 +443,18 @@ class Worker:
         """Return why it is not ready, or None: ready means that the broker answered its pulls lately."""
         if self.status not in ("ready", "deaf"):
             return f"the worker is {self.status}"
-        return self.problem
+        return self.vitals.problem
 
-    async def _tick(self, thread: KeeperThread) -> None:
-        due_s = self._clock.monotonic()
-        while True:
-            now_s = self._clock.monotonic()
-            self.loop_lag_s = max(0.0, now_s - due_s)
-            due_s = now_s + TICK_S
-            if self.loop_lag_s > MAX_STALL_S:
-                # stopped or blocked: what comes in now may have lain in the socket, and nobody was heard meanwhile
-                self.keeper.stalled_at = self._listening_s = now_s
-                if self.host is not None:
-                    self.host.doubt()
-            self.keeper.loop_ticked_at = now_s
-            now = self._clock.now()
-            for pool in self.pools.values():
-                pool.sweep(now_s, now)
-            self._judge(now_s)
-            if self._keeper_in_thread and self.status != "starting" and not thread.is_alive:
-                message = "the lease keeper's thread died; the worker stops, its tasks are taken over"
-                raise CallboardError(message)
-            await self._clock.sleep(TICK_S)
+    @property
+    def loop_lag_s(self) -> float:
+        """How late its event loop was at the last tick, 20 times a second."""
+        return self.vitals.loop_lag_s
 
-    def _judge(self, now_s: float) -> None:
-        if self.status not in ("ready", "deaf"):
-            return
-        fetches = [f for pool in self.pools.values() if not pool.is_paused and (f := pool.last_fetch()) is not None]
-        problems = [p for pool in self.pools.values() if (p := pool.problem())]
-        if fetches:
-            self._fetched_s = min(fetches)
-        silent_s = 0.0
-        if self._fetched_s is not None and fetches:
-            # what came while we stood still is not read yet
-            silent_s = now_s - max(self._fetched_s, self.keeper.stalled_at)
-        actors_problem = self.host.problem() if self.host is not None else None
-        self.problem = problems[0] if problems else actors_problem
-        if silent_s > DEAF_AFTER_S:
-            self.problem = f"the broker has not answered a pull for {silent_s:.0f} s"
-        self.status = "deaf" if self.problem else "ready"
-        self._look_for_stuck_threads(now_s)
-        if silent_s > DEAF_EXIT_S and all(not pool.running for pool in self.pools.values()):
-            raise CallboardError(self.problem or "deaf")
-
-    def _look_for_stuck_threads(self, now_s: float) -> None:
-        limit_s = self.options.max_block_s
-        since = [since_s for pool in self.pools.values() for since_s in pool.lingering.values()]
-        if since and now_s - min(since) > limit_s and self._stuck is None:
-            text = f"a synchronous handler went on for {limit_s:g} s after its run was stopped"
-            self._stuck = CallboardError(f"{text}; only the end of the process ends its thread, so the worker drains")
-            self.stop()
+    def stalled(self, now_s: float) -> None:
+        """Hear that the loop stood still: what comes in now may have lain in the socket, and nobody was heard."""
+        self.keeper.stalled_at = self._listening_s = now_s
+        if self.host is not None:
+            self.host.doubt()
 
     def _fire(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
         # the task group owns it
