@@ -19,6 +19,7 @@ BENCH_ARGS ?=
 PYTEST_ARGS ?=
 JOBS ?= auto
 CHAOS ?=
+ROOT_PLAN ?= quick
 SCENARIO ?= actors
 SEED ?= 0
 
@@ -52,9 +53,14 @@ demo-takeover: $(VENV)/.core ## kill the worker of a long turn and watch another
 test: $(VENV)/.dev ## all tests but the slow ones and those that need root (PYTEST_ARGS=… is handed on)
 	@$(BIN)/python -m pytest -q -n $(JOBS) -m "not slow and not root" $(PYTEST_ARGS)
 
+.PHONY: test-root
+test-root: $(VENV)/.dev ## power cuts, partitions, full disks and more, as root, one after the other (ROOT_PLAN=large for the record)
+	@ROOT_PLAN=$(ROOT_PLAN) $(BIN)/python -m pytest -q -rs -m root tests/root $(PYTEST_ARGS)
+
 .PHONY: test-all
 test-all: $(VENV)/.dev ## every test this machine can run
-	@$(BIN)/python -m pytest -q -n $(JOBS) $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -q -n $(JOBS) -m "not root" $(PYTEST_ARGS)
+	@$(MAKE) --no-print-directory test-root
 
 .PHONY: chaos
 chaos: $(VENV)/.dev ## kill workers and servers under 5,000 tasks and account for each (CHAOS="--tasks 500 --seed 3")

@@ -96,6 +96,8 @@ async def provision_embedded(
 ) -> None:
     """Create the streams on the embedded server at ``nats.url``, as large as the disk of its data folder allows.
 
+    When this returns the disk has their declarations, whatever the profile.
+
     Args:
         settings: All settings.
         store_bytes: What all servers of a cluster may store together, in place of the data folder's room.
@@ -120,6 +122,7 @@ async def provision_embedded(
                     raise
                 await clock.sleep(_PROVISION_AGAIN_S)
             else:
+                await asyncio.to_thread(DataFolder(settings.server.data_dir).flush)
                 return
     finally:
         await bus.close()
