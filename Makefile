@@ -94,6 +94,10 @@ check: $(VENV)/.dev ## format, lint, types, import contracts, layout
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/python -m pytest -q tests/unit/test_layout.py
 
+.PHONY: soak
+soak: $(VENV)/.dev ## a million tasks, and turns beside them: does anything grow? (SOAK="--tasks 200000 --minutes 10")
+	@$(BIN)/python -m bench.soak $(SOAK)
+
 .PHONY: bench
 bench: $(VENV)/.dev ## run the benchmarks (BENCH_ARGS=--quick, or --rows a,b)
 	@$(BIN)/python -m bench $(BENCH_ARGS)
