@@ -38,7 +38,7 @@ def run(session: Session, /, settings: Settings, words: Sequence[str]) -> int:
             # it has said why on standard error
             return status
         scaling = _scaling(settings, served)
-    name = ids.new_worker_id()
+    name = ids.new_worker_id(settings.worker.user)
     _greet(session, name, scaling)
     return asyncio.run(_keep(settings, words, name=name, scaling=scaling))
 

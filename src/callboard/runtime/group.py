@@ -23,11 +23,11 @@ from callboard.runtime.bus.base import Bus, Message, Subscription
 from callboard.runtime.bus.topology import ConsumerNumbers
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 from callboard.runtime.control import Order, decode_order
-from callboard.runtime.errors import BusError, CallboardError
+from callboard.runtime.errors import BusError, CallboardError, PermissionDeniedError, TopologyError
 from callboard.runtime.group_beat import Bounds, GroupBeat, ProcessState, ProcessStatus
 from callboard.runtime.logs import get_logger
 from callboard.runtime.processes import Child, ProcessGroup
-from callboard.runtime.provide import ensure_consumers, ensure_streams
+from callboard.runtime.provide import Refusals, ensure_consumers, ensure_streams
 from callboard.runtime.roster import Roster
 from callboard.runtime.version import VERSION
 
@@ -112,6 +112,9 @@ class GroupDesk:
         self._started_at = clock.now()
         self._pools: list[str] = []
         self._pools_looked_s = -LABELS_EVERY_S
+        self._refused = Refusals(clock)
+        self._sees_ages = True
+        self._pending_since_s: dict[str, float] = {}
         self._replies: set[asyncio.Task[None]] = set()
 
     # --- life
@@ -177,7 +180,7 @@ class GroupDesk:
 
     async def _scale(self, bus: Bus, scaling: Scaling) -> None:
         await self._look_for_pools(bus, scaling)
-        self.backlog = await backlog.read(bus, [*scaling.served.capabilities, *self._pools], clock=self._clock)
+        self.backlog = await self._read(bus, [*scaling.served.capabilities, *self._pools])
         processes = len(self._processes.staying)
         decision = autoscale.decide(
             self._demands(scaling.served),
@@ -199,8 +202,34 @@ class GroupDesk:
         self._pools_looked_s = now_s
         known = await backlog.labelled(bus, scaling.served.capabilities)
         found = backlog.fitting(known, self._labels)
-        await ensure_consumers(bus, (name for name in found if name not in self._pools), scaling.numbers)
-        self._pools = found
+        self._pools = [name for name in found if name in self._pools or await self._provide(bus, name, scaling)]
+
+    async def _provide(self, bus: Bus, name: str, scaling: Scaling) -> bool:
+        """See to the consumers of a pool by label; return whether we may."""
+        if self._refused.holds(name):
+            return False
+        try:
+            await ensure_consumers(bus, [name], scaling.numbers)
+        except (PermissionDeniedError, TopologyError) as error:
+            self._refused.add(name, error)
+            return False
+        return True
+
+    async def _read(self, bus: Bus, names: list[str]) -> list[Backlog]:
+        """Return the work.
+
+        Who may not read the queue goes by how long something was seen to wait, not by the age of the oldest.
+        """
+        if self._sees_ages:
+            try:
+                return await backlog.read(bus, names, clock=self._clock)
+            except PermissionDeniedError:
+                self._sees_ages = False
+        found = await backlog.read(bus, names, clock=self._clock, with_age=False)
+        now_s, before = self._clock.monotonic(), self._pending_since_s
+        since = {work.capability: before.get(work.capability, now_s) for work in found if work.pending}
+        self._pending_since_s = since
+        return [msgspec.structs.replace(w, oldest_s=now_s - since.get(w.capability, now_s)) for w in found]
 
     def _demands(self, served: Served) -> list[Demand]:
         others = [beat for beat in self._alive() if beat.group != self.id and beat.status == "ready"]
