@@ -104,7 +104,7 @@ ACTIONS = (
     Action("cancel a task", "cb.ctl.cancel", OPERATOR),
     Action("accuse a worker of being dead", "cb.ctl.dead", WORKERS | OPERATOR),
     Action("ask the system account", "$SYS.REQ.SERVER.PING", NOBODY),
-    Action("answer into an inbox", "_INBOX.submitter.x", WORKERS | OPERATOR),
+    Action("answer into an inbox", "_INBOX.submitter.x", WORKERS | OPERATOR | {"agent-node"}),
     Action("hear everything", ">", NOBODY, is_heard=True),
     Action("hear all inboxes", "_INBOX.>", NOBODY, is_heard=True),
     Action("hear the operator's inbox", "_INBOX.operator.>", OPERATOR, is_heard=True),

@@ -63,7 +63,9 @@ def _scaling(settings: Settings, served: Served) -> Scaling:
     worker = settings.worker
     least = max(1, worker.min) if served.actors else worker.min
     rules = Rules(min=least, max=worker.max, cool_down_s=worker.cool_down_s)
-    return Scaling(rules=rules, served=served, numbers=settings.work)
+    # the users of workers that `callboard nats config` writes may not read tasks before they are handed out
+    may_read = worker.user is None
+    return Scaling(rules=rules, served=served, numbers=settings.work, reads_queue=may_read)
 
 
 def _greet(session: Session, /, name: str, scaling: Scaling | None) -> None:

@@ -61,11 +61,14 @@ class Scaling(Struct, frozen=True, kw_only=True):
         rules: Bounds and patience; never below 1 where actors are hosted, for an ask needs a host that listens.
         served: What each process serves.
         numbers: Of the consumers, which must exist before anybody serves them, so that work is seen.
+        reads_queue: Whether its user may read the queue, to see how old the oldest task is. Without that it goes by how
+            long it has seen something wait.
     """
 
     rules: Rules
     served: Served
     numbers: ConsumerNumbers
+    reads_queue: bool = True
 
 
 class GroupDesk:
@@ -113,7 +116,6 @@ class GroupDesk:
         self._pools: list[str] = []
         self._pools_looked_s = -LABELS_EVERY_S
         self._refused = Refusals(clock)
-        self._sees_ages = True
         self._pending_since_s: dict[str, float] = {}
         self._replies: set[asyncio.Task[None]] = set()
 
@@ -180,7 +182,14 @@ class GroupDesk:
 
     async def _scale(self, bus: Bus, scaling: Scaling) -> None:
         await self._look_for_pools(bus, scaling)
-        self.backlog = await self._read(bus, [*scaling.served.capabilities, *self._pools])
+        self.backlog = await backlog.read(
+            bus,
+            [*scaling.served.capabilities, *self._pools],
+            clock=self._clock,
+            with_age=scaling.reads_queue,
+        )
+        if not scaling.reads_queue:
+            self.backlog = self._aged(self.backlog)
         processes = len(self._processes.staying)
         decision = autoscale.decide(
             self._demands(scaling.served),
@@ -215,21 +224,12 @@ class GroupDesk:
             return False
         return True
 
-    async def _read(self, bus: Bus, names: list[str]) -> list[Backlog]:
-        """Return the work.
-
-        Who may not read the queue goes by how long something was seen to wait, not by the age of the oldest.
-        """
-        if self._sees_ages:
-            try:
-                return await backlog.read(bus, names, clock=self._clock)
-            except PermissionDeniedError:
-                self._sees_ages = False
-        found = await backlog.read(bus, names, clock=self._clock, with_age=False)
+    def _aged(self, found: list[Backlog]) -> list[Backlog]:
+        """Return the work with how long some of each was seen to wait, for the age of the oldest."""
         now_s, before = self._clock.monotonic(), self._pending_since_s
-        since = {work.capability: before.get(work.capability, now_s) for work in found if work.pending}
-        self._pending_since_s = since
-        return [msgspec.structs.replace(w, oldest_s=now_s - since.get(w.capability, now_s)) for w in found]
+        self._pending_since_s = {work.capability: before.get(work.capability, now_s) for work in found if work.pending}
+        since_s = self._pending_since_s
+        return [msgspec.structs.replace(work, oldest_s=now_s - since_s.get(work.capability, now_s)) for work in found]
 
     def _demands(self, served: Served) -> list[Demand]:
         others = [beat for beat in self._alive() if beat.group != self.id and beat.status == "ready"]

@@ -226,6 +226,8 @@ _OPERATE = Grant(
     ("cb.>",),
 )
 
+_REPLAY = Grant("send history again, onto subjects of their own", ("history.>", "shadow.>"), ("history.>", "shadow.>"))
+
 ROLES: dict[str, Role] = {
     role.name: role
     for role in (
@@ -276,7 +278,7 @@ ROLES: dict[str, Role] = {
         Role(
             name="operator",
             about="a person who provisions, gives orders, repairs",
-            grants=(_CONNECT, _OPERATE),
+            grants=(_CONNECT, _OPERATE, _REPLAY),
             # results it may write: a waiting task is cancelled by one
             deny=("cb.beat.>", "cb.group.>", "cb.attempt.>", "cb.state.>", "cb.step.>", "cb.cursor.>"),
         ),
