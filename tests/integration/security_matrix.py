@@ -68,6 +68,8 @@ ACTIONS = (
     Action("purge the queue", _API + "STREAM.PURGE.CB_WORK", OPERATOR),
     Action("purge the ledger", _API + "STREAM.PURGE.CB_LEDGER", OPERATOR),
     Action("purge the audit copy", _API + "STREAM.PURGE.CB_AUDIT", OPERATOR),
+    Action("read the audit copy", _API + "CONSUMER.CREATE.CB_AUDIT.read-1", HOSTS | OPERATOR | {"auditor"}),
+    Action("write a late copy for the audit", "cb.gap.state.greeter.Ann.1", HOSTS | OPERATOR),
     Action("list the streams", _API + "STREAM.NAMES", OPERATOR | {"auditor"}),
     Action("write the state of a greeter", "cb.state.greeter.Ann", frozenset({"host-desk"})),
     Action("write a step of a clerk", "cb.step.clerk.Bob.1.a.b.0", frozenset({"host-back"})),

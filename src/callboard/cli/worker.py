@@ -263,14 +263,8 @@ def _serve(
 
     port = settings.worker.health_port
     if settings.worker.tenants is None:
-        serve = partial(
-            host.run_worker,
-            settings,
-            group=group,
-            restarts=restarts,
-            health_port=port + slot if port else 0,
-            only_registry=only_registry,
-        )
+        serve = partial(host.run_worker, settings, group=group, restarts=restarts, only_registry=only_registry)
+        serve = partial(serve, health_port=port + slot if port else 0)
     else:
         from callboard.runtime.tenants import read, run_tenants
 

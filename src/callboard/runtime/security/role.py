@@ -90,7 +90,10 @@ _CONNECT = Grant(
     ("$JS.API.INFO", "$SYS.REQ.USER.INFO"),
     (INBOX + ".{user}.>",),
 )
-_SUBMIT = Grant("submit tasks, now and later, and say which labels they ask for", (*_TASKS, "cb.ctl.pools"))
+_SUBMIT = Grant(
+    "submit tasks, now and later, see whether a capability was ever offered, say which labels are asked for",
+    (*_TASKS, "cb.ctl.pools", "$JS.API.CONSUMER.INFO.CB_WORK.*"),
+)
 _TALK = Grant("ask and tell actors", ("cb.ask.>", "cb.mail.*.*"))
 _LOOK_UP = Grant(
     "look agents and workers up, in the registry or in its records",
@@ -178,12 +181,12 @@ _HOST = Grant(
     ("cb.ask.{type}.*", "cb.ctl.actor.{type}.*", "cb.cursor.*.*", "cb.event.>", "cb.token.>"),
 )
 _SWEEP = Grant(
-    "sweep what is handled behind the audit copy, and put dead mail back",
+    "sweep what is handled behind the audit copy, mend that copy, and put dead mail back",
     (
         "$JS.API.STREAM.PURGE.CB_ACTORS",
-        "$JS.API.STREAM.INFO.CB_AUDIT",
-        "$JS.API.STREAM.INFO.CB_AUDIT_GAPS",
-        *_gets("CB_AUDIT")[1:],
+        *_reads("CB_AUDIT"),
+        *_reads("CB_AUDIT_GAPS"),
+        "cb.gap.>",
         *_gets("CB_DEAD")[1:],
         "$JS.API.STREAM.MSG.DELETE.CB_DEAD",
     ),
