@@ -200,7 +200,7 @@ def test_history_is_read_and_sent_again(fleet: Deployment) -> None:
     assert done.status == 0, done.err
     for user in ("auditor", "operator"):
         soon(partial(_is_replayed, fleet, user))
-        assert fleet.json(user, "audit", "tail")
+        assert fleet.run(user, "audit", "tail", "--json").lines
         assert fleet.run(user, "log", "--agent", "greeter/dan", "--json").status == 0
     done = fleet.run("operator", "replay", "to", "history.{subject}", "--subject", "cb.result.search.*", "--json")
     assert done.status == 0, done.err

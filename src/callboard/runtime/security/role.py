@@ -92,7 +92,7 @@ _CONNECT = Grant(
 )
 _SUBMIT = Grant(
     "submit tasks, now and later, see whether a capability was ever offered, say which labels are asked for",
-    (*_TASKS, "cb.ctl.pools", "$JS.API.CONSUMER.INFO.CB_WORK.*"),
+    (*_TASKS, "cb.ctl.pools", "$JS.API.STREAM.INFO.CB_WORK", "$JS.API.CONSUMER.INFO.CB_WORK.*"),
 )
 _TALK = Grant("ask and tell actors", ("cb.ask.>", "cb.mail.*.*"))
 _LOOK_UP = Grant(
