@@ -109,12 +109,13 @@ class Desk:
             BusError: If the broker cannot be asked now.
         """
         doors: list[tuple[str, Callable[[bytes], Awaitable[bytes]]]] = [
+            # first what callers wait for
+            (FIND, self._find),
+            (PICK, self._pick),
+            (LIST, self._find),
             (REGISTER, self._register),
             (DEREGISTER, self._deregister),
             (BEAT, self._beat),
-            (FIND, self._find),
-            (LIST, self._find),
-            (PICK, self._pick),
         ]
         for subject, serve in doors:
             self._subscriptions.append(await self._bus.subscribe(subject, self._door(serve)))
