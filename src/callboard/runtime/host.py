@@ -332,12 +332,10 @@ async def run_worker(
     use_retry(capabilities, settings)
     use_limit(capabilities, settings)
     links: list[Bus] = []
-    patience_s = settings.nats.connect_deadline_s
-    open_bus = _verified(connect or connector(settings), links.append, patience_s=patience_s)
+    open_bus = _verified(connect or connector(settings), links.append, patience_s=settings.nats.connect_deadline_s)
     options = replace(worker_options(settings, group=group, only_registry=only_registry), seat=seat)
-    worker = Worker(
-        capabilities, open_bus, actors=actors, options=options, worker_id=ids.new_worker_id(settings.worker.user)
-    )
+    name = ids.new_worker_id(settings.worker.user)
+    worker = Worker(capabilities, open_bus, actors=actors, options=options, worker_id=name)
     worker.restarts = restarts
     port = settings.worker.health_port if health_port is None else health_port
 
