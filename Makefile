@@ -20,6 +20,7 @@ PYTEST_ARGS ?=
 JOBS ?= auto
 CHAOS ?=
 ROOT_PLAN ?= quick
+ROOT_TESTS ?= root and not slow
 SCENARIO ?= actors
 SEED ?= 0
 
@@ -54,13 +55,13 @@ test: $(VENV)/.dev ## all tests but the slow ones and those that need root (PYTE
 	@$(BIN)/python -m pytest -q -n $(JOBS) -m "not slow and not root" $(PYTEST_ARGS)
 
 .PHONY: test-root
-test-root: $(VENV)/.dev ## power cuts, partitions, full disks and more, as root, one after the other (ROOT_PLAN=large for the record)
-	@ROOT_PLAN=$(ROOT_PLAN) $(BIN)/python -m pytest -q -rs -m root tests/root $(PYTEST_ARGS)
+test-root: $(VENV)/.dev ## power cuts, full disks and more, as root, one after the other (ROOT_TESTS=root with partitions too, ROOT_PLAN=large)
+	@ROOT_PLAN=$(ROOT_PLAN) $(BIN)/python -m pytest -q -rs -m "$(ROOT_TESTS)" tests/root $(PYTEST_ARGS)
 
 .PHONY: test-all
 test-all: $(VENV)/.dev ## every test this machine can run
 	@$(BIN)/python -m pytest -q -n $(JOBS) -m "not root" $(PYTEST_ARGS)
-	@$(MAKE) --no-print-directory test-root
+	@$(MAKE) --no-print-directory test-root ROOT_TESTS=root
 
 .PHONY: chaos
 chaos: $(VENV)/.dev ## kill workers and servers under 5,000 tasks and account for each (CHAOS="--tasks 500 --seed 3")

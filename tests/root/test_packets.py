@@ -17,6 +17,7 @@ from tests.root.tap import TapSwitch
 
 pytestmark = [
     pytest.mark.root,
+    pytest.mark.slow,
     pytest.mark.chaos,
     pytest.mark.timeout(scene.limit_s(300)),
     # the client library leaves behind the dial that it had begun to a server that does not answer in time

@@ -14,6 +14,7 @@ from tests.root.net import Namespaces
 
 pytestmark = [
     pytest.mark.root,
+    pytest.mark.slow,
     pytest.mark.chaos,
     pytest.mark.timeout(scene.limit_s(400)),
     # the client library leaves behind the dial that it had begun to a server that is cut off
