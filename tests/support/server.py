@@ -13,7 +13,8 @@ import sys
 import time
 from pathlib import Path
 
-_START_S = 10.0
+# as long as the product gives a server (server.start_deadline_s)
+_START_S = 30.0
 _POLL_S = 0.005
 
 
