@@ -173,7 +173,9 @@ async def test_the_skew_of_a_clock_is_the_age_of_a_beat_when_it_comes(callboard_
     (beat,) = beats(running)
     heard = roster.Roster(SYSTEM_CLOCK)
     at = SYSTEM_CLOCK.now() - timedelta(seconds=behind_s)
-    heard.hear(Message(subject="cb.beat.x", data=msgspec.json.encode(replace(beat, at=at))))
+    heard.hear(Message(subject=f"cb.beat.{beat.worker}", data=msgspec.json.encode(replace(beat, at=at))))
     assert heard.skews_s[beat.worker] == pytest.approx(behind_s, abs=1.0)
-    heard.hear(Message(subject="cb.beat.x", data=msgspec.json.encode(replace(beat, at=SYSTEM_CLOCK.now()))))
+    heard.hear(
+        Message(subject=f"cb.beat.{beat.worker}", data=msgspec.json.encode(replace(beat, at=SYSTEM_CLOCK.now())))
+    )
     assert heard.skews_s[beat.worker] == pytest.approx(0, abs=1.0)

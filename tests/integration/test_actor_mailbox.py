@@ -142,7 +142,8 @@ async def test_depth_and_age_are_seen_from_outside(callboard_world: World) -> No
     for number in range(1, 300):
         await world.client.actor("parking/p").tell(Item(number))
     view = await inspection.show(world.bus, parse("parking/p"))
-    assert (view.mailbox.count, view.mailbox.is_more) == (300, False)
+    # the one that runs does not wait
+    assert (view.mailbox.count, view.mailbox.is_more) == (299, False)
     assert view.mailbox.oldest is not None
     assert view.mailbox.oldest.seq > first.applied
 
