@@ -15,7 +15,17 @@ from callboard.runtime.errors import BusError, PermissionDeniedError
 from callboard.runtime.security.folder import Folder
 from tests.support.secured import Secured, planned
 
-USERS = ("submitter", "worker-gpu", "worker-cpu", "host-desk", "host-back", "registry", "auditor", "operator")
+USERS = (
+    "submitter",
+    "worker-gpu",
+    "worker-cpu",
+    "host-desk",
+    "host-back",
+    "registry",
+    "agent-node",
+    "auditor",
+    "operator",
+)
 WORKERS = frozenset(USERS[1:6])
 HOSTS = frozenset({"host-desk", "host-back", "registry"})
 OPERATOR = frozenset({"operator"})
@@ -39,7 +49,7 @@ class Action(Struct, frozen=True):
 
 
 ACTIONS = (
-    Action("submit a task", "cb.task.search", frozenset(USERS) - {"auditor", "registry"}),
+    Action("submit a task", "cb.task.search", frozenset(USERS) - {"auditor", "registry", "agent-node"}),
     Action("pull from the pool gpu", _API + "CONSUMER.MSG.NEXT.CB_WORK.search-normal", OPERATOR | {"worker-gpu"}),
     Action("pull from the pool cpu", _API + "CONSUMER.MSG.NEXT.CB_WORK.embed-normal", OPERATOR | {"worker-cpu"}),
     Action("pull due tasks of gpu", _API + "CONSUMER.MSG.NEXT.CB_LATER.search-due", OPERATOR | {"worker-gpu"}),
@@ -58,12 +68,36 @@ ACTIONS = (
     Action("purge the queue", _API + "STREAM.PURGE.CB_WORK", OPERATOR),
     Action("purge the ledger", _API + "STREAM.PURGE.CB_LEDGER", OPERATOR),
     Action("purge the audit copy", _API + "STREAM.PURGE.CB_AUDIT", OPERATOR),
+    Action("read the audit copy", _API + "CONSUMER.CREATE.CB_AUDIT.read-1", HOSTS | OPERATOR | {"auditor"}),
+    Action("write a late copy for the audit", "cb.gap.state.greeter.Ann.1", HOSTS | OPERATOR),
     Action("list the streams", _API + "STREAM.NAMES", OPERATOR | {"auditor"}),
     Action("write the state of a greeter", "cb.state.greeter.Ann", frozenset({"host-desk"})),
     Action("write a step of a clerk", "cb.step.clerk.Bob.1.a.b.0", frozenset({"host-back"})),
     Action("take a partition of greeter", "cb.cursor.greeter.0", frozenset({"host-desk"})),
     Action("read actors' mail", _API + "CONSUMER.CREATE.CB_ACTORS.read-1", HOSTS | OPERATOR | {"auditor"}),
-    Action("write a registry record", "$KV.CB_REGISTRY.agent.x.y", OPERATOR | {"registry"}),
+    Action("enter an agent of no host's", "$KV.CB_REGISTRY.agent.x.y", OPERATOR | {"registry"}),
+    Action("enter a greeter", "$KV.CB_REGISTRY.agent.greeter.Ann", OPERATOR | {"registry", "host-desk"}),
+    Action("enter a clerk", "$KV.CB_REGISTRY.agent.clerk.Bob", OPERATOR | {"registry", "host-back"}),
+    Action("write beside the records", "$KV.CB_REGISTRY.x", OPERATOR),
+    Action("delete a record past the bucket", _API + "STREAM.MSG.DELETE.KV_CB_REGISTRY", OPERATOR),
+    Action("purge the records", _API + "STREAM.PURGE.KV_CB_REGISTRY", OPERATOR),
+    Action("register any agent", "cb.registry.register", OPERATOR),
+    Action("register a node", "cb.registry.register.node", OPERATOR | {"agent-node"}),
+    Action("register a greeter", "cb.registry.register.greeter", OPERATOR),
+    Action("deregister any agent", "cb.registry.deregister", OPERATOR),
+    Action("beat as any agent", "cb.registry.beat", OPERATOR),
+    Action("beat as a node", "cb.registry.beat.node", OPERATOR | {"agent-node"}),
+    Action("look agents up", "cb.registry.find", frozenset(USERS)),
+    Action("pick an agent", "cb.registry.pick", frozenset(USERS) - {"auditor", "registry"}),
+    Action("say that an agent changed", "cb.registry.changed", OPERATOR | {"registry"}),
+    Action("lead the registry", "cb.cursor.registry.0", frozenset({"registry"})),
+    Action("beat as a group of gpu", "cb.group.worker-gpu.Forged", frozenset({"worker-gpu"})),
+    Action("beat as nobody's group", "cb.group.Forged", NOBODY),
+    Action("record a result of gpu on labels", "cb.result.search--zone_a.Forged", OPERATOR | {"worker-cpu"}),
+    Action(
+        "pull from a pool by label", _API + "CONSUMER.MSG.NEXT.CB_WORK.search--zone_a-low", OPERATOR | {"worker-cpu"}
+    ),
+    Action("see where tasks wait", _API + "CONSUMER.LIST.CB_WORK", WORKERS | OPERATOR),
     Action("pause a pool", "$KV.CB_CONFIG.pause.search", OPERATOR),
     Action("beat as a worker of gpu", "cb.beat.worker-gpu.Forged", frozenset({"worker-gpu"})),
     Action("beat as nobody's worker", "cb.beat.Forged", NOBODY),
@@ -72,7 +106,7 @@ ACTIONS = (
     Action("cancel a task", "cb.ctl.cancel", OPERATOR),
     Action("accuse a worker of being dead", "cb.ctl.dead", WORKERS | OPERATOR),
     Action("ask the system account", "$SYS.REQ.SERVER.PING", NOBODY),
-    Action("answer into an inbox", "_INBOX.submitter.x", WORKERS | OPERATOR),
+    Action("answer into an inbox", "_INBOX.submitter.x", WORKERS | OPERATOR | {"agent-node"}),
     Action("hear everything", ">", NOBODY, is_heard=True),
     Action("hear all inboxes", "_INBOX.>", NOBODY, is_heard=True),
     Action("hear the operator's inbox", "_INBOX.operator.>", OPERATOR, is_heard=True),
@@ -81,6 +115,12 @@ ACTIONS = (
     Action("hear mail", "cb.mail.>", OPERATOR, is_heard=True),
     Action("take asks to a clerk", "cb.ask.clerk.*", OPERATOR | {"host-back"}, is_heard=True),
     Action("take look-ups", "cb.registry.find", OPERATOR | {"registry"}, is_heard=True),
+    Action("take registrations", "cb.registry.register.*", OPERATOR | {"registry"}, is_heard=True),
+    Action("take asks to a node", "cb.ask.node.*", OPERATOR | {"agent-node"}, is_heard=True),
+    Action("hear how groups are", "cb.group.>", frozenset(USERS), is_heard=True),
+    Action("take orders of a group of gpu", "cb.ctl.worker.worker-gpu.g", OPERATOR | {"worker-gpu"}, is_heard=True),
+    Action("hear which labels are asked for", "cb.ctl.pools", WORKERS | OPERATOR, is_heard=True),
+    Action("answer discovery", "$SRV.>", WORKERS, is_heard=True),
     Action("answer pings for gpu", "cb.ping.worker-gpu.x", OPERATOR | {"worker-gpu"}, is_heard=True),
     Action("take orders of gpu", "cb.ctl.worker.worker-gpu.x", OPERATOR | {"worker-gpu"}, is_heard=True),
     Action("hear the system account", "$SYS.>", NOBODY, is_heard=True),
@@ -141,10 +181,11 @@ def report(found: Mapping[tuple[str, str], str]) -> str:
 async def run(folder: Path) -> dict[tuple[str, str], str]:
     """Try everything on a server made for it."""
     files = Folder(folder)
-    files.write(planned(pools=["gpu=search", "cpu=embed"], hosts=["desk=greeter", "back=clerk"], has_tls=False))
+    pools, hosts = ["gpu=search", "cpu=embed,search--zone_a"], ["desk=greeter", "back=clerk"]
+    files.write(planned(pools=pools, hosts=hosts, agents=["node=node"], has_tls=False))
     servers = await Secured(files).start()
     try:
-        await servers.provision("search", "embed")
+        await servers.provision("search", "embed", "search--zone_a")
         return await matrix(servers)
     finally:
         await servers.close()

@@ -81,3 +81,11 @@ async def test_one_instance_is_asked_and_tells_what_it_did(callboard_world: Worl
 def test_a_version_becomes_a_semantic_one() -> None:
     versions = ("0.1.0", "0.2.0.dev1", "1.2.3rc1+local.2", "odd")
     assert [micro.release(v) for v in versions] == ["0.1.0", "0.2.0-dev1", "1.2.3-rc1-local-2", "0.0.0"]
+
+
+async def test_a_worker_whose_name_bears_its_user_is_asked_by_name(callboard_world: World) -> None:
+    world = callboard_world
+    await world.start(nap, worker_id="pool.w1")
+    await world.start(nap, worker_id="pool.w2")
+    found = await gather(world, "$SRV.INFO.callboard-worker.pool.w1", 1)
+    assert [body["id"] for body in found] == ["pool.w1"]

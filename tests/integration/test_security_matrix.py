@@ -14,8 +14,10 @@ async def test_each_role_is_refused_what_is_not_its_own_and_told_the_subject(tmp
 
 
 async def test_the_trial_notices_a_user_who_may_too_much(tmp_path: Path) -> None:
-    wide = planned(pools=["gpu", "cpu=embed"], hosts=["desk", "back=clerk"], has_tls=False)
+    wide = planned(pools=["gpu", "cpu=embed"], hosts=["desk", "back=clerk"], agents=["node"], has_tls=False)
     async with secured(tmp_path, wide, "search", "embed") as servers:
         found = surprises(await matrix(servers))
     assert "worker-gpu: pull from the pool cpu: allowed" in found
     assert "host-desk: write a step of a clerk: allowed" in found
+    assert "host-desk: enter a clerk: allowed" in found
+    assert "agent-node: register a greeter: allowed" in found

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import pytest
 from msgspec import Struct
 from msgspec.structs import replace
 
-from callboard.runtime import subjects
+from callboard.runtime import events, subjects
 from callboard.runtime.actor.actor import Actor
 from callboard.runtime.actor.handler import on
 from callboard.runtime.beat import decode_beat, encode_beat
@@ -23,7 +25,8 @@ from callboard.runtime.bus.kv import Bucket
 from callboard.runtime.capability import Capability, capability
 from callboard.runtime.client import Client
 from callboard.runtime.control import Order
-from callboard.runtime.errors import PermissionDeniedError, TopologyError
+from callboard.runtime.errors import BusError, PermissionDeniedError, TopologyError
+from callboard.runtime.group_beat import GroupBeat
 from callboard.runtime.host import run_worker
 from callboard.runtime.roster import listening, live_workers, order
 from callboard.runtime.worker import Worker
@@ -40,7 +43,7 @@ async def search(text: str) -> str:
     return text.upper()
 
 
-class Greeter(Actor, name="greeter"):
+class Greeter(Actor, name="greeter", capabilities=["greet"]):
     class State(Struct):
         greeted: int = 0
 
@@ -51,13 +54,35 @@ class Greeter(Actor, name="greeter"):
         return f"{found} {self.state.greeted}"
 
 
+def encoded_group(name: str) -> bytes:
+    now = datetime.now(UTC)
+    beat = GroupBeat(
+        v=1,
+        group=name,
+        host="h",
+        pid=1,
+        version="1",
+        status="ready",
+        started_at=now,
+        at=now,
+        labels={},
+        wanted=0,
+        processes=[],
+    )
+    return msgspec.json.encode(beat)
+
+
 @asynccontextmanager
 async def worker(
-    servers: Secured, user: str, parts: Sequence[Capability[..., Any]] = (), actors: Sequence[type[Actor]] = ()
+    servers: Secured,
+    user: str,
+    parts: Sequence[Capability[..., Any]] = (),
+    actors: Sequence[type[Actor]] = (),
+    **flags: Any,  # noqa: ANN401 - settings
 ) -> AsyncIterator[Worker]:
     ready: asyncio.Future[Worker] = asyncio.get_running_loop().create_future()
     task = asyncio.create_task(
-        run_worker(servers.settings(user), parts, actors=actors, on_ready=ready.set_result, health_port=0)
+        run_worker(servers.settings(user, **flags), parts, actors=actors, on_ready=ready.set_result, health_port=0)
     )
     await asyncio.wait((task, ready), return_when=asyncio.FIRST_COMPLETED)
     if task.done():
@@ -72,9 +97,9 @@ async def worker(
 
 
 async def test_each_role_does_its_work(tmp_path: Path) -> None:
-    plan = planned(pools=["gpu=search"], hosts=["desk=greeter"])
+    plan = planned(pools=["gpu=search"], hosts=["desk=greeter/greet"])
     async with (
-        secured(tmp_path, plan, "search") as servers,
+        secured(tmp_path, plan, "search", "greet") as servers,
         worker(servers, "worker-gpu", [search]) as pool,
         worker(servers, "host-desk", actors=[Greeter]) as host,
     ):
@@ -88,6 +113,8 @@ async def test_each_role_does_its_work(tmp_path: Path) -> None:
         assert await greeter.ask(Hello("ann"), timeout_s=20) == "Ann 1"
         await greeter.tell(Hello("bo"))
         assert await greeter.ask(Hello("cy"), timeout_s=20) == "Cy 3"
+        records = Bucket(submitter, "CB_REGISTRY")
+        await eventually(partial(records.get, "agent.greeter.front"), what="the host enters its agent, nobody leads")
         auditor = await servers.bus("auditor")
         assert len([each async for each in auditor.read(subjects.LEDGER)]) == 2
         assert [each.subject async for each in auditor.read(subjects.ACTORS, subjects=("cb.mbox.greeter.>",))]
@@ -117,6 +144,47 @@ async def test_look_ups_reach_who_keeps_the_registry(tmp_path: Path) -> None:
         watched: list[KvEntry] = []
         await Bucket(caller, "CB_REGISTRY").watch("agent.", watched.append)
         await eventually(lambda: bool(watched))
+
+
+async def test_a_host_deletes_no_records_by_a_roll_up(tmp_path: Path) -> None:
+    async with secured(tmp_path, planned(hosts=["desk=greeter"], has_tls=False)) as servers:
+        records = Bucket(await servers.bus("registry"), "CB_REGISTRY")
+        await records.put("agent.clerk.bob", b"{}")
+        host = await servers.bus("host-desk")
+        with pytest.raises(BusError, match="rollup"):
+            await host.store(Write("$KV.CB_REGISTRY.agent.greeter.ann", b"{}", {"Nats-Rollup": "all"}))
+        await Bucket(host, "CB_REGISTRY").put("agent.greeter.ann", b"{}")
+        assert await records.keys() == ["agent.clerk.bob", "agent.greeter.ann"]
+
+
+async def test_the_records_of_an_older_deployment_take_no_roll_up_any_more(tmp_path: Path) -> None:
+    async with secured(tmp_path, planned(has_tls=False)) as servers:
+        operator = await servers.bus("operator")
+        info = await operator.stream_info("KV_CB_REGISTRY")
+        assert info is not None
+        await operator.update_stream(replace(info.config, allow_rollup=True))
+        await servers.provision()
+        info = await operator.stream_info("KV_CB_REGISTRY")
+        assert info is not None
+        assert not info.config.allow_rollup
+
+
+async def test_a_pool_by_label_that_is_not_ours_is_left_to_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plan = planned(pools=["gpu=search", "lab=search,search--zone_a"], has_tls=False)
+    labelled: dict[str, Any] = {"worker__labels": {"zone": "a"}}
+    async with secured(tmp_path, plan, "search", "search--zone_a") as servers:
+        client = Client(await servers.bus("submitter"))
+        handle = await client.submit("search", "abc", labels={"zone": "a"})
+        async with worker(servers, "worker-gpu", [search], **labelled) as other:
+            assert events.POOL_REFUSED in caplog.text
+            assert await client.call("search", "here", timeout_s=20) == "HERE"
+            assert set(other.pools) == {"search"}
+            async with worker(servers, "worker-lab", [search], **labelled) as mine:
+                record = await client.wait_record(handle, timeout_s=20)
+                assert await client.value_of(record) == "ABC"
+                assert set(mine.pools) == {"search", "search--zone_a"}
 
 
 async def test_three_servers_talk_tls_among_themselves(tmp_path: Path) -> None:
@@ -152,6 +220,10 @@ async def test_a_forged_beat_moves_nobody(tmp_path: Path) -> None:
             await eventually(lambda: "worker-cpu.x" in roster.beats)
             assert mine.id in roster.beats
             assert mine.id not in roster.gone
+            await forger.publish("cb.group.worker-cpu.x", encoded_group("worker-gpu.g"))
+            await forger.publish("cb.group.worker-cpu.x", encoded_group("worker-cpu.x"))
+            await eventually(lambda: "worker-cpu.x" in roster.groups)
+            assert "worker-gpu.g" not in roster.groups
 
 
 async def test_what_a_consumer_delivers_onto_a_foreign_subject_is_no_order(tmp_path: Path) -> None:

@@ -40,7 +40,13 @@ def free_ports(count: int) -> list[int]:
 
 
 def planned(
-    *, servers: int = 1, has_tls: bool = True, pools: Sequence[str] = (), hosts: Sequence[str] = (), **more: object
+    *,
+    servers: int = 1,
+    has_tls: bool = True,
+    pools: Sequence[str] = (),
+    hosts: Sequence[str] = (),
+    agents: Sequence[str] = (),
+    **more: object,
 ) -> Plan:
     """Return a plan on free ports of loopback."""
     ports = iter(free_ports(3 * servers))
@@ -59,6 +65,7 @@ def planned(
         has_tls=has_tls,
         pools=tuple(unit(text, role="worker") for text in pools),
         hosts=tuple(unit(text, role="host") for text in hosts),
+        agents=tuple(unit(text, role="agent") for text in agents),
         profile="fast",
     )
     return msgspec.structs.replace(plan, **more)

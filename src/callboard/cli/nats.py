@@ -44,6 +44,9 @@ def command() -> None:
     metavar="NAME[=TYPE,…[/CAPABILITY,…]]",
     help="A user for workers that host actors of these types, and serve these capabilities.",
 )
+@click.option(
+    "--agent", "agents", multiple=True, metavar="NAME[=TYPE,…]", help="A user for agents that no worker hosts."
+)
 @click.option("--address", "addresses", multiple=True, help="Where a server is reached; repeat for each.  [127.0.0.1]")
 @click.option("--port", type=click.IntRange(1, 65_535), help="First client port.  [default: 4222]")
 @click.option("--cluster-port", type=click.IntRange(1, 65_535), help="First port between servers.  [default: 6222]")
@@ -63,6 +66,7 @@ def config(  # noqa: PLR0917 - click hands over by name
     out: Path,
     pools: tuple[str, ...],
     hosts: tuple[str, ...],
+    agents: tuple[str, ...],
     addresses: tuple[str, ...],
     port: int | None,
     cluster_port: int | None,
@@ -101,6 +105,8 @@ def config(  # noqa: PLR0917 - click hands over by name
         changes["pools"] = tuple(plans.unit(text, role="worker") for text in pools)
     if hosts:
         changes["hosts"] = tuple(plans.unit(text, role="host") for text in hosts)
+    if agents:
+        changes["agents"] = tuple(plans.unit(text, role="agent") for text in agents)
     if max_file_bytes is not None:
         changes["max_file_bytes"] = parse_bytes(max_file_bytes)
     plan = replace(plan, **changes)
@@ -197,3 +203,4 @@ def _show(session: Session, path: Path, plan: object) -> None:
     for server in plan.servers:
         note(f"run: nats-server -c {path}/{server.name}/nats.conf")
     note(f"then: callboard --config {path}/users/{MAIN}/operator/settings.yaml provision")
+    note(f"and, to find agents: callboard --config {path}/users/{MAIN}/registry/settings.yaml worker start --registry")

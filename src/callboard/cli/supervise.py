@@ -38,7 +38,7 @@ def run(session: Session, /, settings: Settings, words: Sequence[str]) -> int:
             # it has said why on standard error
             return status
         scaling = _scaling(settings, served)
-    name = ids.new_worker_id()
+    name = ids.new_worker_id(settings.worker.user)
     _greet(session, name, scaling)
     return asyncio.run(_keep(settings, words, name=name, scaling=scaling))
 
@@ -63,7 +63,9 @@ def _scaling(settings: Settings, served: Served) -> Scaling:
     worker = settings.worker
     least = max(1, worker.min) if served.actors else worker.min
     rules = Rules(min=least, max=worker.max, cool_down_s=worker.cool_down_s)
-    return Scaling(rules=rules, served=served, numbers=settings.work)
+    # the users of workers that `callboard nats config` writes may not read tasks before they are handed out
+    may_read = worker.user is None
+    return Scaling(rules=rules, served=served, numbers=settings.work, reads_queue=may_read)
 
 
 def _greet(session: Session, /, name: str, scaling: Scaling | None) -> None:

@@ -48,7 +48,10 @@ def command() -> None:
 
 def _worker_options(function: F) -> F:
     options = (
-        click.argument("modules", nargs=-1, required=True, metavar="MODULE..."),
+        click.argument("modules", nargs=-1, metavar="MODULE..."),
+        click.option(
+            "--registry", "only_registry", is_flag=True, help="Host the registry and nothing else; no MODULE."
+        ),
         click.option("--concurrency", type=click.IntRange(1, 4096), help="Slots of each process.  [default: 8]"),
         click.option("--pool", help="Serve only this pool's capabilities and those that name none."),
         click.option(
@@ -92,6 +95,7 @@ def _worker_options(function: F) -> F:
         "callboard worker start hello.py",
         "callboard worker start shop.tasks --processes 3 --concurrency 8 --pool fast",
         "callboard worker start shop.tasks --min 0 --max 8",
+        "callboard worker start --registry",
     ),
 )
 @_worker_options
@@ -117,15 +121,27 @@ def start(
 
     SIGTERM or Ctrl-C drains: nothing new is taken, running tasks may finish, the rest is handed back. A second one
     stops at once. A process that crashes is started again. Several of these, here or on other hosts, share the work.
+
+    With --registry it serves no module and hosts the registry of agents, for servers where only its user may.
     """
     settings = _settings(
         session, flags, processes=processes, max=max_, min=min_, cool_down_s=cool_down_s, group_port=group_port
     )
+    _check_modules(modules, settings, only_registry=flags["only_registry"])
     if settings.worker.is_supervised:
         from callboard.cli import supervise
 
         sys.exit(supervise.run(session, settings, words(session, settings, modules, flags)))
-    _serve(session, settings, modules)
+    _serve(session, settings, modules, only_registry=flags["only_registry"])
+
+
+def _check_modules(modules: tuple[str, ...], settings: Settings, *, only_registry: bool) -> None:
+    if only_registry and (modules or settings.worker.max or settings.worker.tenants is not None):
+        message = "--registry hosts the registry and nothing else: give no MODULE, --max or --tenants with it"
+        raise click.UsageError(message)
+    if not (modules or only_registry):
+        message = "Missing argument 'MODULE...'."
+        raise click.UsageError(message)
 
 
 @command.command("child", hidden=True)
@@ -165,6 +181,7 @@ def child(
         parent_fd=parent_fd,
         group=group,
         is_quiet=quiet,
+        only_registry=flags["only_registry"],
     )
 
 
@@ -208,6 +225,7 @@ def words(session: Session, /, settings: Settings, modules: Sequence[str], flags
     for name, option in (_FLAGS | _OTHER_FLAGS).items():
         if flags.get(name) is not None:
             found += [option, str(flags[name])]
+    found += ["--registry"] if flags.get("only_registry") else []
     found += ["--nats", settings.nats.url, *(word for file in session.files for word in ("--config", str(file)))]
     return [*found, *(["--json"] if session.json else []), *(["--debug"] if session.debug else [])]
 
@@ -223,6 +241,7 @@ def _serve(
     parent_fd: int | None = None,
     group: str = "",
     is_quiet: bool = False,
+    only_registry: bool = False,
 ) -> None:
     from callboard.runtime import host, limits
     from callboard.runtime.loader import load_parts
@@ -251,9 +270,8 @@ def _serve(
 
     port = settings.worker.health_port
     if settings.worker.tenants is None:
-        serve = partial(
-            host.run_worker, settings, group=group, restarts=restarts, health_port=port + slot if port else 0
-        )
+        serve = partial(host.run_worker, settings, group=group, restarts=restarts, only_registry=only_registry)
+        serve = partial(serve, health_port=port + slot if port else 0)
     else:
         from callboard.runtime.tenants import read, run_tenants
 
@@ -267,4 +285,5 @@ def _serve(
 def serving(worker: Worker, parts: Parts) -> str:
     """Return what a worker serves, for people."""
     slots = [f"{name} ({pool.slots} slots)" for name, pool in sorted(worker.pools.items())]
-    return ", ".join([*slots, *(f"the actors {actor.actor_name}/*" for actor in parts.actors)])
+    found = [*slots, *(f"the actors {actor.actor_name}/*" for actor in parts.actors)]
+    return ", ".join(found) or "the registry of agents"

@@ -42,8 +42,12 @@ class Backlog(Struct, frozen=True, kw_only=True):
         return 0 if self.is_paused else self.pending + self.in_flight
 
 
-async def read(bus: Bus, names: Collection[str], *, clock: Clock = SYSTEM_CLOCK) -> list[Backlog]:
+async def read(
+    bus: Bus, names: Collection[str], *, clock: Clock = SYSTEM_CLOCK, with_age: bool = True
+) -> list[Backlog]:
     """Return the work of each of ``names``. Three round trips, and one for each lane in which tasks are pending.
+
+    Without ``with_age``, which takes leave to read the queue, ``oldest_s`` stays 0.
 
     Raises:
         BusError: If the broker does not answer.
@@ -55,7 +59,7 @@ async def read(bus: Bus, names: Collection[str], *, clock: Clock = SYSTEM_CLOCK)
     paused = {entry.key.removeprefix(PAUSE_PREFIX) for entry in await Bucket(bus, CONFIG_BUCKET).entries(PAUSE_PREFIX)}
     found = []
     for name, lanes in infos.items():
-        ages = [await _oldest_s(bus, info, clock) for info in lanes if info.pending]
+        ages = [await _oldest_s(bus, info, clock) for info in lanes if info.pending and with_age]
         found.append(
             Backlog(
                 capability=name,

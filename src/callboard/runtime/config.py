@@ -359,10 +359,12 @@ class RegistrySettings(Section):
 
     Attributes:
         host: Whether workers host it: one leads, the others stand by and take over within two seconds. A worker that
-            hosts none finds and picks like any client, and its agents are not entered.
+            does not finds and picks like any client.
+        enter: Whether workers enter the agents that they host, those that do not host the registry too.
     """
 
     host: bool = True
+    enter: bool = True
 
 
 class Settings(Section):

@@ -356,7 +356,7 @@ async def _registry(bus: Bus, beats: Collection[Beat]) -> list[Finding]:
         fix = "a worker that starts or stops explains it for two seconds; else see their logs for partition.unplaced"
     else:
         text = "no worker hosts the registry: agents are neither registered nor found"
-        fix = "set registry.host to true on some workers, and run `callboard provision`"
+        fix = "run `callboard worker start --registry`, or set registry.host to true on some workers"
     return [Finding(check="registry", level="problem", text=text, fix=fix)]
 
 

@@ -55,6 +55,7 @@ TASK_TAKEN_OVER: Final = "callboard.v1.task.taken_over"  # warning: task, capabi
 TASK_UNMATCHED: Final = "callboard.v1.task.unmatched"  # warning: capability, waiting; no worker bears its labels
 TASK_UNCOMMITTED: Final = "callboard.v1.task.uncommitted"  # error: task, capability, code, message; it comes again
 
+POOL_REFUSED: Final = "callboard.v1.pool.refused"  # warning: capability, code, message; its consumers are not ours
 POOL_UNSEEN: Final = "callboard.v1.pool.unseen"  # debug: code; pools by label are looked for again
 
 # --- lease -------------------------------------------------------------------------------------------------------

@@ -23,11 +23,11 @@ from callboard.runtime.bus.base import Bus, Message, Subscription
 from callboard.runtime.bus.topology import ConsumerNumbers
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 from callboard.runtime.control import Order, decode_order
-from callboard.runtime.errors import BusError, CallboardError
+from callboard.runtime.errors import BusError, CallboardError, PermissionDeniedError, TopologyError
 from callboard.runtime.group_beat import Bounds, GroupBeat, ProcessState, ProcessStatus
 from callboard.runtime.logs import get_logger
 from callboard.runtime.processes import Child, ProcessGroup
-from callboard.runtime.provide import ensure_consumers, ensure_streams
+from callboard.runtime.provide import Refusals, ensure_consumers, ensure_streams
 from callboard.runtime.roster import Roster
 from callboard.runtime.version import VERSION
 
@@ -61,11 +61,14 @@ class Scaling(Struct, frozen=True, kw_only=True):
         rules: Bounds and patience; never below 1 where actors are hosted, for an ask needs a host that listens.
         served: What each process serves.
         numbers: Of the consumers, which must exist before anybody serves them, so that work is seen.
+        reads_queue: Whether its user may read the queue, to see how old the oldest task is. Without that it goes by how
+            long it has seen something wait.
     """
 
     rules: Rules
     served: Served
     numbers: ConsumerNumbers
+    reads_queue: bool = True
 
 
 class GroupDesk:
@@ -112,6 +115,8 @@ class GroupDesk:
         self._started_at = clock.now()
         self._pools: list[str] = []
         self._pools_looked_s = -LABELS_EVERY_S
+        self._refused = Refusals(clock)
+        self._pending_since_s: dict[str, float] = {}
         self._replies: set[asyncio.Task[None]] = set()
 
     # --- life
@@ -177,7 +182,14 @@ class GroupDesk:
 
     async def _scale(self, bus: Bus, scaling: Scaling) -> None:
         await self._look_for_pools(bus, scaling)
-        self.backlog = await backlog.read(bus, [*scaling.served.capabilities, *self._pools], clock=self._clock)
+        self.backlog = await backlog.read(
+            bus,
+            [*scaling.served.capabilities, *self._pools],
+            clock=self._clock,
+            with_age=scaling.reads_queue,
+        )
+        if not scaling.reads_queue:
+            self.backlog = self._aged(self.backlog)
         processes = len(self._processes.staying)
         decision = autoscale.decide(
             self._demands(scaling.served),
@@ -199,8 +211,25 @@ class GroupDesk:
         self._pools_looked_s = now_s
         known = await backlog.labelled(bus, scaling.served.capabilities)
         found = backlog.fitting(known, self._labels)
-        await ensure_consumers(bus, (name for name in found if name not in self._pools), scaling.numbers)
-        self._pools = found
+        self._pools = [name for name in found if name in self._pools or await self._provide(bus, name, scaling)]
+
+    async def _provide(self, bus: Bus, name: str, scaling: Scaling) -> bool:
+        """See to the consumers of a pool by label; return whether we may."""
+        if self._refused.holds(name):
+            return False
+        try:
+            await ensure_consumers(bus, [name], scaling.numbers)
+        except (PermissionDeniedError, TopologyError) as error:
+            self._refused.add(name, error)
+            return False
+        return True
+
+    def _aged(self, found: list[Backlog]) -> list[Backlog]:
+        """Return the work with how long some of each was seen to wait, for the age of the oldest."""
+        now_s, before = self._clock.monotonic(), self._pending_since_s
+        self._pending_since_s = {work.capability: before.get(work.capability, now_s) for work in found if work.pending}
+        since_s = self._pending_since_s
+        return [msgspec.structs.replace(work, oldest_s=now_s - since_s.get(work.capability, now_s)) for work in found]
 
     def _demands(self, served: Served) -> list[Demand]:
         others = [beat for beat in self._alive() if beat.group != self.id and beat.status == "ready"]

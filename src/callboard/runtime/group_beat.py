@@ -8,10 +8,15 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
+from callboard.runtime import events, subjects
 from callboard.runtime.backlog import Backlog
+from callboard.runtime.bus.base import Message
 from callboard.runtime.errors import DecodeError
+from callboard.runtime.logs import get_logger
 
 ProcessStatus = Literal["starting", "ready", "leaving"]
+_SHOWN = 80
+_log = get_logger(__name__)
 
 
 class ProcessState(Struct, frozen=True, kw_only=True):
@@ -71,3 +76,15 @@ def decode_group(data: bytes) -> GroupBeat:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         message = f"this is not a group's beat: {error}"
         raise DecodeError(message) from error
+
+
+def heard(message: Message) -> GroupBeat | None:
+    """Return the group's beat that came in, None for what is none or speaks for another group than its subject."""
+    try:
+        beat = decode_group(message.data)
+    except DecodeError:
+        return None
+    if message.subject != subjects.group(beat.group):
+        _log.warning(events.BEAT_FORGED, subject=message.subject, worker=beat.group[:_SHOWN])
+        return None
+    return beat

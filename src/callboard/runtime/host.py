@@ -179,7 +179,7 @@ async def connect(
         await bus.close()
 
 
-def worker_options(settings: Settings, *, group: str = "") -> WorkerOptions:
+def worker_options(settings: Settings, *, group: str = "", only_registry: bool = False) -> WorkerOptions:
     """Return what a worker needs to know; ``group`` is the id of the parent that keeps it."""
     work, worker = settings.work, settings.worker
     return WorkerOptions(
@@ -196,7 +196,9 @@ def worker_options(settings: Settings, *, group: str = "") -> WorkerOptions:
         holds_wait_s=work.holds_wait_s,
         pool_rules=PoolRules(crash_limit=work.crash_limit, quarantine_s=work.quarantine_s),
         actor_rules=actor_rules(settings),
-        hosts_registry=settings.registry.host,
+        hosts_registry=settings.registry.host or only_registry,
+        enters_agents=settings.registry.enter,
+        only_registry=only_registry,
         settle_rules=SettleRules(
             schedule_over_s=work.retry_schedule_above_s, claim_check_bytes=int(work.claim_check_bytes)
         ),
@@ -301,6 +303,7 @@ async def run_worker(
     seat: Seat | None = None,
     has_signals: bool = True,
     restarts: int = 0,
+    only_registry: bool = False,
 ) -> None:
     """Serve until SIGTERM or SIGINT; the first drains, the second stops at once. Returns after a clean end.
 
@@ -317,6 +320,7 @@ async def run_worker(
         seat: Its tenant's place, where one process works for several.
         has_signals: Whether signals stop it; else whoever runs it does by ``Worker.stop``.
         restarts: How often the parent has started a process anew in this one's place; beats tell it.
+        only_registry: Host the registry, and nothing else.
 
     Raises:
         ModuleLoadError: If there is nothing to serve in the pool.
@@ -328,11 +332,10 @@ async def run_worker(
     use_retry(capabilities, settings)
     use_limit(capabilities, settings)
     links: list[Bus] = []
-    patience_s = settings.nats.connect_deadline_s
-    open_bus = _verified(connect or connector(settings), links.append, patience_s=patience_s)
-    worker_id = ids.new_worker_id(settings.worker.user)
-    options = replace(worker_options(settings, group=group), seat=seat)
-    worker = Worker(capabilities, open_bus, actors=actors, options=options, worker_id=worker_id)
+    open_bus = _verified(connect or connector(settings), links.append, patience_s=settings.nats.connect_deadline_s)
+    options = replace(worker_options(settings, group=group, only_registry=only_registry), seat=seat)
+    name = ids.new_worker_id(settings.worker.user)
+    worker = Worker(capabilities, open_bus, actors=actors, options=options, worker_id=name)
     worker.restarts = restarts
     port = settings.worker.health_port if health_port is None else health_port
 

@@ -12,9 +12,10 @@ from callboard.runtime import backlog, events, subjects
 from callboard.runtime.beat import Beat
 from callboard.runtime.bus.base import Bus, Message, Subscription
 from callboard.runtime.clock import Clock
-from callboard.runtime.errors import BusError
+from callboard.runtime.errors import BusError, PermissionDeniedError, TopologyError
 from callboard.runtime.labels import fits, split
 from callboard.runtime.logs import get_logger
+from callboard.runtime.provide import Refusals
 
 LOOK_S = 10.0
 # a submitter's wish is followed within this
@@ -63,6 +64,7 @@ class LabelPools:
         self._began_s = clock.monotonic()
         self._others: dict[str, tuple[float, Beat]] = {}
         self._is_wished = False
+        self._refused = Refusals(clock)
         self._suspects: frozenset[str] = frozenset()
         self._subscription: Subscription | None = None
 
@@ -102,14 +104,20 @@ class LabelPools:
         """
         waiting = await backlog.labelled(self._bus, self._capabilities)
         for name in backlog.fitting(waiting, self._labels):
-            if name not in self.opened:
-                self.opened.add(name)
-                try:
-                    await self._open_pool(name)
-                except BusError:
-                    self.opened.discard(name)
-                    raise
+            if name not in self.opened and not self._refused.holds(name):
+                await self._open(name)
         self._count_unmatched(waiting)
+
+    async def _open(self, name: str) -> None:
+        self.opened.add(name)
+        try:
+            await self._open_pool(name)
+        except BusError as error:
+            self.opened.discard(name)
+            if not isinstance(error, PermissionDeniedError | TopologyError):
+                raise
+            # its user serves the capability and not this pool of it: the others go on
+            self._refused.add(name, error)
 
     def hear(self, beat: Beat) -> None:
         """Take in another worker's beat: what it bears, and what it serves."""

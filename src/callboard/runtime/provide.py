@@ -5,13 +5,38 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
-from callboard.runtime import subjects
+from callboard.runtime import events, subjects
 from callboard.runtime.bus.base import Bus
 from callboard.runtime.bus.provision import ensure_consumer
 from callboard.runtime.bus.topology import ConsumerNumbers, due_consumer, task_consumers
-from callboard.runtime.errors import TopologyError
+from callboard.runtime.clock import Clock
+from callboard.runtime.errors import BusError, TopologyError
+from callboard.runtime.logs import get_logger
 
 STREAMS = (subjects.WORK, subjects.LATER, subjects.LEDGER, subjects.DEAD)
+# somebody may have made the consumers, or given the user more, meanwhile
+AGAIN_S = 60.0
+
+_log = get_logger(__name__)
+
+
+class Refusals:
+    """Pools by label that our user may not serve, or not make the consumers of: told once, tried once a minute."""
+
+    def __init__(self, clock: Clock) -> None:
+        """Begin with none."""
+        self._clock = clock
+        self._until_s: dict[str, float] = {}
+
+    def holds(self, name: str) -> bool:
+        """Return whether a pool was refused within the last minute."""
+        return self._until_s.get(name, 0.0) > self._clock.monotonic()
+
+    def add(self, name: str, error: BusError) -> None:
+        """Note a refusal."""
+        if name not in self._until_s:
+            _log.warning(events.POOL_REFUSED, capability=name, code=error.code, message=str(error))
+        self._until_s[name] = self._clock.monotonic() + AGAIN_S
 
 
 async def ensure_streams(bus: Bus) -> None:

@@ -14,8 +14,9 @@ from callboard.runtime.beat import heard as heard_beat
 from callboard.runtime.bus.base import Bus, Message
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 from callboard.runtime.control import Order
-from callboard.runtime.errors import BusTimeoutError, DecodeError, InputError, NoRespondersError, NotFoundError
-from callboard.runtime.group_beat import GroupBeat, decode_group
+from callboard.runtime.errors import BusTimeoutError, InputError, NoRespondersError, NotFoundError
+from callboard.runtime.group_beat import GroupBeat
+from callboard.runtime.group_beat import heard as heard_group
 
 # beats come once a second
 LISTEN_S = 1.3
@@ -71,10 +72,9 @@ class Roster:
         self.skews_s[beat.worker] = min(skew_s, self.skews_s.get(beat.worker, skew_s), key=abs)
 
     def hear_group(self, message: Message) -> None:
-        """Take in a message from ``cb.group.*``; what is no beat is left out."""
-        try:
-            beat = decode_group(message.data)
-        except DecodeError:
+        """Take in a message from ``cb.group.>``; what is no beat is left out."""
+        beat = heard_group(message)
+        if beat is None:
             return
         if beat.status == "stopped":
             self.groups.pop(beat.group, None)

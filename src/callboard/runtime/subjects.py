@@ -32,7 +32,7 @@ LEDGER = "CB_LEDGER"
 DEAD = "CB_DEAD"
 # a worker of a server with users is called <user>.<id>, so that the server can see whose beat it is
 BEAT_ALL = "cb.beat.>"
-GROUP_ALL = "cb.group.*"
+GROUP_ALL = "cb.group.>"
 CTL_POOLS = "cb.ctl.pools"
 ASK_GROUP = "hosts"
 CTL_HOLDS = "cb.ctl.holds"

@@ -65,14 +65,14 @@ def read(path: Path) -> list[Served]:
 
 
 def settings_of(settings: Settings, tenant: Served) -> Settings:
-    """Return ``settings`` with the connection and the user of a tenant.
+    """Return ``settings`` with the connection and the user of a tenant, and its part in the registry.
 
     Raises:
         ConfigError: If its file is wrong.
     """
     theirs = Settings.load(file=tenant.config, env={})
     worker = settings.worker.model_copy(update={"user": theirs.worker.user})
-    return settings.model_copy(update={"nats": theirs.nats, "worker": worker})
+    return settings.model_copy(update={"nats": theirs.nats, "worker": worker, "registry": theirs.registry})
 
 
 async def run_tenants(

@@ -103,7 +103,8 @@ class Worker:
         for kind in self._types:
             kind.prepare()
         bears, slots = self.options.labels, self.options.concurrency
-        wanted = served(capabilities, self.options.pool, has_actors=bool(self._types), labels=bears)
+        has_more = bool(self._types) or self.options.only_registry
+        wanted = served(capabilities, self.options.pool, has_actors=has_more, labels=bears)
         wanted = with_offers(wanted, self._types, slots=slots, stage=lambda: self.host, clock=clock)
         for capability in wanted:
             capability.prepare()
@@ -254,12 +255,15 @@ class Worker:
         return committer
 
     async def _open_registry(self, bus: Bus) -> None:
-        """Take part in hosting the registry."""
-        if self.options.hosts_registry and await house.why_not(bus, self.id) is None:
-            self.house = house.House(bus, clock=self._clock, worker=self.id, spawn=self._spawn, is_dead=self._is_dead)
-            await self.house.open()
+        """Take part in hosting the registry, or at least in entering the agents that are hosted here."""
+        hosts, enters = self.options.hosts_registry, self.options.enters_agents and bool(self._types)
+        if not (hosts or enters) or not await house.is_possible(bus, self.id, must=self.options.only_registry):
+            return
+        self.house = house.House(bus, clock=self._clock, worker=self.id, spawn=self._spawn, is_dead=self._is_dead)
+        await self.house.open()
+        if hosts:
             self._types.append(ActorType.of(Registry))
-            self.client.lookups.use(self.house.cache)
+        self.client.lookups.use(self.house.cache)
 
     def _is_dead(self, worker: str) -> bool:
         return self.host is not None and self.host.liveness.is_dead(worker, self._clock.monotonic())

@@ -25,6 +25,8 @@ class WorkerOptions(Struct, frozen=True, kw_only=True):
         seat: Its tenant's place among the workers of one process that share their slots.
         hosts_registry: Whether it takes part in hosting the registry: it leads it, or stands by, and enters the agents
             that it hosts.
+        enters_agents: Whether it enters those that it hosts although it does not host the registry.
+        only_registry: Whether it hosts the registry and nothing else.
     """
 
     concurrency: int = DEFAULT_CONCURRENCY
@@ -43,3 +45,5 @@ class WorkerOptions(Struct, frozen=True, kw_only=True):
     actor_rules: ActorRules = ActorRules()
     seat: Seat | None = None
     hosts_registry: bool = True
+    enters_agents: bool = False
+    only_registry: bool = False

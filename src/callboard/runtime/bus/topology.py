@@ -101,7 +101,8 @@ def declared(
         _actors(settings),
         *(_audit_streams(settings) if audit else ()),
         _tokens(settings),
-        _bucket(REGISTRY, settings, allow_msg_ttl=True),
+        # No rollup: with it, whoever may write one record deletes all of them in one write.
+        _bucket(REGISTRY, settings, allow_msg_ttl=True, allow_rollup=False),
         # History and message TTL do not go together: the older revision comes back when the newer one expires.
         _bucket(CONTEXT, settings, history=CONTEXT_HISTORY),
         _bucket(CONFIG, settings, history=CONFIG_HISTORY),
@@ -314,7 +315,14 @@ def _tokens(settings: TopologySettings) -> StreamConfig:
     )
 
 
-def _bucket(name: str, settings: TopologySettings, *, history: int = 1, allow_msg_ttl: bool = False) -> StreamConfig:
+def _bucket(
+    name: str,
+    settings: TopologySettings,
+    *,
+    history: int = 1,
+    allow_msg_ttl: bool = False,
+    allow_rollup: bool = True,
+) -> StreamConfig:
     """Return the stream of a key-value bucket as NATS clients make it."""
     return StreamConfig(
         name=name,
@@ -324,7 +332,7 @@ def _bucket(name: str, settings: TopologySettings, *, history: int = 1, allow_ms
         discard="new",
         allow_direct=True,
         allow_msg_ttl=allow_msg_ttl,
-        allow_rollup=True,
+        allow_rollup=allow_rollup,
         deny_delete=True,
     )
 

@@ -34,6 +34,7 @@ from callboard.runtime.registry.message import (
     Query,
     Served,
     Why,
+    is_meant,
 )
 from callboard.runtime.registry.presence import MAX_ECHO_GAP_S, Presence, Standing
 from callboard.runtime.registry.record import AgentRecord
@@ -97,6 +98,7 @@ class RegistryCache:
             for subject, sink in (
                 (subjects.BEAT_ALL, self._on_beat),
                 (BEAT, self._on_agent),
+                (f"{BEAT}.*", self._on_agent),
                 (SERVED, self._on_served),
             ):
                 self._subscriptions.append(await self._bus.subscribe(subject, sink))
@@ -337,7 +339,12 @@ class RegistryCache:
         except (msgspec.DecodeError, UnicodeDecodeError):
             return
         record = self.index.get(f"{beat.type}/{beat.key}")
-        if record is None or record.is_hosted or (beat.instance and beat.instance != record.instance):
+        if (
+            record is None
+            or record.is_hosted
+            or not is_meant(message.subject, message.data)
+            or (beat.instance and beat.instance != record.instance)
+        ):
             return
         now_s = self._clock.monotonic()
         self.presence.heard_agent(beat.type, beat.key, now_s, beat, timeout_s=record.timeout_s)

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from callboard.runtime import events, logs, subjects
 from callboard.runtime.bus import header
@@ -36,6 +37,7 @@ from callboard.runtime.registry.message import (
     DEREGISTER,
     FIND,
     LIST,
+    OF_A_TYPE,
     PICK,
     REGISTER,
     AgentBeat,
@@ -45,6 +47,8 @@ from callboard.runtime.registry.message import (
     Register,
     Registered,
     Status,
+    is_meant,
+    type_of,
 )
 from callboard.runtime.registry.record import AgentRecord, CapabilitySpec
 
@@ -105,15 +109,18 @@ class Desk:
             BusError: If the broker cannot be asked now.
         """
         doors: list[tuple[str, Callable[[bytes], Awaitable[bytes]]]] = [
+            # first what callers wait for
+            (FIND, self._find),
+            (PICK, self._pick),
+            (LIST, self._find),
             (REGISTER, self._register),
             (DEREGISTER, self._deregister),
             (BEAT, self._beat),
-            (FIND, self._find),
-            (LIST, self._find),
-            (PICK, self._pick),
         ]
         for subject, serve in doors:
             self._subscriptions.append(await self._bus.subscribe(subject, self._door(serve)))
+            if subject in OF_A_TYPE:
+                self._subscriptions.append(await self._bus.subscribe(f"{subject}.*", self._door(serve)))
         self._watching = asyncio.create_task(self._watch(), name="registry-changes")
         _log.info(events.REGISTRY_LED, agents=len(self._cache.index))
 
@@ -147,7 +154,9 @@ class Desk:
             if not await self._is_ours():
                 # whoever leads now has it too
                 return
-            data = await serve(message.data)
+            data = await serve(_meant(message))
+            if message.subject.startswith(f"{REGISTER}."):
+                data = _with_beat(data, f"{BEAT}.{type_of(message.subject)}")
         except CallboardError as error:
             headers = {header.ERROR: error.code}
             data = _refusal(error)
@@ -301,6 +310,22 @@ class Desk:
     async def _tell(self, address: str, was: str, now: str) -> None:
         change = Changed(address=address, was=was, now=now, at=self._clock.now())
         await self._bus.publish(CHANGED, msgspec.json.encode(change))
+
+
+def _meant(message: Message) -> bytes:
+    """Return the body of a request.
+
+    Raises:
+        InputError: If it is about another type than its subject.
+    """
+    if not is_meant(message.subject, message.data):
+        text = f"{message.subject} takes agents of the type {type_of(message.subject)}, and the body names another"
+        raise InputError(text)
+    return message.data
+
+
+def _with_beat(data: bytes, subject: str) -> bytes:
+    return msgspec.json.encode(replace(msgspec.json.decode(data, type=Registered), beat=subject))
 
 
 def _decoded(data: bytes, kind: type[T]) -> T:

@@ -1,4 +1,4 @@
-"""The registry in a worker: a warm cache, the enrolment of hosted agents, and word on why it is not hosted here."""
+"""The registry in a worker: a warm cache, the enrolment of hosted agents, and word on why there is none here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from callboard.runtime import events, logs, subjects
 from callboard.runtime.bus.base import Bus
 from callboard.runtime.bus.kv import stream_name
 from callboard.runtime.clock import Clock
-from callboard.runtime.errors import ActorDefinitionError
+from callboard.runtime.errors import ActorDefinitionError, TopologyError
 from callboard.runtime.registry import record as records
 from callboard.runtime.registry.actor import TYPE
 from callboard.runtime.registry.cache import RegistryCache
@@ -29,7 +29,7 @@ class Kind(Protocol):
 
 
 class House:
-    """What a worker that hosts the registry keeps beside its actors.
+    """What a worker that hosts the registry, or enters agents, keeps beside its actors.
 
     Attributes:
         cache: What it knows.
@@ -86,20 +86,23 @@ def check_names(kinds: Sequence[Kind]) -> None:
         raise ActorDefinitionError(message)
 
 
-async def why_not(bus: Bus, worker: str) -> str | None:
-    """Return why the registry cannot be hosted with these streams, and log it; None when it can.
+async def is_possible(bus: Bus, worker: str, *, must: bool = False) -> bool:
+    """Return whether there are the streams that the registry needs; logs those that are missing.
 
     Raises:
+        TopologyError: If one is missing and it ``must`` be possible.
         BusError: If the broker cannot be asked.
     """
     names = (subjects.ACTORS, stream_name(records.BUCKET))
     infos = await asyncio.gather(*(bus.stream_info(name) for name in names))
     missing = [name for name, info in zip(names, infos, strict=True) if info is None]
     if not missing:
-        return None
+        return True
     message = (
-        f"the registry is not hosted here, {' and '.join(missing)} missing: run `callboard provision`, or set "
-        f"registry.host to false"
+        f"the registry is not hosted here, and no agent entered, {' and '.join(missing)} missing: run `callboard "
+        f"provision`, or set registry.host and registry.enter to false"
     )
+    if must:
+        raise TopologyError(message)
     _log.warning(events.REGISTRY_UNHOSTED, worker=worker, message=message)
-    return message
+    return False

@@ -158,7 +158,7 @@ class Lookups:
         except (NoRespondersError, BusTimeoutError) as error:
             message = (
                 "nobody leads the registry now: a worker with registry.host on takes it over within two seconds; see "
-                "`callboard workers ls` whether one runs"
+                "`callboard workers ls` whether one runs, or run `callboard worker start --registry`"
             )
             raise RegistryAwayError(message) from error
         raise_refusal(answer)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Literal
 
+import msgspec
 from msgspec import Struct
 
 from callboard.runtime.registry.record import TIMEOUT_S, AgentRecord, CapabilitySpec
@@ -16,6 +17,8 @@ from callboard.runtime.registry.record import TIMEOUT_S, AgentRecord, Capability
 REGISTER = "cb.registry.register"
 DEREGISTER = "cb.registry.deregister"
 BEAT = "cb.registry.beat"
+# each of the three may name the agent's type as a last token, so that a server can limit who registers which
+OF_A_TYPE = (REGISTER, DEREGISTER, BEAT)
 FIND = "cb.registry.find"
 PICK = "cb.registry.pick"
 LIST = "cb.registry.list"
@@ -241,3 +244,26 @@ class Changed(Struct, frozen=True, kw_only=True):
     was: str
     now: str
     at: datetime
+
+
+class _Typed(Struct):
+    type: str
+
+
+_typed = msgspec.json.Decoder(_Typed)
+
+
+def type_of(subject: str) -> str:
+    """Return the type that a subject of ``OF_A_TYPE`` is for, "" for one that is for all."""
+    return subject.split(".")[3] if subject.count(".") == 3 else ""  # noqa: PLR2004 - cb.registry.<verb>.<type>
+
+
+def is_meant(subject: str, data: bytes) -> bool:
+    """Return whether a body is about an agent of the type that its subject is for; the server limits subjects only."""
+    wanted = type_of(subject)
+    if not wanted:
+        return True
+    try:
+        return _typed.decode(data).type == wanted
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False

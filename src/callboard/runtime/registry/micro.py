@@ -110,11 +110,11 @@ async def serve(
 def parse(subject: str) -> tuple[Verb, str, str] | None:
     """Return verb, name and id that a request names, "" for those that it does not; None when it is no request."""
     parts = subject.split(".")
-    if len(parts) > 4 or len(parts) < 2:  # noqa: PLR2004 - $SRV.<verb>.<name>.<id>
+    # an id has a dot where the server has users: $SRV.<verb>.<name>.<user>.<id>
+    if not 2 <= len(parts) <= 5:  # noqa: PLR2004 - see above
         return None
     verb = next((verb for verb in _VERBS if verb == parts[1]), None)
-    name, identity = [*parts[2:], "", ""][:2]
-    return None if verb is None else (verb, name, identity)
+    return None if verb is None else (verb, parts[2] if parts[2:] else "", ".".join(parts[3:]))
 
 
 def response(service: Service, verb: Verb) -> dict[str, object]:

@@ -180,7 +180,7 @@ class Folder:
         settings: dict[str, dict[str, object]] = {"nats": dict(nats)}
         if user.role in {"worker", "host", "registry"}:
             settings["worker"] = {"user": user.name}
-            # only its own users may keep the registry's records and answer look-ups
+            # only its own user may write every record and answer look-ups; hosts enter the agents of their types
             settings["registry"] = {"host": user.role == "registry"}
         if len(plan.servers) > 1:
             settings["topology"] = {"replicas": len(plan.servers)}

@@ -68,6 +68,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     Attributes:
         pools: Workers' users; each name is the pool's.
         hosts: Users of workers that host actors.
+        agents: Users of agents that no worker hosts.
         max_file_bytes: Room for all streams of one server.
         profile: ``durable`` syncs every write, ``fast`` every two minutes.
     """
@@ -77,6 +78,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     has_tls: bool = False
     pools: tuple[User, ...] = ()
     hosts: tuple[User, ...] = ()
+    agents: tuple[User, ...] = ()
     tenants: tuple[Tenant, ...] = ()
     max_file_bytes: int = 8 * GIB
     profile: str = "durable"
@@ -90,6 +92,7 @@ class Plan(Struct, frozen=True, kw_only=True):
             User(name="submitter", role="submitter"),
             *pools,
             *hosts,
+            *self.agents,
             User(name="registry", role="registry", types=("registry",)),
             User(name="auditor", role="auditor"),
             User(name="operator", role="operator"),
@@ -169,7 +172,7 @@ def read(folder: Path) -> Plan | None:
 def unit(text: str, *, role: str) -> User:
     """Return the user that ``NAME``, ``NAME=a,b`` or, for a host, ``NAME=types/capabilities`` describes.
 
-    A bare name serves (or hosts) everything.
+    A bare name serves (or hosts) everything. The lists are of capabilities for a worker, of types for an agent.
 
     Raises:
         InvalidNameError: If a name is no subject token.
@@ -182,7 +185,7 @@ def unit(text: str, *, role: str) -> User:
     user = User(name=f"{role}-{name}", role=role)
     if role == "worker":
         return msgspec.structs.replace(user, capabilities=names)
-    return msgspec.structs.replace(user, types=names, capabilities=further)
+    return msgspec.structs.replace(user, types=names, capabilities=further if role == "host" else ())
 
 
 def layout(count: int, *, hosts: tuple[str, ...], port: int, cluster_port: int, http_port: int) -> tuple[Server, ...]:

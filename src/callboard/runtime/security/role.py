@@ -90,19 +90,41 @@ _CONNECT = Grant(
     ("$JS.API.INFO", "$SYS.REQ.USER.INFO"),
     (INBOX + ".{user}.>",),
 )
-_SUBMIT = Grant("submit tasks, now and later", _TASKS)
+_SUBMIT = Grant(
+    "submit tasks, now and later, see whether a capability was ever offered, say which labels are asked for",
+    (*_TASKS, "cb.ctl.pools", "$JS.API.STREAM.INFO.CB_WORK", "$JS.API.CONSUMER.INFO.CB_WORK.*"),
+)
 _TALK = Grant("ask and tell actors", ("cb.ask.>", "cb.mail.*.*"))
 _LOOK_UP = Grant(
-    "look agents up, in the registry or in its records",
-    ("cb.registry.find", "cb.registry.pick", "cb.registry.list", "$SRV.>", *_reads("KV_CB_REGISTRY")),
-    ("cb.registry.changed", "cb.beat.>"),
+    "look agents and workers up, in the registry or in its records",
+    ("cb.registry.find", "cb.registry.list", "$SRV.>", *_reads("KV_CB_REGISTRY")),
+    (
+        "cb.registry.changed",
+        "cb.registry.beat",
+        "cb.registry.beat.*",
+        "cb.registry.served",
+        "cb.beat.>",
+        "cb.group.>",
+    ),
+)
+_PICK = Grant(
+    "have the registry choose an agent, and say when it has answered", ("cb.registry.pick", "cb.registry.served")
 )
 _STORE_BLOBS = Grant("store and get large payloads", (*_BLOBS, *_gets("OBJ_CB_BLOBS")))
 _LIVE = Grant(
-    "be a worker: beats, pings, orders, deaths",
-    ("cb.beat.{user}.*", "cb.ping.>", "cb.ctl.holds", "cb.ctl.dead", "cb.ctl.freed", INBOX + ".>"),
+    "be a worker, or the parent of a group: beats, pings, orders, deaths, discovery",
+    (
+        "cb.beat.{user}.*",
+        "cb.group.{user}.*",
+        "cb.ping.>",
+        "cb.ctl.holds",
+        "cb.ctl.dead",
+        "cb.ctl.freed",
+        INBOX + ".>",
+    ),
     (
         "cb.beat.>",
+        "$SRV.>",
         "cb.ping.{user}.*",
         "cb.ctl.worker.{user}.*",
         "cb.ctl.holds",
@@ -116,8 +138,10 @@ _SETTINGS = Grant(
     (*_reads("KV_CB_CONFIG"), *_reads("KV_CB_CONTEXT")),
 )
 _PULL = Grant(
-    "pull tasks of its capabilities",
+    "pull tasks of its capabilities, and see where some wait",
     (
+        "$JS.API.CONSUMER.LIST.CB_WORK",
+        "$JS.API.CONSUMER.LIST.CB_LATER",
         "$JS.API.STREAM.INFO.CB_WORK",
         "$JS.API.STREAM.INFO.CB_LATER",
         "$JS.API.STREAM.INFO.CB_DEAD",
@@ -129,6 +153,7 @@ _PULL = Grant(
         "$JS.ACK.CB_WORK.{lane}.>",
         "$JS.ACK.CB_LATER.{due}.>",
     ),
+    ("cb.ctl.pools",),
 )
 _RECORD = Grant(
     "record how its tasks ended",
@@ -156,12 +181,12 @@ _HOST = Grant(
     ("cb.ask.{type}.*", "cb.ctl.actor.{type}.*", "cb.cursor.*.*", "cb.event.>", "cb.token.>"),
 )
 _SWEEP = Grant(
-    "sweep what is handled behind the audit copy, and put dead mail back",
+    "sweep what is handled behind the audit copy, mend that copy, and put dead mail back",
     (
         "$JS.API.STREAM.PURGE.CB_ACTORS",
-        "$JS.API.STREAM.INFO.CB_AUDIT",
-        "$JS.API.STREAM.INFO.CB_AUDIT_GAPS",
-        *_gets("CB_AUDIT")[1:],
+        *_reads("CB_AUDIT"),
+        *_reads("CB_AUDIT_GAPS"),
+        "cb.gap.>",
         *_gets("CB_DEAD")[1:],
         "$JS.API.STREAM.MSG.DELETE.CB_DEAD",
     ),
@@ -170,10 +195,21 @@ _RESULTS = Grant(
     "fetch the result of a task whose name it knows",
     ("$JS.API.DIRECT.GET.CB_LEDGER.cb.result.>",),
 )
+_ENTER = Grant("enter the agents of its actor types in the registry", ("$KV.CB_REGISTRY.agent.{type}.*",))
 _DESK = Grant(
-    "keep the registry",
-    ("$KV.CB_REGISTRY.>", "cb.registry.changed"),
-    ("cb.registry.*", "$SRV.>"),
+    "keep the registry: answer look-ups, enter agents of all types",
+    ("$KV.CB_REGISTRY.agent.*.*", "cb.registry.changed"),
+    ("cb.registry.*", "cb.registry.*.*"),
+)
+_SERVE = Grant(
+    "register as agents of its types, say that they live, and answer asks to them",
+    (
+        "cb.registry.register.{type}",
+        "cb.registry.deregister.{type}",
+        "cb.registry.beat.{type}",
+        INBOX + ".>",
+    ),
+    ("cb.ask.{type}.*",),
 )
 _AUDIT = Grant(
     "read every stored message, and change none",
@@ -193,18 +229,20 @@ _OPERATE = Grant(
     ("cb.>",),
 )
 
+_REPLAY = Grant("send history again, onto subjects of their own", ("history.>", "shadow.>"), ("history.>", "shadow.>"))
+
 ROLES: dict[str, Role] = {
     role.name: role
     for role in (
         Role(
             name="submitter",
             about="a program that gives work: submits tasks, asks and tells actors, fetches results",
-            grants=(_CONNECT, _SUBMIT, _TALK, _LOOK_UP, _RESULTS, _STORE_BLOBS),
+            grants=(_CONNECT, _SUBMIT, _TALK, _LOOK_UP, _PICK, _RESULTS, _STORE_BLOBS),
         ),
         Role(
             name="worker",
             about="the workers of one pool: serve its capabilities",
-            grants=(_CONNECT, _LIVE, _SETTINGS, _PULL, _RECORD, _SUBMIT, _TALK, _LOOK_UP, _STORE_BLOBS),
+            grants=(_CONNECT, _LIVE, _SETTINGS, _PULL, _RECORD, _SUBMIT, _TALK, _LOOK_UP, _PICK, _STORE_BLOBS),
         ),
         Role(
             name="host",
@@ -218,27 +256,34 @@ ROLES: dict[str, Role] = {
                 _SUBMIT,
                 _TALK,
                 _LOOK_UP,
+                _PICK,
                 _STORE_BLOBS,
                 _HOST,
                 _SWEEP,
+                _ENTER,
             ),
         ),
         Role(
+            name="agent",
+            about="agents in any language that no worker hosts: they register, beat, and answer asks",
+            grants=(_CONNECT, _TALK, _LOOK_UP, _PICK, _SERVE),
+        ),
+        Role(
             name="registry",
-            about="workers that host the registry",
+            about="workers that host the registry and nothing else: `callboard worker start --registry`",
             grants=(_CONNECT, _LIVE, _SETTINGS, _PULL, _TALK, _LOOK_UP, _STORE_BLOBS, _HOST, _SWEEP, _DESK),
         ),
         Role(
             name="auditor",
             about="a person or program that reads the record and the dead letters",
-            grants=(_CONNECT, _AUDIT),
+            grants=(_CONNECT, _LOOK_UP, _AUDIT),
         ),
         Role(
             name="operator",
             about="a person who provisions, gives orders, repairs",
-            grants=(_CONNECT, _OPERATE),
+            grants=(_CONNECT, _OPERATE, _REPLAY),
             # results it may write: a waiting task is cancelled by one
-            deny=("cb.beat.>", "cb.attempt.>", "cb.state.>", "cb.step.>", "cb.cursor.>"),
+            deny=("cb.beat.>", "cb.group.>", "cb.attempt.>", "cb.state.>", "cb.step.>", "cb.cursor.>"),
         ),
     )
 }
