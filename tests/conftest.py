@@ -17,6 +17,17 @@ from tests.support.server import NatsServer, find_binary
 hypothesis.settings.register_profile("callboard", deadline=None)
 hypothesis.settings.load_profile("callboard")
 
+# Tests that start processes, one after the other: on a busy machine each takes seconds, and that is no failure.
+SLOW_TO_START = tuple(Path(__file__).parent / name for name in ("acceptance", "chaos"))
+START_LIMIT_S = 300
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give them longer before they count as hanging; a test that names its own limit keeps it."""
+    for item in items:
+        if item.get_closest_marker("timeout") is None and any(item.path.is_relative_to(each) for each in SLOW_TO_START):
+            item.add_marker(pytest.mark.timeout(START_LIMIT_S))
+
 
 @pytest.fixture(scope="session", autouse=True)
 def interruptible() -> None:

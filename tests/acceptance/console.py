@@ -14,7 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-RUN_TIMEOUT_S = 30
+# Limits that end what hangs. None of them is a promise: on a busy machine a process takes seconds to start.
+RUN_TIMEOUT_S = 120
+START_WITHIN_S = 60.0
+# the grace of a drain and the margin before children are killed, twice
+STOP_WITHIN_S = 80.0
 SRC = Path(__file__).parents[2] / "src"
 
 SHOP = """
@@ -123,13 +127,13 @@ class Background:
     def send(self, number: int) -> None:
         self.process.send_signal(number)
 
-    def stop(self, number: int = signal.SIGTERM, *, timeout_s: float = 20) -> int:
+    def stop(self, number: int = signal.SIGTERM, *, timeout_s: float = STOP_WITHIN_S) -> int:
         """Send a signal unless it has ended, and return its status."""
         if self.process.poll() is None:
             self.process.send_signal(number)
         return self.wait(timeout_s=timeout_s)
 
-    def wait(self, *, timeout_s: float = 20) -> int:
+    def wait(self, *, timeout_s: float = STOP_WITHIN_S) -> int:
         try:
             status = self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -212,7 +216,7 @@ class Console:
                     continue
 
 
-def eventually(condition: Callable[[], object], said: Sequence[str] = (), *, timeout_s: float = 30) -> None:
+def eventually(condition: Callable[[], object], said: Sequence[str] = (), *, timeout_s: float = START_WITHIN_S) -> None:
     """Wait until ``condition`` holds; fail with what was said when it does not in time."""
     give_up_s = time.monotonic() + timeout_s
     while not condition():

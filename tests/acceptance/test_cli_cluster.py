@@ -75,7 +75,7 @@ def test_any_one_process_may_die_and_comes_back(console: Console) -> None:
     pids = [found["pid"] for event in ("server", "worker") for found in of(started, event)]
     assert started.stop(signal.SIGINT, timeout_s=40) == 0, "".join(started.err)
     assert not any(is_alive(pid) for pid in pids)
-    found = console.run("worker", "ls")
+    found = console.run("workers", "ls")
     assert found.status == 3
 
 

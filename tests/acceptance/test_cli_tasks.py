@@ -113,6 +113,8 @@ def test_a_failure_becomes_a_dead_letter_that_can_be_edited_and_run_again(consol
 
 
 def test_dead_letters_are_requeued_and_discarded_in_bulk(console: Console, worker: Background) -> None:
+    # what another test may have left
+    console.run("dead", "discard", "--all")
     for number in range(3):
         console.run("submit", "breaks", '"bulk"', "--id", f"bulk/{number}", "--no-warn")
     eventually(lambda: len(console.run("dead", "ls", "--json").json) == 3)

@@ -40,8 +40,9 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Console]:
 
 @pytest.fixture
 def console(shop: Console) -> Iterator[Console]:
-    """The shop with no worker in it and nothing marked."""
-    (shop.folder / "marks.txt").unlink(missing_ok=True)
+    """The shop with no worker in it, nothing marked and the gate of `hold` shut."""
+    for name in ("marks.txt", "go"):
+        (shop.folder / name).unlink(missing_ok=True)
     yield shop
     for background in shop.running[1:]:
         if background.process.poll() is None:
@@ -152,14 +153,17 @@ def test_a_group_follows_the_work_from_none_to_the_most_and_back(console: Consol
     assert later.status == 0
     assert "warning" not in later.err
     assert worker.events == []
-    names = _naps(console, "grown", 8, 0.7)
+    # none of it ends before all three are there, however long they take to start
+    names = [f"grown-{number}" for number in range(8)]
+    _submit(console, "hold", names, names)
     soon(lambda: len(worker.events) == 3, worker.err)
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
         text = answer.read().decode()
     assert f'callboard_group_processes_wanted{{group="{group}"}} 3.0' in text
-    assert f'callboard_backlog_pending{{capability="nap",group="{group}"}}' in text.replace(
-        f'group="{group}",capability="nap"', f'capability="nap",group="{group}"'
+    assert f'callboard_backlog_pending{{capability="hold",group="{group}"}}' in text.replace(
+        f'group="{group}",capability="hold"', f'capability="hold",group="{group}"'
     )
+    (console.folder / "go").touch()
     _once_each(console, names)
     soon(lambda: _shown(console, group)["processes"] == [], worker.err)
     assert all(not is_alive(event["pid"]) for event in worker.events)

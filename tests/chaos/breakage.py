@@ -110,6 +110,8 @@ def never_lost() -> None:
     async def look_away(self: Partition) -> None:
         self._doubts = False
 
+    # the look before a turn, and the one after a cursor's write was refused
+    Partition.check = look_away  # type: ignore[method-assign]
     Partition._check = look_away  # type: ignore[method-assign]
 
 

@@ -21,7 +21,7 @@ from tests.chaos.worker_main import Options
 from tests.support.eventually import eventually
 
 ROOT = Path(__file__).parents[2]
-READY_WITHIN_S = 30.0
+READY_WITHIN_S = 120.0
 
 
 class WorkerProcess:

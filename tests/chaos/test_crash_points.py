@@ -16,7 +16,7 @@ from tests.support.eventually import eventually
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(90)]
 JOBS = 40
-LIVELY_S = 30.0
+LIVELY_S = 60.0
 # The last two are met by turns of actors only.
 POINTS = [point for point in get_args(crash.Point) if point not in {"before-commit", "after-commit"}]
 # Before the record, after it, and while stopping; the others run with `make test-all`.

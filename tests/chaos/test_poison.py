@@ -17,7 +17,7 @@ from tests.chaos.stage import Stage, staged
 from tests.support.eventually import eventually
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(120)]
-LIVELY_S = 30.0
+LIVELY_S = 60.0
 NEIGHBOURS = 24
 CRASH_LIMIT = 2
 

@@ -14,7 +14,7 @@ from tests.support.eventually import eventually
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(90)]
 JOBS = 40
 ROUNDS = 4
-LIVELY_S = 30.0
+LIVELY_S = 60.0
 
 
 async def kill_the_server_at_the_first_start(stage: Stage) -> None:

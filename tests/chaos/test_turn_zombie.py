@@ -14,9 +14,9 @@ from tests.chaos.troupe import LONG, SINK, Long, task_of
 from tests.chaos.turns import heard, judge
 from tests.support.eventually import eventually
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
 KEYS = 40
-WITHIN_S = 30.0
+WITHIN_S = 60.0
 
 
 async def post(stage: Stage, sent: dict[str, list[int]], *, steps: int, step_s: float) -> list[int]:

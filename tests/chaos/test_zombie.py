@@ -12,7 +12,7 @@ from tests.chaos.journal import Kind
 from tests.chaos.stage import QUICK, Stage, staged
 from tests.support.eventually import eventually
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(90)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(240)]
 # Long enough that the second run is under way when the zombie wakes, and when a third worker might be asked.
 WORK_S = 4.0
 

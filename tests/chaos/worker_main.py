@@ -29,7 +29,7 @@ from tests.chaos import breakage, handlers, troupe
 from tests.chaos.journal import Journal
 
 PR_SET_PDEATHSIG = 1
-START_S = 20.0
+START_S = 60.0
 
 
 class Options(Struct, frozen=True, kw_only=True):

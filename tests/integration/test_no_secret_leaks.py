@@ -175,7 +175,7 @@ async def test_no_canary_sings(server: NatsServer, tmp_path: Path, capfd: pytest
 UNTOUCHED = ("CB_ACTORS/cb.mbox.", "CB_AUDIT/cb.mbox.")
 COMMANDS = (
     "config show --origin",
-    "worker ls",
+    "workers ls",
     "tasks ls",
     "dead ls",
     "agents ls",

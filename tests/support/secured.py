@@ -24,7 +24,7 @@ from callboard.runtime.security.plan import MAIN, Plan, Server, unit
 from tests.support.eventually import eventually
 from tests.support.server import find_binary
 
-_START_S = 15.0
+_START_S = 30.0
 
 
 def free_ports(count: int) -> list[int]:

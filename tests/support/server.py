@@ -14,7 +14,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-_START_S = 10.0
+# as long as the product gives a server (server.start_deadline_s)
+_START_S = 30.0
 _POLL_S = 0.005
 
 

@@ -12,6 +12,7 @@ from callboard.cli.main import cli
 
 ROOT = Path(__file__).parents[2]
 DOCS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+SOURCES = sorted((ROOT / "src").rglob("*.py"))
 PRESENT = ["README.md", "LICENSE", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md"] + [
     f"docs/{name}.md"
     for name in (
@@ -24,6 +25,8 @@ PRESENT = ["README.md", "LICENSE", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.
         "metrics",
         "steps",
         "wire",
+        "registry",
+        "security",
     )
 ]
 
@@ -78,13 +81,33 @@ def _unknown_commands(text: str) -> list[str]:
     return unknown
 
 
+def _unknown_subcommands(text: str) -> list[str]:
+    """Find what stands without the program's name: `workers ls`, where `workers` is a group of commands."""
+    unknown = []
+    for group, word in re.findall(r"`([a-z]+) ([a-z]+)\b[^`]*`", text):
+        found = cli.get_command(click.Context(cli), group)
+        if isinstance(found, click.Group) and found.get_command(click.Context(found), word) is None:
+            unknown.append(f"{group} {word}")
+    return unknown
+
+
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
 def test_its_commands_exist(path: Path) -> None:
-    assert _unknown_commands(path.read_text("utf-8")) == []
+    text = path.read_text("utf-8")
+    # the list of changes names what is gone
+    gone = [] if path.name == "CHANGELOG.md" else _unknown_subcommands(text)
+    assert _unknown_commands(text) + gone == []
+
+
+def test_the_commands_that_messages_name_exist() -> None:
+    unknown = {path.name: _unknown_commands(path.read_text("utf-8")) for path in SOURCES}
+    assert {name: found for name, found in unknown.items() if found} == {}
 
 
 def test_the_check_sees_an_unknown_command() -> None:
     """Negative control."""
     assert _unknown_commands("`callboard dead list` shows")
     assert _unknown_commands("callboard devel   # a server")
+    assert _unknown_subcommands("as `worker ls` shows") == ["worker ls"]
+    assert not _unknown_subcommands("`workers scale NAME 2`, `worker start hello.py`, `up and down`")
     assert not _unknown_commands("`callboard dead ls`, `callboard submit count-words`, `callboard --help`")

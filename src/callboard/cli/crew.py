@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from callboard.cli.output import emit, note
-from callboard.cli.worker import child_command
+from callboard.cli.worker import words
 
 if TYPE_CHECKING:
     from callboard.cli.session import Session
@@ -61,11 +61,10 @@ class Crew:
             await self._notice.close()
 
     def _add(self, number: int, ready: asyncio.Event, notice: DeathNotice) -> asyncio.Task[int]:
-        from callboard.runtime.processes import ProcessGroup, RestartPolicy
+        from callboard.runtime.processes import ProcessGroup, RestartPolicy, child_command
 
-        parts = [*child_command(self._session, self._settings, self._modules), "--quiet"]
-        if self._settings.origins()["log.level"] == "default":
-            parts += ["--log-level", "warning"]
+        level = "warning" if self._settings.origins()["log.level"] == "default" else None
+        given = [*words(self._session, self._settings, self._modules, {"log_level": level}), "--quiet"]
 
         def serving(_slot: int, pid: int) -> None:
             self._tell(number, pid, event="worker", text=f"worker {number} is ready, process {pid}")
@@ -79,7 +78,7 @@ class Crew:
             await notice.tell(pid)
 
         group = ProcessGroup(
-            lambda _slot, fd: [*parts, "--slot", str(number - 1), "--parent-fd", str(fd)],
+            lambda slot, fd: child_command(given, slot=number - 1, fd=fd, restarts=group.restarts(slot)),
             count=1,
             stop_grace_s=self._settings.worker.drain_grace_s,
             policy=RestartPolicy() if self._restarts else RestartPolicy(budget=0),

@@ -87,17 +87,12 @@ async def _keep(settings: Settings, words: Sequence[str], *, name: str, scaling:
 
     from callboard.runtime import host
     from callboard.runtime.group import GroupDesk
-    from callboard.runtime.processes import DeathNotice, ProcessGroup
+    from callboard.runtime.processes import DeathNotice, ProcessGroup, child_command
 
-    command = [sys.executable, "-m", "callboard", "worker", "child", *words]
-    command += ["--parent-pid", str(os.getpid()), "--group", name]
     connect = host.connector(settings)
     notice = DeathNotice(connect)
     group = ProcessGroup(
-        lambda slot, fd: [
-            *(*command, "--slot", str(slot), "--parent-fd", str(fd)),
-            *("--restarts", str(group.restarts(slot))),
-        ],
+        lambda slot, fd: child_command([*words, "--group", name], slot=slot, fd=fd, restarts=group.restarts(slot)),
         count=scaling.rules.min if scaling is not None else settings.worker.processes,
         stop_grace_s=settings.worker.drain_grace_s,
         stays=scaling is not None,

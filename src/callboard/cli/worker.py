@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -212,11 +212,18 @@ def _settings(session: Session, /, flags: dict[str, Any], **more: object) -> Set
     return session.settings(log__level=flags["log_level"], actors__turns=flags["turns"], **given)
 
 
-def words(session: Session, /, settings: Settings, modules: Sequence[str], flags: dict[str, Any]) -> list[str]:
-    """Return the arguments that make a child see the modules, flags and settings of its parent."""
+def words(session: Session, /, settings: Settings, modules: Sequence[str], flags: Mapping[str, Any]) -> list[str]:
+    """Return the arguments that make a child see the modules, flags and settings of its parent.
+
+    Args:
+        session: The call.
+        settings: All settings; they lead to the server.
+        modules: What the child serves.
+        flags: Options of ``worker start`` by their parameter; one that is missing or None was not given.
+    """
     found = list(modules)
     for name, option in (_FLAGS | _OTHER_FLAGS).items():
-        if flags[name] is not None:
+        if flags.get(name) is not None:
             found += [option, str(flags[name])]
     found += ["--registry"] if flags.get("only_registry") else []
     found += ["--nats", settings.nats.url, *(word for file in session.files for word in ("--config", str(file)))]
@@ -280,10 +287,3 @@ def serving(worker: Worker, parts: Parts) -> str:
     slots = [f"{name} ({pool.slots} slots)" for name, pool in sorted(worker.pools.items())]
     found = [*slots, *(f"the actors {actor.actor_name}/*" for actor in parts.actors)]
     return ", ".join(found) or "the registry of agents"
-
-
-def child_command(session: Session, /, settings: Settings, modules: Sequence[str]) -> list[str]:
-    """Return the command line of a worker that is a child of ours, but for its slot and its end of the socket."""
-    files = [word for file in session.files for word in ("--config", str(file))]
-    parts = [sys.executable, "-m", "callboard", "worker", "child", *modules, "--nats", settings.nats.url, *files]
-    return [*parts, *(["--debug"] if session.debug else []), "--parent-pid", str(os.getpid())]

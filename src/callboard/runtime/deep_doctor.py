@@ -216,7 +216,7 @@ def _waiting(queues: Sequence[Queue], beats: Sequence[Beat], clock: Clock) -> li
         if queue.paused is not None:
             why, fix = "it is paused", f"`callboard resume {queue.capability}`"
         elif busy >= slots:
-            why, fix = f"all {slots} slots are busy", "add workers, or slots with `callboard worker slots`"
+            why, fix = f"all {slots} slots are busy", "add workers, or slots with `callboard workers scale --slots`"
         else:
             why = f"{slots - busy} of {slots} slots are free"
             fix = "its workers are not served by the broker: see their logs, and restart them if nothing moves"

@@ -37,6 +37,20 @@ _PR_SET_PDEATHSIG = 1
 _log = get_logger(__name__)
 
 
+def child_command(words: Sequence[str], /, *, slot: int, fd: int, restarts: int = 0) -> list[str]:
+    """Return the command line of a worker that is a child of this process.
+
+    Args:
+        words: Modules and options of ``worker start``, and ``--group`` or ``--quiet``.
+        slot: Its place among its siblings.
+        fd: Its end of the socket pair that it inherits.
+        restarts: How often it was started anew.
+    """
+    command = [sys.executable, "-m", "callboard", "worker", "child", *words]
+    command += ["--slot", str(slot), "--restarts", str(restarts)]
+    return [*command, "--parent-fd", str(fd), "--parent-pid", str(os.getpid())]
+
+
 class RestartPolicy(Struct, frozen=True, kw_only=True):
     """When a child that died is started again.
 

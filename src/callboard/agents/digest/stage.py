@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import shutil
-import sys
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -21,7 +20,7 @@ from callboard.runtime.config import ServerSettings, Settings
 from callboard.runtime.embedded import EmbeddedServer
 from callboard.runtime.errors import CallboardError, DataFolderInUseError, InputError, ServerStartError, TaskError
 from callboard.runtime.host import connector, provision_embedded
-from callboard.runtime.processes import ProcessGroup
+from callboard.runtime.processes import ProcessGroup, child_command
 from callboard.runtime.roster import Roster
 from callboard.runtime.server_folder import DataFolder
 
@@ -79,11 +78,9 @@ async def workers(module: str, *, processes: int, concurrency: int, url: str) ->
 
     Gives the task that keeps them: it ends early only when they cannot go on.
     """
-    command = [sys.executable, "-m", "callboard", "worker", "child", module]
-    command += ["--concurrency", str(concurrency), "--log-level", "error", "--quiet", "--nats", url]
-    command += ["--parent-pid", str(os.getpid())]
+    words = [module, "--concurrency", str(concurrency), "--log-level", "error", "--quiet", "--nats", url]
     group = ProcessGroup(
-        lambda slot, fd: [*command, "--slot", str(slot), "--parent-fd", str(fd)],
+        lambda slot, fd: child_command(words, slot=slot, fd=fd, restarts=group.restarts(slot)),
         count=processes,
         stop_grace_s=STOP_S,
         takes_signals=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 
 from callboard.runtime.bus import topology
@@ -122,7 +123,7 @@ async def apply(bus: Bus, planned: Plan, *, allow_destructive: bool = False) -> 
 
 
 async def verify(bus: Bus, *, partitions: int | None = None, streams: Sequence[str] = tuple(PROMISES)) -> None:
-    """Check that the streams a worker stands on exist and keep the promises. One request per stream.
+    """Check that the streams a worker stands on exist and keep the promises. One request per stream, all at once.
 
     Sizes and times may differ from the declared ones; only what breaks a promise is refused.
 
@@ -135,8 +136,8 @@ async def verify(bus: Bus, *, partitions: int | None = None, streams: Sequence[s
         TopologyError: Naming every fault, what it would break, and the command to run.
     """
     faults: list[str] = []
-    for name in streams:
-        info = await bus.stream_info(name)
+    infos = await asyncio.gather(*(bus.stream_info(name) for name in streams))
+    for name, info in zip(streams, infos, strict=True):
         if info is None:
             faults.append(f"stream {name} does not exist")
         else:
@@ -168,7 +169,7 @@ async def ensure_consumer(bus: Bus, stream: str, config: ConsumerConfig, *, capa
 async def await_leaders(
     bus: Bus, *, streams: Sequence[str], within_s: float, told: Callable[[str], None], clock: Clock = SYSTEM_CLOCK
 ) -> None:
-    """Wait until every one of these streams that exists has a leader. One request per stream when all is well.
+    """Wait until every one of these streams that exists has a leader. When all do, one request per stream, at once.
 
     Args:
         bus: Where to look.
@@ -182,8 +183,9 @@ async def await_leaders(
     """
     deadline = clock.monotonic() + within_s
     was_told = False
-    for name in streams:
-        while problem := await _leaderless(bus, name):
+    problems = await asyncio.gather(*(_leaderless(bus, name) for name in streams))
+    for name, problem in zip(streams, problems, strict=True):
+        while problem:
             if clock.monotonic() > deadline:
                 message = f"{problem}, and none came within {within_s:g} s: `callboard doctor` looks at the servers"
                 raise NoLeaderError(message)
@@ -191,6 +193,7 @@ async def await_leaders(
                 was_told = True
                 told(problem)
             await clock.sleep(_LOOK_S)
+            problem = await _leaderless(bus, name)  # noqa: PLW2901 - looked at again
 
 
 async def _leaderless(bus: Bus, name: str) -> str:
