@@ -1,0 +1,68 @@
+"""Scouts: connections to the other servers of a cluster, to learn which of them reaches a leader before we go there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+from callboard.runtime.bus.jetstream_link import Proof
+from callboard.runtime.errors import CallboardError
+
+DIAL_S = 1.0
+ANSWER_S = 0.75
+
+
+class Scout(Protocol):
+    """A connection to one server, for questions."""
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether it stands."""
+        ...
+
+    async def ask(self, subject: str, timeout_s: float) -> bytes:
+        """Return the answer, nothing when there was none."""
+        ...
+
+    async def close(self) -> None:
+        """Disconnect."""
+        ...
+
+
+class Scouts:
+    """The scouts of one link. They stand between two looks, so that an election is watched without new connections."""
+
+    def __init__(self, dial: Callable[[str, float], Awaitable[Scout]]) -> None:
+        """Prepare; ``dial`` connects to one address within so many seconds, or raises a ``CallboardError``."""
+        self._dial = dial
+        self._scouts: dict[str, Scout] = {}
+
+    async def find(self, urls: Sequence[str], proof: Proof) -> str:
+        """Return the first of ``urls`` whose server shows that it reaches a leader, "" when none does."""
+        asked = [asyncio.create_task(self._asks(url, proof), name="bus-scout") for url in urls]
+        try:
+            for answer in asyncio.as_completed(asked):
+                if url := await answer:
+                    return url
+            return ""
+        finally:
+            for task in asked:
+                task.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
+
+    async def recall(self) -> None:
+        """Disconnect them all."""
+        scouts, self._scouts = self._scouts, {}
+        await asyncio.gather(*(scout.close() for scout in scouts.values()))
+
+    async def _asks(self, url: str, proof: Proof) -> str:
+        scout = self._scouts.get(url)
+        if scout is None or not scout.is_connected:
+            try:
+                scout = await self._dial(url, DIAL_S)
+            except CallboardError:
+                # it is away, or lets nobody in
+                return ""
+            self._scouts[url] = scout
+        return url if proof.holds(await scout.ask(proof.subject, ANSWER_S)) else ""
