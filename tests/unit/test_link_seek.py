@@ -66,7 +66,7 @@ class FakeLink(LinkState):
     def _others(self) -> list[str]:
         return self._elsewhere
 
-    async def _scout(self, urls: Sequence[str], proof: Proof) -> str:
+    async def _scout(self, urls: Sequence[str], proof: Proof) -> str | None:
         assert proof is PROOF
         self.looks += 1
         return self.led if self.led in urls else ""
@@ -223,6 +223,14 @@ async def test_scouts_find_the_one_server_that_is_led_and_are_kept_until_recalle
     assert dialled == ["b", "away", "c", "away"]
     await scouts.recall()
     assert all(scout.is_closed for scout in made)
+
+
+async def test_scouts_that_reach_nobody_say_so() -> None:
+    async def dial(_url: str, _within_s: float) -> FakeScout:
+        message = "nobody there"
+        raise BusConnectError(message)
+
+    assert await Scouts(dial).find(["b", "c"], PROOF) is None
 
 
 async def test_scouts_do_not_wait_for_a_server_that_hangs() -> None:

@@ -340,7 +340,7 @@ class NatsLink(LinkState):
         here = self._client.connected_url
         return [f"{url.scheme}://{url.netloc}" for url in self._client.servers if here and url.netloc != here.netloc]
 
-    async def _scout(self, urls: Sequence[str], proof: Proof) -> str:
+    async def _scout(self, urls: Sequence[str], proof: Proof) -> str | None:
         return await self._scouts.find(urls, proof)
 
     async def _recall(self) -> None:

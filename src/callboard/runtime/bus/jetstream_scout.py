@@ -38,14 +38,17 @@ class Scouts:
         self._dial = dial
         self._scouts: dict[str, Scout] = {}
 
-    async def find(self, urls: Sequence[str], proof: Proof) -> str:
-        """Return the first of ``urls`` whose server shows that it reaches a leader, "" when none does."""
+    async def find(self, urls: Sequence[str], proof: Proof) -> str | None:
+        """Return the first of ``urls`` whose server shows that it reaches a leader.
+
+        "" when none does, None when none could be asked: they are away, or only reachable from elsewhere.
+        """
         asked = [asyncio.create_task(self._asks(url, proof), name="bus-scout") for url in urls]
         try:
             for answer in asyncio.as_completed(asked):
                 if url := await answer:
                     return url
-            return ""
+            return "" if any(scout.is_connected for scout in self._scouts.values()) else None
         finally:
             for task in asked:
                 task.cancel()

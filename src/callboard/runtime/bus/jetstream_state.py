@@ -70,8 +70,11 @@ class LinkState(ABC):
         """The addresses of the cluster's other servers, as far as they are known."""
 
     @abstractmethod
-    async def _scout(self, urls: Sequence[str], proof: Proof) -> str:
-        """Return which of these servers reaches a leader, "" when none does. May keep connections for the next look."""
+    async def _scout(self, urls: Sequence[str], proof: Proof) -> str | None:
+        """Return which of these servers reaches a leader, "" when none does, None when none can be asked.
+
+        May keep connections for the next look.
+        """
 
     @abstractmethod
     async def _recall(self) -> None:
