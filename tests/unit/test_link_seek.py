@@ -225,6 +225,18 @@ async def test_scouts_find_the_one_server_that_is_led_and_are_kept_until_recalle
     assert all(scout.is_closed for scout in made)
 
 
+async def test_a_server_that_has_a_leader_again_is_not_left() -> None:
+    led: set[str] = {"b"}
+
+    async def dial(url: str, _within_s: float) -> FakeScout:
+        return FakeScout(lambda: b"led" if url in led else b"")
+
+    scouts = Scouts(dial)
+    assert await scouts.find(["b"], PROOF, here="a") == "b"
+    led.add("a")
+    assert await scouts.find(["b"], PROOF, here="a") == ""
+
+
 async def test_scouts_that_reach_nobody_say_so() -> None:
     async def dial(_url: str, _within_s: float) -> FakeScout:
         message = "nobody there"

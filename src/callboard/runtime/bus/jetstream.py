@@ -341,7 +341,8 @@ class NatsLink(LinkState):
         return [f"{url.scheme}://{url.netloc}" for url in self._client.servers if here and url.netloc != here.netloc]
 
     async def _scout(self, urls: Sequence[str], proof: Proof) -> str | None:
-        return await self._scouts.find(urls, proof)
+        here = self._client.connected_url
+        return await self._scouts.find(urls, proof, here=f"{here.scheme}://{here.netloc}" if here else "")
 
     async def _recall(self) -> None:
         await within(self._scouts.recall(), _CLOSE_S)

@@ -11,6 +11,8 @@ from callboard.runtime.errors import CallboardError
 
 DIAL_S = 1.0
 ANSWER_S = 0.75
+# How much later our own server may show a leader than another one, and keep us.
+HERE_S = 0.2
 
 
 class Scout(Protocol):
@@ -38,18 +40,21 @@ class Scouts:
         self._dial = dial
         self._scouts: dict[str, Scout] = {}
 
-    async def find(self, urls: Sequence[str], proof: Proof) -> str | None:
+    async def find(self, urls: Sequence[str], proof: Proof, *, here: str = "") -> str | None:
         """Return the first of ``urls`` whose server shows that it reaches a leader.
 
-        "" when none does, None when none could be asked: they are away, or only reachable from elsewhere.
+        "" when none does, or when the server at ``here`` shows it as well; None when none could be asked: they are
+        away, or only reachable from elsewhere.
         """
+        at_home = asyncio.create_task(self._asks(here, proof), name="bus-scout-here") if here else None
         asked = [asyncio.create_task(self._asks(url, proof), name="bus-scout") for url in urls]
         try:
             for answer in asyncio.as_completed(asked):
                 if url := await answer:
-                    return url
+                    return "" if await _holds(at_home) else url
             return "" if any(scout.is_connected for scout in self._scouts.values()) else None
         finally:
+            asked += [at_home] if at_home is not None else []
             for task in asked:
                 task.cancel()
             await asyncio.gather(*asked, return_exceptions=True)
@@ -69,3 +74,10 @@ class Scouts:
                 return ""
             self._scouts[url] = scout
         return url if proof.holds(await scout.ask(proof.subject, ANSWER_S)) else ""
+
+
+async def _holds(at_home: asyncio.Task[str] | None) -> bool:
+    if at_home is None:
+        return False
+    await asyncio.wait({at_home}, timeout=HERE_S)
+    return at_home.done() and bool(at_home.result())
