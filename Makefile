@@ -19,6 +19,7 @@ BENCH_ARGS ?=
 PYTEST_ARGS ?=
 JOBS ?= auto
 CHAOS ?=
+ROOT_PLAN ?= quick
 SCENARIO ?= actors
 SEED ?= 0
 
@@ -52,9 +53,14 @@ demo-takeover: $(VENV)/.core ## kill the worker of a long turn and watch another
 test: $(VENV)/.dev ## all tests but the slow ones and those that need root (PYTEST_ARGS=… is handed on)
 	@$(BIN)/python -m pytest -q -n $(JOBS) -m "not slow and not root" $(PYTEST_ARGS)
 
+.PHONY: test-root
+test-root: $(VENV)/.dev ## power cuts, partitions, full disks and more, as root, one after the other (ROOT_PLAN=large for the record)
+	@ROOT_PLAN=$(ROOT_PLAN) $(BIN)/python -m pytest -q -rs -m root tests/root $(PYTEST_ARGS)
+
 .PHONY: test-all
 test-all: $(VENV)/.dev ## every test this machine can run
-	@$(BIN)/python -m pytest -q -n $(JOBS) $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -q -n $(JOBS) -m "not root" $(PYTEST_ARGS)
+	@$(MAKE) --no-print-directory test-root
 
 .PHONY: chaos
 chaos: $(VENV)/.dev ## kill workers and servers under 5,000 tasks and account for each (CHAOS="--tasks 500 --seed 3")
@@ -87,6 +93,10 @@ check: $(VENV)/.dev ## format, lint, types, import contracts, layout
 	@$(BIN)/mypy $(TREES)
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/python -m pytest -q tests/unit/test_layout.py
+
+.PHONY: soak
+soak: $(VENV)/.dev ## a million tasks, and turns beside them: does anything grow? (SOAK="--tasks 200000 --minutes 10")
+	@$(BIN)/python -m bench.soak $(SOAK)
 
 .PHONY: bench
 bench: $(VENV)/.dev ## run the benchmarks (BENCH_ARGS=--quick, or --rows a,b)

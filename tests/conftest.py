@@ -7,10 +7,15 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import pytest_asyncio
 
 from tests.support.server import NatsServer, find_binary
+
+# how long an example takes says more about the machine than about us
+hypothesis.settings.register_profile("callboard", deadline=None)
+hypothesis.settings.load_profile("callboard")
 
 
 @pytest.fixture(scope="session", autouse=True)

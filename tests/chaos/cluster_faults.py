@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from msgspec import Struct
 
@@ -148,17 +149,17 @@ async def rolled(scene: Scene) -> float:
 
 async def leader_isolated(scene: Scene) -> float:
     """Cut the leader off from the others, both ways; its clients stay."""
-    return await _cut(scene, scene.servers.all.index(await scene.leader()), one_way=False)
+    return await cut(scene, scene.servers.all.index(await scene.leader()), one_way=False)
 
 
 async def follower_isolated(scene: Scene) -> float:
     """Cut a minority off that leads nothing."""
-    return await _cut(scene, await scene.follower(), one_way=False)
+    return await cut(scene, await scene.follower(), one_way=False)
 
 
 async def leader_deaf(scene: Scene) -> float:
     """Let nothing reach the leader, a partition of one way."""
-    return await _cut(scene, scene.servers.all.index(await scene.leader()), one_way=True)
+    return await cut(scene, scene.servers.all.index(await scene.leader()), one_way=True)
 
 
 KINDS = {
@@ -207,22 +208,34 @@ async def gather(bus: Bus, servers: Servers) -> None:
     await eventually(are_together, within_s=HEALTHY_WITHIN_S, what="the leaders at one server", every_s=0.5)
 
 
-async def _cut(scene: Scene, number: int, *, one_way: bool) -> float:
+async def cut(scene: Scene, number: int, *, one_way: bool, for_s: float = CUT_S) -> float:
+    """Cut a server off from the others for a while, both ways or so that it is deaf; its clients stay."""
     mesh = scene.servers.mesh
     assert mesh is not None, "this fault needs doors on the routes"
-    # a worker lives as long as its beats reach the cluster: those on the server that is cut off do not
-    beats = await roster.live_workers(scene.stage.bus)
-    lonely = {beat.pid for beat in beats if beat.server == f"cb{number}"}
+    async with unheard(scene, number) as at_s:
+        (mesh.deafen if one_way else mesh.isolate)(number)
+        await asyncio.sleep(for_s)
+        mesh.heal()
+    return at_s
+
+
+@contextlib.asynccontextmanager
+async def unheard(scene: Scene, *numbers: int) -> AsyncIterator[float]:
+    """Count the workers on these servers as cut off for as long as the block lasts; give when it began.
+
+    A worker lives as long as its beats reach the cluster: those on a server that is cut off do not.
+    """
+    servers = {f"cb{number}" for number in numbers}
+    lonely = {beat.pid for beat in await roster.live_workers(scene.stage.bus) if beat.server in servers}
     at_s = time.monotonic()
-    (mesh.deafen if one_way else mesh.isolate)(number)
     cut = [(fleet, w) for fleet in (scene.tasks, scene.turns) for w in fleet.alive if w.pid in lonely]
     for fleet, worker in cut:
         fleet.cut_off(worker, at_s)
-    await asyncio.sleep(CUT_S)
-    mesh.heal()
-    for fleet, worker in cut:
-        fleet.thaw(worker)
-    return at_s
+    try:
+        yield at_s
+    finally:
+        for fleet, worker in cut:
+            fleet.thaw(worker)
 
 
 async def _leader(bus: Bus, stream: str) -> str:

@@ -28,7 +28,7 @@ from tests.chaos.checker import check, repeats, runs_of
 from tests.chaos.cluster_faults import KINDS, Kind, Scene
 from tests.chaos.fleet import Fleet
 from tests.chaos.handlers import Job
-from tests.chaos.stage import staged
+from tests.chaos.stage import Stage, staged
 from tests.chaos.troupe import LONG, SINK, Long
 from tests.chaos.turns import heard, judge, recorded_by
 from tests.support.cluster import Servers
@@ -37,8 +37,6 @@ from tests.support.eventually import eventually
 SETTLE_WITHIN_S = 120.0
 # Effects come this far apart without any fault.
 QUIET_S = 1.0
-BEFORE_S = 3.0
-AFTER_S = 4.0
 # What is sent while nobody leads is lost, and sent again after this: it is part of every recovery that is measured.
 ATTEMPT_S = 0.75
 RETRY_S = 0.1
@@ -52,6 +50,7 @@ class Plan(Struct, frozen=True, kw_only=True):
         long_s: What every tenth task lasts: longer than any lease.
         keys: Actors; each gets a mail every ``mail_every_s``.
         workers: Of tasks, and as many of turns.
+        before_s: How long all is well before the fault; ``after_s`` is how long the load goes on after it.
         breaks: Protections taken away in the workers, for the controls.
     """
 
@@ -65,6 +64,8 @@ class Plan(Struct, frozen=True, kw_only=True):
     step_s: float = 0.4
     mail_every_s: float = 2.5
     workers: int = 2
+    before_s: float = 3.0
+    after_s: float = 4.0
     breaks: tuple[str, ...] = ()
 
 
@@ -150,9 +151,9 @@ class Round:
                 group.create_task(self._submit(), name=f"submit-{number}")
             for number in range(plan.keys):
                 group.create_task(self._mail(f"k{number}"), name=f"mail-{number}")
-            await asyncio.sleep(BEFORE_S)
+            await asyncio.sleep(plan.before_s)
             at_s = await kind.act(self._scene)
-            await asyncio.sleep(AFTER_S)
+            await asyncio.sleep(plan.after_s)
             self._is_over = True
         return at_s, time.monotonic() - began_s
 
@@ -198,36 +199,48 @@ class Round:
 
 async def run(plan: Plan, folder: Path) -> list[Row]:
     """Run every fault of the plan on one cluster; return two rows for each."""
+    async with staged(folder, servers=3, has_mesh=True, breaks=plan.breaks, logs_claims=True) as stage:
+        return await run_on(stage, plan, folder)
+
+
+async def run_on(stage: Stage, plan: Plan, folder: Path) -> list[Row]:
+    """Run every fault of the plan on servers that stand already; return two rows for each."""
     rows: list[Row] = []
     (folder / "turns").mkdir()
-    async with staged(folder, servers=3, has_mesh=True, breaks=plan.breaks, logs_claims=True) as stage:
-        turns = Fleet(folder / "turns", url=stage.servers.url, has_actors=True, breaks=plan.breaks)
-        scene = Scene(stage, stage.fleet, turns)
-        try:
-            await asyncio.gather(
-                *(stage.fleet.start() for _ in range(plan.workers)), *(turns.start() for _ in range(plan.workers))
-            )
-            order: dict[str, list[int]] = {}
-            first = 0
-            for kind in plan.faults:
-                await cluster_faults.healthy(stage.bus)
+    turns = Fleet(folder / "turns", url=stage.servers.url, has_actors=True, breaks=plan.breaks)
+    scene = Scene(stage, stage.fleet, turns)
+    try:
+        await asyncio.gather(
+            *(stage.fleet.start() for _ in range(plan.workers)), *(turns.start() for _ in range(plan.workers))
+        )
+        order: dict[str, list[int]] = {}
+        first = 0
+        for kind in plan.faults:
+            await healthy(scene)
+            if len(stage.servers.all) > 1:
                 await cluster_faults.gather(stage.bus, stage.servers)
-                current = Round(plan, scene, order=order, first=first)
-                seen_s = time.monotonic()
-                at_s, took_s = await current.run(kind)
-                first = current.next
-                await settled(scene, order)
-                for row in await _rows(kind, scene, current, order, at_s=at_s, took_s=took_s, since_s=seen_s):
-                    rows.append(row)
-                    print(row, flush=True)  # noqa: T201 - a command, and a test's evidence
-        finally:
-            turns.end()
+            current = Round(plan, scene, order=order, first=first)
+            seen_s = time.monotonic()
+            at_s, took_s = await current.run(kind)
+            first = current.next
+            await settled(scene, order)
+            for row in await _rows(kind, scene, current, order, at_s=at_s, took_s=took_s, since_s=seen_s):
+                rows.append(row)
+                print(row, flush=True)  # noqa: T201 - a command, and a test's evidence
+    finally:
+        turns.end()
     return rows
+
+
+async def healthy(scene: Scene) -> None:
+    """Wait until every stream has all its copies; a single server has no others."""
+    if len(scene.servers.all) > 1:
+        await cluster_faults.healthy(scene.stage.bus)
 
 
 async def settled(scene: Scene, order: Mapping[str, list[int]]) -> None:
     """Wait until no task waits or runs, every mail has reached the sink, and no run is under way."""
-    await cluster_faults.healthy(scene.stage.bus)
+    await healthy(scene)
     await scene.stage.settled(within_s=SETTLE_WITHIN_S)
 
     async def is_done() -> bool:

@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -25,8 +27,16 @@ READY_WITHIN_S = 30.0
 class WorkerProcess:
     """One worker, in a process group of its own; ``root`` is the tree whose code it runs."""
 
-    def __init__(self, options: Options, folder: Path, *, crash_at: str | None = None, root: Path = ROOT) -> None:
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("CALLBOARD_")}
+    def __init__(
+        self,
+        options: Options,
+        folder: Path,
+        *,
+        crash_at: str | None = None,
+        root: Path = ROOT,
+        more_environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("CALLBOARD_")} | dict(more_environment)
         environment["PYTHONPATH"] = os.pathsep.join([str(root / "src"), str(root)])
         if crash_at is not None:
             environment["CALLBOARD_CRASH_AT"] = crash_at
@@ -77,11 +87,12 @@ class Fleet:
         crash_at: str | None = None,
         is_awaited: bool = True,
         root: Path = ROOT,
+        more_environment: Mapping[str, str] = MappingProxyType({}),
         **changes: Any,  # noqa: ANN401 - fields of Options
     ) -> WorkerProcess:
         """Start a worker, of the tree at ``root``, and wait until it is ready."""
         options = Options(**({"folder": str(self.folder)} | self._defaults | changes))
-        worker = WorkerProcess(options, self.folder, crash_at=crash_at, root=root)
+        worker = WorkerProcess(options, self.folder, crash_at=crash_at, root=root, more_environment=more_environment)
         self.workers.append(worker)
         if is_awaited:
             await self.ready(worker)

@@ -30,6 +30,7 @@ How = Literal[
     "sys_exit",
     "hang",
     "memory",
+    "open",
 ]
 NAME = "chaos"
 RETRY_GAP_S = 0.4
@@ -125,6 +126,8 @@ def _harm(job: Job) -> None:
             sys.exit(3)
         case "memory":
             _ = bytearray(1 << 62)
+        case "open":
+            os.close(os.open(os.devnull, os.O_RDONLY))
 
 
 def spin(seconds: float) -> None:

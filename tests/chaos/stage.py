@@ -67,7 +67,7 @@ class Stage:
             effects=effects,
             statuses=statuses,
             dead=frozenset(await self.dead()),
-            pending=frozenset(await self._pending()),
+            pending=frozenset(await self.pending()),
             events=self.fleet.events(),
             deaths=tuple(self.fleet.deaths),
         )
@@ -90,20 +90,21 @@ class Stage:
             raise AssertionError(message)
         return info.messages + later.messages
 
-    async def _is_empty(self) -> bool:
-        try:
-            return await self.depth() == 0
-        except BusError:
-            # the server is on its way down or up
-            return False
-
-    async def _pending(self) -> set[str]:
+    async def pending(self) -> set[str]:
+        """Return the ids of the tasks that wait or run."""
         found = set()
         for stream in (subjects.WORK, subjects.LATER):
             async for stored in self.bus.read(stream):
                 headers = stored.headers or {}
                 found.add(headers.get(header.TASK_ID) or headers.get(header.MSG_ID) or f"~{stored.seq}")
         return found
+
+    async def _is_empty(self) -> bool:
+        try:
+            return await self.depth() == 0
+        except BusError:
+            # the server is on its way down or up
+            return False
 
 
 @contextlib.asynccontextmanager
@@ -114,21 +115,27 @@ async def staged(
     max_file_bytes: int = 4 << 30,
     servers: int = 1,
     has_mesh: bool = False,
+    brokers: Servers | None = None,
     **workers: Any,  # noqa: ANN401 - fields of Options
 ) -> AsyncIterator[Stage]:
     """Start the servers with the topology; workers take ``workers`` as their defaults. Everything ends with the block.
 
     With three servers every stream has three copies, and ``has_mesh`` puts doors on the routes between them.
+    ``brokers`` are servers made otherwise.
     """
-    brokers = Servers(
-        folder, count=servers, more=lambda number: _config(folder, number, max_file_bytes), has_mesh=has_mesh
-    )
+    if brokers is None:
+        brokers = Servers(
+            folder,
+            count=servers,
+            more=lambda number: jetstream(store_of(folder, number), max_file_bytes=max_file_bytes),
+            has_mesh=has_mesh,
+        )
     fleet: Fleet | None = None
     try:
         await brokers.start()
         bus = await _connected(brokers.url)
         try:
-            await _provision(bus, tweak, replicas=servers)
+            await apply(bus, tweak, replicas=len(brokers.all))
             fleet = Fleet(folder, url=brokers.url, **workers)
             yield Stage(brokers, bus, fleet)
         finally:
@@ -154,17 +161,26 @@ async def _connected(url: str) -> Bus:
     return found[0]
 
 
-def _config(folder: Path, number: int, max_file_bytes: int) -> str:
-    """Return a server's part of JetStream, as production has it: every write on disk before it is acknowledged."""
-    store = folder / (f"store-{number}" if number else "store")
+def store_of(folder: Path, number: int) -> Path:
+    """Return where a server stores."""
+    return folder / (f"store-{number}" if number else "store")
+
+
+def jetstream(store: Path, *, max_file_bytes: int = 4 << 30, sync: str | None = "always") -> str:
+    """Return a server's part of JetStream, as production has it: every write on disk before it is acknowledged.
+
+    ``sync`` is None for the server's own default, for controls.
+    """
+    line = "" if sync is None else f"sync_interval: {sync}"
     return (
-        f"jetstream {{ store_dir: {json.dumps(str(store))}, sync_interval: always\n"
+        f"jetstream {{ store_dir: {json.dumps(str(store))}\n  {line}\n"
         f"  max_mem: 256MB, max_file: {max_file_bytes}\n"
         "  limits { batch { max_inflight_per_stream: 50, max_inflight_total: 1000 } } }"
     )
 
 
-async def _provision(bus: Bus, tweak: Tweak | None, *, replicas: int) -> None:
+async def apply(bus: Bus, tweak: Tweak | None, *, replicas: int) -> None:
+    """Create or update the streams."""
     wanted = declared(SETTINGS.model_copy(update={"replicas": replicas}))
     if tweak is not None:
         wanted = structs.replace(wanted, streams=tuple(tweak(stream) for stream in wanted.streams))

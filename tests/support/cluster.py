@@ -10,7 +10,7 @@ from callboard.runtime import subjects
 from callboard.runtime.bus.base import Bus
 from callboard.runtime.errors import BusError
 from tests.support.eventually import eventually
-from tests.support.mesh import RouteMesh, free_ports
+from tests.support.mesh import Mesh, RouteMesh, free_ports
 from tests.support.server import NatsServer
 
 _LEADER_S = 30.0
@@ -20,19 +20,20 @@ class Servers:
     """The servers of a run, on loopback. ``more`` gives each one's further configuration, by its number from 0.
 
     Attributes:
-        mesh: The doors between them, if they were asked for.
+        mesh: What can cut them off from each other, if it was asked for.
     """
 
     def __init__(
         self, folder: Path, *, count: int = 1, more: Callable[[int], str] = lambda _: "", has_mesh: bool = False
     ) -> None:
-        self.mesh = RouteMesh(count) if has_mesh and count > 1 else None
-        routes = self.mesh.targets if self.mesh is not None else list(free_ports(count)) if count > 1 else []
+        doors = RouteMesh(count) if has_mesh and count > 1 else None
+        self.mesh: Mesh | None = doors
+        routes = doors.targets if doors is not None else list(free_ports(count)) if count > 1 else []
         self.all = [
             NatsServer(
                 folder / (f"server-{number}" if number else "server"),
                 jetstream=False,
-                more=f"{more(number)}\n{_clustered(number, routes, self.mesh)}",
+                more=f"{more(number)}\n{_clustered(number, routes, doors)}",
             )
             for number in range(count)
         ]

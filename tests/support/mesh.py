@@ -13,10 +13,27 @@ import socket
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from itertools import permutations
+from typing import Protocol
 
 _CHUNK = 1 << 16
 _END_S = 5.0
 _RETRANSMIT_S = 0.3
+
+
+class Mesh(Protocol):
+    """Can cut servers off from each other."""
+
+    def isolate(self, number: int) -> None:
+        """Cut a server off from all others, both ways; its clients stay."""
+
+    def deafen(self, number: int) -> None:
+        """Let nothing of the others reach a server, a one-way partition."""
+
+    def heal(self) -> None:
+        """Let everything pass again."""
+
+    def close(self) -> None:
+        """End it."""
 
 
 class RouteMesh:

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 _START_S = 10.0
@@ -25,11 +26,26 @@ def find_binary() -> str | None:
 
 
 class NatsServer:
-    """One server process. ``more`` is added to its configuration file."""
+    """One server process.
 
-    def __init__(self, folder: Path, *, jetstream: bool = True, sync_always: bool = False, more: str = "") -> None:
+    ``more`` is added to its configuration file. ``launch`` is put before its command and must become it, as ``nsenter``
+    does; ``host`` is the address it takes clients at.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        jetstream: bool = True,
+        sync_always: bool = False,
+        more: str = "",
+        host: str = "127.0.0.1",
+        launch: Sequence[str] = (),
+    ) -> None:
         self.folder = folder
+        self.host = host
         self.port = 0
+        self._launch = tuple(launch)
         self._process: subprocess.Popen[bytes] | None = None
         self._is_paused = False
         folder.mkdir(parents=True, exist_ok=True)
@@ -39,7 +55,7 @@ class NatsServer:
 
     @property
     def url(self) -> str:
-        return f"nats://127.0.0.1:{self.port}"
+        return f"nats://{self.host}:{self.port}"
 
     @property
     def pid(self) -> int:
@@ -54,7 +70,8 @@ class NatsServer:
         """Start it, on the port it had before, and wait until it lets clients in."""
         binary = find_binary()
         assert binary is not None, "no nats-server: set CALLBOARD_NATS_SERVER"
-        arguments = [binary, "-c", str(self.folder / "server.conf"), "-a", "127.0.0.1", "-p", str(self.port or -1)]
+        arguments = [*self._launch, binary, "-c", str(self.folder / "server.conf")]
+        arguments += ["-a", self.host, "-p", str(self.port or -1)]
         arguments += ["--ports_file_dir", str(self.folder)]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(  # noqa: ASYNC220 - milliseconds, and the tests wait for it anyway
@@ -117,4 +134,4 @@ class NatsServer:
                 return False
         with socket.socket() as probe:
             probe.settimeout(0.2)
-            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+            return probe.connect_ex((self.host, self.port)) == 0

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import REGISTRY, Counter
 from prometheus_client.parser import text_string_to_metric_families
 
-from callboard.runtime import metrics
+from callboard.runtime import metrics, survey
 from callboard.runtime.metrics import PoolView, WorkerView
 from callboard.runtime.stats import BUCKETS_S, ENDINGS, PoolStats
 
@@ -87,13 +88,22 @@ def test_the_process_is_measured_too() -> None:
     assert _samples(WorkerView(worker="w1"))["process_resident_memory_bytes", "", ""] > 0
 
 
+def test_a_metric_of_a_handlers_own_is_served_too() -> None:
+    own = Counter("shop_orders", "Orders taken")
+    try:
+        own.inc(3)
+        assert _samples(WorkerView(worker="w1"))["shop_orders_total", "", ""] == 3
+    finally:
+        REGISTRY.unregister(own)
+
+
 def test_the_document_names_every_metric_with_its_kind_and_help_and_no_other() -> None:
     text = DOC.read_text("utf-8")
     rows = re.findall(r"^\| `(callboard_\w+)` \| (\w+) \| (.+?) \|$", text, flags=re.MULTILINE)
-    assert sorted(rows) == sorted(tuple(spec) for spec in metrics.METRICS)
+    assert sorted(rows) == sorted(tuple(spec) for spec in (*metrics.METRICS, *survey.METRICS))
 
 
 def test_names_follow_the_custom() -> None:
-    for spec in metrics.METRICS:
+    for spec in (*metrics.METRICS, *survey.METRICS):
         assert spec.name.endswith("_total") == (spec.kind == "counter"), spec.name
         assert spec.name.endswith("_seconds") or spec.kind != "histogram", spec.name

@@ -30,8 +30,6 @@ from callboard.runtime.version import VERSION
 MIN_PAYLOAD_BYTES = 1 << 20
 MIN_FREE_BYTES = 1 << 30
 MAX_SKEW_S = 2.0
-LOW_HOURS = 24.0
-FULL_SHARE = 0.8
 MAX_AUDIT_LAG_S = 60.0
 _CLOCK_KEY = "doctor.clock"
 _HTTP_TIMEOUT_S = 2.0
@@ -236,7 +234,7 @@ def _headroom(room: topology.Headroom, *, name: str, size: int) -> list[Finding]
     fix = "raise its limit (topology.*_max_bytes, then `callboard provision`), shorten its age, or add workers"
     if room.bytes_left == 0:
         return [Finding(check="headroom", level="problem", text=text, fix=fix)]
-    if used > FULL_SHARE or (room.hours_left is not None and room.hours_left < LOW_HOURS):
+    if topology.is_low(used=used, hours_left=room.hours_left):
         return [Finding(check="headroom", level="warning", text=text, fix=fix)]
     return [Finding(check="headroom", level="ok", text=text)]
 

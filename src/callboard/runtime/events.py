@@ -19,6 +19,11 @@ WORKER_FAILED: Final = "callboard.v1.worker.failed"  # error: worker, code, mess
 TENANT_UNSERVED: Final = "callboard.v1.tenant.unserved"  # warning: tenant, code, message; tried again
 BEAT_FORGED: Final = "callboard.v1.beat.forged"  # warning: subject, worker; it speaks for another, and is dropped
 
+# --- what the broker holds ----------------------------------------------------------------------------------------
+
+STREAM_FILLED_UP: Final = "callboard.v1.stream.filled_up"  # warning: stream, bytes_left, hours_left, then; room is low
+SURVEY_FAILED: Final = "callboard.v1.survey.failed"  # warning: code; metrics of the broker get old, once until it works
+
 # --- process -----------------------------------------------------------------------------------------------------
 
 SERVER_ENDED: Final = "callboard.v1.server.ended"  # warning: server, pid, status, delay_s (None: left as it is)

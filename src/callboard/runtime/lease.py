@@ -286,6 +286,11 @@ class KeeperThread:
         """Whether the thread runs. A worker whose keeper died must stop: it would lose every lease."""
         return self._thread.is_alive()
 
+    @property
+    def error(self) -> BaseException | None:
+        """What ended the thread; None while it runs, and after an orderly end."""
+        return self._error
+
     async def start(self) -> None:
         """Start and wait for its connection.
 

@@ -7,7 +7,7 @@ Every metric of ``METRICS`` is described in ``docs/metrics.md``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
@@ -95,6 +95,14 @@ class Spec(NamedTuple):
     help: str
 
 
+class Table(NamedTuple):
+    """A metric, the names of its labels, and for each row their values and its own."""
+
+    spec: Spec
+    labels: tuple[str, ...]
+    rows: Sequence[tuple[tuple[str, ...], float]]
+
+
 _ENDING_HELP: Final = {
     "completed": "Runs that gave a result",
     "failed": "Tasks that failed for good and became dead letters",
@@ -117,7 +125,7 @@ POOL_METRICS: Final[dict[Spec, Callable[[PoolView], Value]]] = {
     Spec("callboard_tasks_claimed_total", "counter", "Deliveries taken, redeliveries included"): (
         lambda pool: pool.stats.claimed
     ),
-    Spec("callboard_tasks_started_total", "counter", "Runs of the handler"): lambda pool: pool.stats.started,
+    Spec("callboard_tasks_started_total", "counter", "Runs of the handler that began"): lambda pool: pool.stats.started,
     **{Spec(f"callboard_tasks_{name}_total", "counter", _ENDING_HELP[name]): _ending(name) for name in ENDINGS},
     Spec("callboard_pool_stalled_total", "counter", "Times it took no work because the loop was stalled"): (
         lambda pool: pool.stats.stalled
@@ -134,13 +142,14 @@ POOL_METRICS: Final[dict[Spec, Callable[[PoolView], Value]]] = {
     ): (lambda pool: pool.stats.wait_time),
 }
 ACTOR_METRICS: Final[dict[Spec, Callable[[ActorView], Value]]] = {
-    Spec("callboard_turns_started_total", "counter", "Runs of handlers, further attempts included"): (
+    Spec("callboard_turns_started_total", "counter", "Runs of handlers that began, further attempts included"): (
         lambda actor: actor.stats.started
     ),
     Spec("callboard_turns_committed_total", "counter", "Runs whose outcome was stored"): (
         lambda actor: actor.stats.committed
     ),
     Spec("callboard_turns_failed_total", "counter", "Runs that raised"): lambda actor: actor.stats.failed,
+    Spec("callboard_turns_dead_total", "counter", "Mails that became dead letters"): lambda actor: actor.stats.dead,
     Spec("callboard_turns_fenced_total", "counter", "Runs thrown away because another host had written since"): (
         lambda actor: actor.stats.fenced
     ),
@@ -202,10 +211,12 @@ class Collector:
 
     Args:
         view: Returns the present state of this process; called once a scrape.
+        more: Returns further metrics, once a scrape; they are at hand, nobody is asked for them.
     """
 
-    def __init__(self, view: Callable[[], WorkerView]) -> None:
+    def __init__(self, view: Callable[[], WorkerView], more: Callable[[], Iterable[Table]] = tuple) -> None:
         self._view = view
+        self._more = more
 
     def collect(self) -> Iterator[Metric]:
         """Yield one family a metric: with the label ``worker``, of pools ``capability`` too, of actors ``type``."""
@@ -218,6 +229,8 @@ class Collector:
             yield _family(spec, ("worker", "type"), rows)
         for spec, read_worker in WORKER_METRICS.items():
             yield _family(spec, ("worker",), [((view.worker,), read_worker(view))])
+        for table in self._more():
+            yield _family(*table)
 
 
 class GroupCollector:
@@ -236,9 +249,12 @@ class GroupCollector:
             yield _family(spec, ("group",), [((beat.group,), read_group(beat))])
 
 
-def render(view: Callable[[], WorkerView]) -> bytes:
-    """Return a scrape's answer: ours, and the process's own (CPU, memory, open files). A few milliseconds."""
-    return _render(Collector(view))
+def render(view: Callable[[], WorkerView], more: Callable[[], Iterable[Table]] = tuple) -> bytes:
+    """Return a scrape's answer: ours, and what stands in the default registry of ``prometheus_client``.
+
+    That is the process's own (CPU, memory, open files) and whatever handlers register. A few milliseconds.
+    """
+    return _render(Collector(view, more))
 
 
 def render_group(beat: GroupBeat) -> bytes:
@@ -247,12 +263,11 @@ def render_group(beat: GroupBeat) -> bytes:
 
 
 def _render(collector: Collector | GroupCollector) -> bytes:
-    from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest  # noqa: PLC0415 - slow import
+    from prometheus_client import REGISTRY, CollectorRegistry, generate_latest  # noqa: PLC0415 - slow import
 
     registry = CollectorRegistry()
     registry.register(collector)
-    ProcessCollector(registry=registry)
-    return generate_latest(registry)
+    return generate_latest(registry) + generate_latest(REGISTRY)
 
 
 def _family(spec: Spec, labels: tuple[str, ...], rows: Sequence[tuple[tuple[str, ...], Value]]) -> Metric:

@@ -312,14 +312,10 @@ class Observer:
     async def _registry(self) -> RegistryRow | None:
         if self._cache is None:
             return None
-        records = [self._cache.index.get(address) for address in self._cache.index.addresses()]
-        standings = [self._cache.standing(record) for record in records if record is not None]
-        # we have listened for two beats: who was not heard is away, whatever the benefit of the doubt
-        agents = Counter("offline" if each.seen_s == -math.inf else each.status for each in standings)
         place = await leader(self._bus)
         age_s = self._clock.monotonic() - self.roster.heard_at.get(place.owner, -math.inf)
         is_led = place.owner in self.roster.beats and age_s <= OFFLINE_S
-        return RegistryRow(leader=place.owner, epoch=place.epoch, is_led=is_led, agents=dict(sorted(agents.items())))
+        return RegistryRow(leader=place.owner, epoch=place.epoch, is_led=is_led, agents=self._cache.tally())
 
     async def _streams(self) -> list[StreamRow]:
         declared = topology.declared(self._settings.topology, audit=self._settings.actors.audit).streams

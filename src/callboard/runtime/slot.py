@@ -28,6 +28,7 @@ from callboard.runtime.errors import (
 )
 from callboard.runtime.outcome import Cancelled, Completed, Expired, Failed, Outcome, Retry, Returned
 from callboard.runtime.record import failure_of
+from callboard.runtime.stats import PoolStats
 
 DRAIN_RETURN_S = 0.05
 _OURS = {__file__, concurrent.futures.thread.__file__}
@@ -42,6 +43,7 @@ class SlotHost(Protocol):
     ready: deque[Claim]
     running: dict[str, Slot]
     lingering: dict[Slot, float]
+    stats: PoolStats
 
     def next_is_due(self) -> None:
         """Start further slots in the next loop turn, if claims are ready."""
@@ -169,6 +171,7 @@ class Slot:
             claim.started_at = None
             return Failed(failure_of(DecodeError(f"the payload does not fit: {cause.type}: {cause.message}")))
         claim.is_json = True
+        self._pool.stats.started += 1
         if kwargs:
             kwargs = fill_context(kwargs, self._pool.context_of(claim))
         try:

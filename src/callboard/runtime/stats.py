@@ -82,8 +82,7 @@ class PoolStats:
         self.latest = Latest()
 
     def ran(self, seconds: float) -> None:
-        """Count one run of the handler."""
-        self.started += 1
+        """Keep how long a run took; that it began was counted then."""
         self.run_time.observe(seconds)
         self.latest.observe(seconds)
 
@@ -96,10 +95,11 @@ class TurnStats:
     """What the turns of one actor type did in this worker since the process started.
 
     Attributes:
-        started: Runs of handlers, further attempts included.
+        started: Runs of handlers that began, further attempts included.
         committed: Runs whose outcome was stored.
         failed: Runs that raised.
         fenced: Runs thrown away because another host had written since.
+        dead: Dead letters of mails stored.
         interrupted: Runs that were stopped because the worker drained or lost the actor; another host runs them.
         steps_run: Steps whose value was recorded.
         steps_replayed: Steps whose value was there already.
@@ -109,6 +109,7 @@ class TurnStats:
 
     __slots__ = (
         "committed",
+        "dead",
         "failed",
         "fenced",
         "interrupted",
@@ -123,6 +124,7 @@ class TurnStats:
         """Begin at zero."""
         self.started = 0
         self.committed = 0
+        self.dead = 0
         self.failed = 0
         self.fenced = 0
         self.interrupted = 0

@@ -76,8 +76,9 @@ class Vitals:
                 pool.sweep(now_s, now)
             self._judge(now_s)
             if self.thread is not None and worker.status != "starting" and not self.thread.is_alive:
-                message = "the lease keeper's thread died; the worker stops, its tasks are taken over"
-                raise CallboardError(message)
+                cause = self.thread.error
+                message = f"the lease keeper's thread died ({cause!r}); the worker stops, its tasks are taken over"
+                raise CallboardError(message) from cause
             await clock.sleep(TICK_S)
 
     def _judge(self, now_s: float) -> None:

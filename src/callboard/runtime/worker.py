@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import os
 import socket
@@ -29,7 +30,7 @@ from callboard.runtime.client import Client
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 from callboard.runtime.commit import Committer
 from callboard.runtime.control import CONFIG_BUCKET, PAUSE_PREFIX, answer, decode_cancel, decode_order
-from callboard.runtime.errors import CallboardError
+from callboard.runtime.errors import BusError, CallboardError
 from callboard.runtime.label_pools import LabelPools
 from callboard.runtime.lease import KeeperThread, LeaseKeeper
 from callboard.runtime.pool import Pool
@@ -310,7 +311,7 @@ class Worker:
             crash.at("in-drain")
         actors = None
         if self.host is not None:
-            actors = self._spawn(self.host.drain(drain), "actors-drain")
+            actors = self._spawn(self._drain_actors(bus, self.host, drain), "actors-drain")
         while not all(pool.is_idle for pool in self.pools.values()):
             for pool in self.pools.values():
                 pool.stop_running("drain", which=partial(_must_end, drain))
@@ -328,6 +329,12 @@ class Worker:
         self.status = "stopped"
         await bus.publish(subjects.beat(self.id), self.beat())
         await bus.flush(timeout_s=2.0)
+
+    async def _drain_actors(self, bus: Bus, host: ActorHost, drain: Drain) -> None:
+        with contextlib.suppress(BusError):
+            # now, not with the next beat: whoever takes us for one that stays hands partitions back
+            await bus.publish(subjects.beat(self.id), self.beat())
+        await host.drain(drain)
 
     # --- what it hears
 

@@ -470,8 +470,7 @@ class Activation:
         Raises:
             BusError: If it can never be stored.
         """
-        services = self.services
-        now = services.clock.now()
+        services, now = self.services, self.services.clock.now()
         while not self.is_dropped:
             try:
                 letter = await letter_of(
@@ -482,8 +481,9 @@ class Activation:
                 if not error.retryable:
                     raise
                 await services.clock.sleep(_RETRY_S)
-                continue
-            return
+            else:
+                services.stats[self.kind.name].dead += 1
+                return
 
     async def new_actor(self) -> Actor:
         """Return an instance with the state that stands.

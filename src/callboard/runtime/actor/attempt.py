@@ -95,6 +95,8 @@ class Attempts:
                 crash.at("before-effect")
             self._inner.begin(turn, actor)
             turn.has_begun = True
+            services = self._activation.services
+            services.stats[self._activation.kind.name].started += 1
             run = execute(turn, job.handler, actor, job.argument, part=self.part(turn), executor=self._executor)
             ending = await self._see(turn, job.handler, asyncio.ensure_future(run))
             if crash.point:

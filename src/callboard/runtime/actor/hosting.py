@@ -290,8 +290,6 @@ class ActorHost:
         self.held.free_from_dead(self._clock.monotonic())
         # one at a time: a drain begins while this is under way
         async with self._moving:
-            if self._is_over:
-                return
             try:
                 for place, found in await self._owners.read(self.types, self._clock.monotonic()):
                     self.held.disown(place, found)
@@ -306,12 +304,12 @@ class ActorHost:
                 _log.debug(events.PARTITION_UNPLACED, code=error.code, message=str(error))
 
     async def _hand_on(self) -> None:
-        """Give everything to others, what was handed to us meanwhile too: nobody else may take that."""
+        """Give everything to others, also what is handed to us, even when we are done: nobody else may take that."""
         for kind in self.types:
             for number in self.types[kind].numbers(self.services.rules.partitions):
                 heir = self._heir(kind, number)
                 owned = self.partitions.get((kind, number))
-                if heir is not None and owned is not None:
+                if heir is not None and owned is not None and not self._is_over:
                     await self._hand_over(owned, heir)
                 elif heir is not None and self._owners.is_ours((kind, number)):
                     await self._pass_on(kind, number, heir)

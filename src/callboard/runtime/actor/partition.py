@@ -321,7 +321,7 @@ class Partition:
     @property
     def waiting(self) -> int:
         """Actors in memory with unhandled mail."""
-        return sum(1 for activation in self.activations.values() if activation.mailbox.first_seq is not None)
+        return sum(1 for activation in list(self.activations.values()) if activation.mailbox.first_seq is not None)
 
     @property
     def depth(self) -> int:

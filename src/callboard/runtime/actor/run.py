@@ -182,7 +182,6 @@ class Runner:
     def _count(self, turn: Turn, ending: Ending) -> None:
         stats = self._activation.services.stats[self._activation.kind.name]
         run, replayed = turn.steps
-        stats.started += turn.has_begun
         stats.failed += isinstance(ending, Raised)
         stats.interrupted += isinstance(ending, Abandoned) and turn.has_begun
         stats.steps_run += run

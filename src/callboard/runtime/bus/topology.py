@@ -29,6 +29,10 @@ CONTEXT = "KV_CB_CONTEXT"
 CONFIG = "KV_CB_CONFIG"
 BLOBS = "OBJ_CB_BLOBS"
 
+# From here on a stream's room is low: a person has a day to see to it.
+FULL_SHARE = 0.8
+LOW_HOURS = 24.0
+
 CONTEXT_HISTORY = 64
 CONFIG_HISTORY = 10
 UNLIMITED = -1
@@ -176,6 +180,11 @@ def headroom(info: StreamInfo, *, now: datetime, limit_bytes: int | None = None)
         ages_out = config.max_age_s > 0 and rate * config.max_age_s / _HOUR_S <= limit
         hours = None if ages_out else left / rate
     return Headroom(bytes_left=left, hours_left=hours, bytes_per_hour=rate, when_full=when_full)
+
+
+def is_low(*, used: float | None, hours_left: float | None) -> bool:
+    """Return whether a stream needs a person: ``used`` is the share that is full, in ``hours_left`` all will be."""
+    return (used is not None and used > FULL_SHARE) or (hours_left is not None and hours_left < LOW_HOURS)
 
 
 def partition_transform(partitions: int) -> tuple[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 
@@ -127,6 +128,17 @@ class RegistryCache:
         return self._clock.monotonic() - self._opened_s >= LISTEN_S
 
     # --- looking
+
+    def tally(self) -> dict[str, int]:
+        """Return how many agents are in each status, by its name.
+
+        For who has listened for two beats: an agent that was not heard is offline then, whatever the benefit of the
+        doubt. Some microseconds an agent.
+        """
+        records = [self.index.get(address) for address in self.index.addresses()]
+        standings = [self.standing(record) for record in records if record is not None]
+        found = Counter("offline" if each.seen_s == -math.inf else each.status for each in standings)
+        return dict(sorted(found.items()))
 
     def standing(self, record: AgentRecord) -> Standing:
         """Return an agent's state now."""
