@@ -270,9 +270,10 @@ async def _rows(
 ) -> list[Row]:
     sync = sync_mode(scene.servers)
     evidence = await scene.stage.evidence()
-    recorded = await _recorded_at(scene.stage.bus)
-    verdict = check(evidence)
     own = current.tasks
+    recorded = await _recorded_at(scene.stage.bus)
+    back_s = recovery_s(own.began_s, recorded, at_s=at_s)
+    verdict = check(evidence)
     claims = [event for event in scene.tasks.events() if event.kind == "claim" and event.at_s >= since_s]
     tasks = Row(
         fault=kind,
@@ -284,14 +285,15 @@ async def _rows(
         doubled=len(verdict.doubled),
         redelivered=sum(event.delivered > 1 for event in claims),
         reruns=sum(run.start_s >= since_s for run in repeats(runs_of(evidence.events, evidence.deaths))),
-        flow_s=flow_s(recorded.values(), at_s=at_s, until_s=seen_s(own)),
-        recovery_s=recovery_s(own.began_s, recorded, at_s=at_s),
+        flow_s=flow_s(recorded.values(), at_s=at_s, until_s=max(seen_s(own), at_s + (back_s or 0.0))),
+        recovery_s=back_s,
         problems=tuple(verdict.problems),
     )
     judged = await judge(scene.stage.bus, scene.turns, order)
     written = await recorded_by(scene.stage.bus)
     steps = {str(n): entry.at_s for (n, step), entry in written.items() if step == 0}
     every = [entry.at_s for entry in written.values()]
+    resumed_s = recovery_s(current.turns.began_s, steps, at_s=at_s)
     again = sum(run.start_s >= since_s for run in repeats(runs_of(scene.turns.events(), scene.turns.deaths)))
     turns = Row(
         fault=kind,
@@ -303,8 +305,8 @@ async def _rows(
         doubled=len(judged.doubled),
         redelivered=again,
         reruns=again,
-        flow_s=flow_s(every, at_s=at_s, until_s=seen_s(current.turns)),
-        recovery_s=recovery_s(current.turns.began_s, steps, at_s=at_s),
+        flow_s=flow_s(every, at_s=at_s, until_s=max(seen_s(current.turns), at_s + (resumed_s or 0.0))),
+        recovery_s=resumed_s,
         problems=tuple(judged.problems),
     )
     return [tasks, turns]
