@@ -154,6 +154,14 @@ class Round:
             await asyncio.sleep(plan.before_s)
             at_s = await kind.act(self._scene)
             await asyncio.sleep(plan.after_s)
+            # an election may last longer than that, and until then nothing is sent that is new
+            for sent in (self.tasks, self.turns):
+                await eventually(
+                    lambda sent=sent: any(sent.began_s[name] >= at_s for name in sent.acked),
+                    within_s=SETTLE_WITHIN_S,
+                    what="work that was sent after the fault",
+                    every_s=0.1,
+                )
             self._is_over = True
         return at_s, time.monotonic() - began_s
 
