@@ -12,8 +12,9 @@ import asyncio
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 
 from msgspec import Struct
@@ -34,7 +35,10 @@ from tests.support.cluster import Servers
 from tests.support.eventually import eventually
 
 SETTLE_WITHIN_S = 120.0
-ATTEMPT_S = 2.0
+# Effects come this far apart without any fault.
+QUIET_S = 1.0
+# What is sent while nobody leads is lost, and sent again after this: it is part of every recovery that is measured.
+ATTEMPT_S = 0.75
 RETRY_S = 0.1
 
 
@@ -72,7 +76,9 @@ class Row(Struct, frozen=True, kw_only=True):
         rate: Acknowledged a second, over the whole round.
         redelivered: Deliveries of tasks that had been delivered before; of turns those begun again.
         reruns: Handler starts that had begun before.
-        recovery_s: From the fault to the first effect of work that was sent after it; None when there was none.
+        flow_s: From the fault to the end of the longest time without any effect: when they flowed again.
+        recovery_s: From the fault to the first effect of work that was sent after it, which waits for what was sent
+            before; None when there was none.
         problems: Broken promises.
     """
 
@@ -85,6 +91,7 @@ class Row(Struct, frozen=True, kw_only=True):
     doubled: int
     redelivered: int
     reruns: int
+    flow_s: float
     recovery_s: float | None
     problems: tuple[str, ...] = ()
 
@@ -99,13 +106,13 @@ class Row(Struct, frozen=True, kw_only=True):
         tail = "; ".join([*self.problems, *(["tested nothing"] if self.tested_nothing else [])])
         return (
             f"{self.fault.name:<27}{self.what:<7}{self.sync:<8}{self.rate:>7.1f}{self.acked:>7}{self.lost:>6}"
-            f"{self.doubled:>9}{self.redelivered:>13}{self.reruns:>9}{back:>12}  {tail}"
+            f"{self.doubled:>9}{self.redelivered:>13}{self.reruns:>9}{self.flow_s:>8.1f}{back:>12}  {tail}"
         )
 
 
 HEAD = (
     f"{'fault':<27}{'what':<7}{'sync':<8}{'rate/s':>7}{'acked':>7}{'lost':>6}{'doubled':>9}{'redelivered':>13}"
-    f"{'re-runs':>9}{'recovery s':>12}"
+    f"{'re-runs':>9}{'flow s':>8}{'recovery s':>12}"
 )
 
 
@@ -147,6 +154,14 @@ class Round:
             await asyncio.sleep(plan.before_s)
             at_s = await kind.act(self._scene)
             await asyncio.sleep(plan.after_s)
+            # an election may last longer than that, and until then nothing is sent that is new
+            for sent in (self.tasks, self.turns):
+                await eventually(
+                    lambda sent=sent: any(sent.began_s[name] >= at_s for name in sent.acked),
+                    within_s=SETTLE_WITHIN_S,
+                    what="work that was sent after the fault",
+                    every_s=0.1,
+                )
             self._is_over = True
         return at_s, time.monotonic() - began_s
 
@@ -161,7 +176,7 @@ class Round:
             job = Job(n=n, sleep_s=plan.long_s if n % 10 == 0 else plan.task_s)
             name = f"chaos/{n}"
             self.tasks.began_s[name] = time.monotonic()
-            await self._scene.stage.load.submit(job, task_id=name)
+            await self._scene.stage.load.submit(job, task_id=name, attempt_s=ATTEMPT_S)
             self.tasks.acked.add(name)
             await asyncio.sleep(plan.pace_s)
 
@@ -263,8 +278,10 @@ async def _rows(
 ) -> list[Row]:
     sync = sync_mode(scene.servers)
     evidence = await scene.stage.evidence()
-    verdict = check(evidence)
     own = current.tasks
+    recorded = await _recorded_at(scene.stage.bus)
+    back_s = recovery_s(own.began_s, recorded, at_s=at_s)
+    verdict = check(evidence)
     claims = [event for event in scene.tasks.events() if event.kind == "claim" and event.at_s >= since_s]
     tasks = Row(
         fault=kind,
@@ -276,11 +293,15 @@ async def _rows(
         doubled=len(verdict.doubled),
         redelivered=sum(event.delivered > 1 for event in claims),
         reruns=sum(run.start_s >= since_s for run in repeats(runs_of(evidence.events, evidence.deaths))),
-        recovery_s=recovery_s(own.began_s, await _recorded_at(scene.stage.bus), at_s=at_s),
+        flow_s=flow_s(recorded.values(), at_s=at_s, until_s=max(seen_s(own), at_s + (back_s or 0.0))),
+        recovery_s=back_s,
         problems=tuple(verdict.problems),
     )
     judged = await judge(scene.stage.bus, scene.turns, order)
-    steps = {str(n): entry.at_s for (n, step), entry in (await recorded_by(scene.stage.bus)).items() if step == 0}
+    written = await recorded_by(scene.stage.bus)
+    steps = {str(n): entry.at_s for (n, step), entry in written.items() if step == 0}
+    every = [entry.at_s for entry in written.values()]
+    resumed_s = recovery_s(current.turns.began_s, steps, at_s=at_s)
     again = sum(run.start_s >= since_s for run in repeats(runs_of(scene.turns.events(), scene.turns.deaths)))
     turns = Row(
         fault=kind,
@@ -292,10 +313,23 @@ async def _rows(
         doubled=len(judged.doubled),
         redelivered=again,
         reruns=again,
-        recovery_s=recovery_s(current.turns.began_s, steps, at_s=at_s),
+        flow_s=flow_s(every, at_s=at_s, until_s=max(seen_s(current.turns), at_s + (resumed_s or 0.0))),
+        recovery_s=resumed_s,
         problems=tuple(judged.problems),
     )
     return [tasks, turns]
+
+
+def seen_s(sent: Sent) -> float:
+    """Return when the last piece was offered: later silence is the load's."""
+    return max(sent.began_s.values())
+
+
+def flow_s(effects_s: Iterable[float], *, at_s: float, until_s: float) -> float:
+    """Return how long after the fault the longest time without an effect ended; 0 when there was hardly any."""
+    times = [at_s, *sorted(each for each in effects_s if at_s <= each <= until_s), until_s]
+    silence_s, end_s = max((after - before, after) for before, after in pairwise(times))
+    return end_s - at_s if silence_s > QUIET_S else 0.0
 
 
 def recovery_s(began_s: Mapping[str, float], effects_s: Mapping[str, float], *, at_s: float) -> float | None:

@@ -33,13 +33,13 @@ class Load:
         self._client = Client(bus)
         self._capability = capability
 
-    async def submit(self, job: Job, *, task_id: str | None = None) -> str:
+    async def submit(self, job: Job, *, task_id: str | None = None, attempt_s: float = ATTEMPT_S) -> str:
         """Submit one job, under the same id, until the broker says that it has it; return the id."""
         if task_id is not None:
             self.offered.add(task_id)
         while True:
             try:
-                handle = await self._client.submit(self._capability, job, id=task_id, timeout_s=ATTEMPT_S)
+                handle = await self._client.submit(self._capability, job, id=task_id, timeout_s=attempt_s)
             except BackpressureError:
                 self.refusals += 1
                 await asyncio.sleep(RETRY_S)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.cluster_faults import KINDS, Kind, nothing
-from tests.chaos.cluster_ledger import HEAD, Plan, Row, problems, recovery_s, run, sync_mode
+from tests.chaos.cluster_ledger import HEAD, Plan, Row, flow_s, problems, recovery_s, run, sync_mode
 from tests.support.cluster import Servers
 
 pytestmark = pytest.mark.chaos
@@ -51,7 +51,7 @@ def test_control_a_fault_that_harms_nobody_has_tested_nothing(folder: Path) -> N
 def row(**changes: object) -> Row:
     facts: dict[str, object] = {
         "fault": KINDS["all killed"], "what": "tasks", "sync": "always", "rate": 1.0, "acked": 9, "lost": 0,
-        "doubled": 0, "redelivered": 1, "reruns": 0, "recovery_s": 2.0,
+        "doubled": 0, "redelivered": 1, "reruns": 0, "flow_s": 1.5, "recovery_s": 2.0,
     }  # fmt: skip
     return Row(**(facts | changes))  # type: ignore[arg-type] # fields of a row
 
@@ -68,6 +68,12 @@ def test_recovery_counts_only_work_that_was_offered_after_the_fault() -> None:
     began_s = {"before": 9.0, "first": 11.0, "second": 10.5, "lost": 10.1}
     assert recovery_s(began_s, {"before": 10.2, "first": 13.0, "second": 14.0}, at_s=10.0) == 3.0
     assert recovery_s(began_s, {"before": 10.2}, at_s=10.0) is None
+
+
+def test_effects_flow_again_where_their_longest_absence_ends() -> None:
+    assert flow_s([9.0, 10.1, 16.0, 16.1, 17.5, 30.0], at_s=10.0, until_s=18.0) == 6.0
+    assert flow_s([10.1, 10.6, 11.0], at_s=10.0, until_s=11.5) == 0.0
+    assert flow_s([], at_s=10.0, until_s=18.0) == 8.0
 
 
 def test_servers_that_do_not_sync_each_write_are_told(tmp_path: Path) -> None:

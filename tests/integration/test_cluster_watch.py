@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 
 from callboard.runtime import events
-from callboard.runtime.bus import muster
+from callboard.runtime.bus import header, muster
 from callboard.runtime.bus.base import Bus, ConsumerConfig, Delivery, StreamConfig, Write
 from callboard.runtime.bus.jetstream import JetStreamBus, connect
 from callboard.runtime.bus.jetstream_state import LinkState
@@ -103,6 +103,47 @@ async def test_a_client_of_a_server_cut_from_its_peers_leaves_it(servers: Server
         servers.mesh.heal()  # type: ignore[union-attr] # asserted above
         await bus.close()
         await first.close()
+
+
+async def test_a_leader_that_is_cut_off_does_not_hold_its_clients(servers: Servers) -> None:
+    """It goes on answering, that the first copy of a message is on its way: that is no word of a leader."""
+    first = await _prepare(servers)
+    bus = await connect(servers.url, name="cut")
+    assert servers.mesh is not None
+    try:
+        number = _seat(servers, bus)
+        await _lead(first, "L", f"cb{number}")
+        servers.mesh.isolate(number)
+        write = Write("l.a", b"new", {header.MSG_ID: "one"})
+        async with asyncio.timeout(60.0):
+            while True:
+                try:
+                    ack = await bus.store(write, timeout_s=0.5)
+                except BusError:
+                    await asyncio.sleep(0.05)
+                else:
+                    break
+        assert ack.seq == 1
+        assert _seat(servers, bus) != number
+        assert "stream '$G > L' has NO quorum" not in servers.all[number].log(), "it stayed until the server gave up"
+    finally:
+        servers.mesh.heal()
+        await bus.close()
+        await first.close()
+
+
+async def _lead(bus: Bus, stream: str, server: str) -> None:
+    """Have a stream led by ``server``."""
+    wanted = json.dumps({"placement": {"preferred": server}}).encode()
+
+    async def is_led() -> bool:
+        info = await bus.stream_info(stream)
+        if info is not None and info.leader == server:
+            return True
+        await bus.request(f"$JS.API.STREAM.LEADER.STEPDOWN.{stream}", wanted)
+        return False
+
+    await eventually(is_led, within_s=30.0, what=f"{server} as the leader", every_s=0.5)
 
 
 async def test_control_without_the_watchdog_it_stays_there(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The bus on NATS JetStream. The one file that imports the client library; the parts beside it know only the link.
+"""The bus on NATS JetStream: the link by the client library, which this file and ``jetstream_client`` alone import.
 
 The client is used by its public names alone. Where its behaviour is worked around, the comment says which behaviour
 and when the workaround can go; all was seen with nats-py 2.16.
@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-import ssl
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any, Unpack, cast
+from urllib.parse import urlsplit
 
 import nats.errors
-from nats.aio.client import Client, Server
+from nats.aio.client import Server
 from nats.aio.subscription import Subscription as ClientSubscription
 
 from callboard.runtime import events
@@ -23,7 +23,9 @@ from callboard.runtime.bus.base import ServerInfo
 from callboard.runtime.bus.header import Headers
 from callboard.runtime.bus.jetstream_address import Address, Credentials, dial_error, tls_advice
 from callboard.runtime.bus.jetstream_bus import JetStreamBus
-from callboard.runtime.bus.jetstream_link import Listener, Raw, Sink
+from callboard.runtime.bus.jetstream_client import WatchedClient
+from callboard.runtime.bus.jetstream_link import Listener, Proof, Raw, Sink
+from callboard.runtime.bus.jetstream_scout import Scouts
 from callboard.runtime.bus.jetstream_state import LinkState, within
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 from callboard.runtime.errors import (
@@ -44,10 +46,6 @@ _RECONNECT_S = 0.2
 _BUFFER_BYTES = 64 << 20
 _FULL_BYTES = 4 << 20
 _ROOM_S = 0.001
-_QUICK_TURNS = 3
-# A pong that comes for a flush which gave up ends the client's read loop. With pings every two seconds the connection
-# is made anew long before this.
-_PONG_S = 3600
 _CLOSE_S = 1.0
 _ATTEMPT_S = 10.0
 _MAX_PAUSE_S = 5.0
@@ -111,10 +109,11 @@ class NatsLink(LinkState):
         self.max_payload = 1 << 20
         self._address = address
         self._name = name
-        self._client = _Client()
+        self._client = WatchedClient()
         self._listeners: set[_Listener] = set()
         self._attempts = 0
-        self._avoided = ""
+        self._avoided = self._wanted = ""
+        self._scouts = Scouts(lambda url, within_s: self._dial(within_s, url))
         self._last_error = ""
 
     # --- life
@@ -215,9 +214,9 @@ class NatsLink(LinkState):
 
     # --- connecting
 
-    async def _dial(self, deadline_s: float) -> _Client:
-        """Return a connected client; it calls back only once it is ours."""
-        client = _Client()
+    async def _dial(self, deadline_s: float, *urls: str) -> WatchedClient:
+        """Return a client connected to any of our servers, or of ``urls``; it calls back only once it is ours."""
+        client = WatchedClient()
         deadline = self.clock.monotonic() + deadline_s
         refused: asyncio.Future[None] = self.loop.create_future()
         last: list[Exception] = []
@@ -233,7 +232,7 @@ class NatsLink(LinkState):
                 if (is_final or any(sign in str(error).lower() for sign in _REFUSED_AUTH)) and not refused.done():
                     refused.set_result(None)
 
-        task = self.loop.create_task(self._connect(client, on_error), name="bus-connect")
+        task = self.loop.create_task(self._connect(client, on_error, urls or self._address.urls), name="bus-connect")
         try:
             await asyncio.wait({task, refused}, timeout=deadline_s, return_when=asyncio.FIRST_COMPLETED)
             if task.done() and not task.cancelled() and task.exception() is None:
@@ -250,7 +249,9 @@ class NatsLink(LinkState):
         cause = failure or (last[0] if last else None)
         raise dial_error(self._address.text, cause, deadline_s, is_refused=refused.done())
 
-    async def _connect(self, client: _Client, on_error: Callable[[Exception], Coroutine[Any, Any, None]]) -> None:
+    async def _connect(
+        self, client: WatchedClient, on_error: Callable[[Exception], Coroutine[Any, Any, None]], urls: Sequence[str]
+    ) -> None:
         def guard() -> None:
             # The client takes tls:// for a preference: where the server does not ask for TLS, it goes on in the clear.
             if self._address.wants_tls and not client.is_secure:
@@ -272,7 +273,7 @@ class NatsLink(LinkState):
                 self._revive("the client gave up")
 
         await client.connect(
-            list(self._address.urls),
+            list(urls),
             name=self._name,
             error_cb=on_error,
             disconnected_cb=on_down,
@@ -289,7 +290,7 @@ class NatsLink(LinkState):
             **self._address.options(guard),
         )
 
-    async def _abandon(self, client: _Client, task: asyncio.Task[None]) -> None:
+    async def _abandon(self, client: WatchedClient, task: asyncio.Task[None]) -> None:
         # The client swallows a cancellation that meets the end of one of its attempts, and would try for ever.
         while not task.done():
             task.cancel()
@@ -304,6 +305,8 @@ class NatsLink(LinkState):
         self._attempts += 1
         self._address.refresh()
         others = [server for server in servers if server.uri.netloc != self._avoided] or servers
+        if self._attempts == 1:
+            others = [server for server in others if server.uri.netloc == self._wanted] or others
         # All clients of a server that died come at once: the first attempt is spread as well.
         pause_s = random.uniform(0, 0.05) if self._attempts == 1 else _RECONNECT_S * random.uniform(0.5, 1.5)
         return random.choice(others), pause_s
@@ -328,19 +331,31 @@ class NatsLink(LinkState):
     def _entered(self) -> None:
         self.max_payload = self._client.max_payload
         self._attempts = 0
-        self._avoided = self._last_error = ""
+        self._avoided = self._wanted = self._last_error = ""
 
     def _left(self) -> None:
         self._client.drop_flushes()
 
-    async def _leave(self) -> None:
+    def _others(self) -> list[str]:
+        here = self._client.connected_url
+        return [f"{url.scheme}://{url.netloc}" for url in self._client.servers if here and url.netloc != here.netloc]
+
+    async def _scout(self, urls: Sequence[str], proof: Proof) -> str | None:
+        here = self._client.connected_url
+        return await self._scouts.find(urls, proof, here=f"{here.scheme}://{here.netloc}" if here else "")
+
+    async def _recall(self) -> None:
+        await within(self._scouts.recall(), _CLOSE_S)
+
+    async def _leave(self, to: str = "") -> None:
+        self._wanted = urlsplit(to).netloc
         url = self._client.connected_url
         self._avoided = url.netloc if url is not None else ""
         await self._client.force_reconnect()
 
     async def _replace(self) -> None:
         """Put a new client in place of one that will not come back. What the old one had buffered is lost."""
-        old, self._client = self._client, _Client()
+        old, self._client = self._client, WatchedClient()
         pause_s = _RECONNECT_S
         try:
             self.spawn(_dispose(old), "bus-dispose-client")
@@ -389,59 +404,6 @@ class NatsLink(LinkState):
                 return BusError(str(error))
 
 
-class _Client(Client):
-    """The client with a cheaper message, and with a flush that means what it says."""
-
-    # Called with keywords for each message; a Struct's constructor is in C.
-    msg_class = Raw  # type: ignore[assignment] # it is only ever called
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._waits: set[asyncio.Task[None]] = set()
-        self.is_secure = False
-
-    @property
-    def ssl_context(self) -> ssl.SSLContext:
-        """The TLS settings; asked for when a connection is about to be secured."""
-        self.is_secure = True
-        return super().ssl_context
-
-    async def flush(self, timeout: float = 10) -> None:  # noqa: ASYNC109 - the client's own signature
-        """Wait until the server has taken everything published before.
-
-        The client's own writes its ping ahead of what waits in its buffer, and a pong that comes after it gave up ends
-        the read loop. Here the buffer goes first, and the pong is waited for to the end of the connection.
-        """
-        turns = 0
-        while self.pending_data_size and self.is_connected:
-            await SYSTEM_CLOCK.sleep(0 if turns < _QUICK_TURNS else _ROOM_S)
-            turns += 1
-            if turns * _ROOM_S > timeout:
-                raise nats.errors.FlushTimeoutError
-        wait = asyncio.get_running_loop().create_task(super().flush(_PONG_S), name="bus-flush")
-        self._waits.add(wait)
-        wait.add_done_callback(self._waited)
-        await asyncio.wait({wait}, timeout=timeout)
-        if not wait.done() or wait.cancelled():
-            raise nats.errors.FlushTimeoutError
-        wait.result()
-
-    def hang_up(self) -> None:
-        """Close the socket. The client forgets, open, that of an attempt to reconnect that fails after the greeting."""
-        cast("Any", self._transport).close()
-
-    def drop_flushes(self) -> None:
-        """End those whose pong will not come, now that nothing is read any more."""
-        for wait in self._waits:
-            wait.cancel()
-
-    def _waited(self, wait: asyncio.Task[None]) -> None:
-        self._waits.discard(wait)
-        if not wait.cancelled():
-            # Looked at, or the loop would complain about those who had given up.
-            wait.exception()
-
-
 class _Listener:
     """A subscription, and what it takes to make it again with another client."""
 
@@ -450,11 +412,11 @@ class _Listener:
         self._subject = subject
         self._queue = queue
         self._deliver = deliver
-        self._client: _Client | None = None
+        self._client: WatchedClient | None = None
         self._handle: ClientSubscription | None = None
         self._is_closed = False
 
-    async def subscribe(self, client: _Client) -> None:
+    async def subscribe(self, client: WatchedClient) -> None:
         """Listen by this client; harmless when done already."""
         if self._client is client:
             return
@@ -481,7 +443,7 @@ class _Listener:
         await within(cast("Coroutine[Any, Any, None]", self._handle.drain()), _CLOSE_S)  # type: ignore[no-untyped-call] # untyped in the client
 
 
-async def _dispose(client: _Client) -> None:
+async def _dispose(client: WatchedClient) -> None:
     # It waits for its socket to be written out, which never ends when the server is stopped.
     await within(client.close(), _CLOSE_S)
     client.drop_flushes()

@@ -9,14 +9,15 @@ from msgspec import json
 from callboard.runtime.bus.base import ConsumerConfig, ConsumerInfo, StreamConfig, StreamInfo
 from callboard.runtime.bus.check import changed_settings, check_filter, check_name
 from callboard.runtime.bus.jetstream_call import Calls
-from callboard.runtime.bus.jetstream_link import Link, Raw
+from callboard.runtime.bus.jetstream_link import Link, Proof, Raw
 from callboard.runtime.bus.jetstream_wire import (
     DELETE_FAILED,
     Json,
     from_consumer,
     from_stream,
-    hears_majority,
+    is_led,
     overlay,
+    shows_leader,
     to_consumer_info,
     to_error,
     to_stream,
@@ -86,15 +87,22 @@ class Administration:
         try:
             answer = _answer(raw, path)
         except BusError as error:
-            self._link.answered(is_leader=not isinstance(error, NoLeaderError))
+            if isinstance(error, NoLeaderError):
+                self._link.answered(is_leader=False)
             raise
-        cluster: Json | None = answer.get("cluster")
-        if cluster is None:
-            self._link.answered()
-        elif cluster.get("leader"):
-            self._link.answered(is_leader=hears_majority(cluster))
-        # else a server that may be cut off tells what it last knew of a stream: that says nothing
+        # without a leader's name a server that may be cut off tells what it last knew of a stream: that says nothing,
+        # and neither do the refusals and lists of a leader of the cluster that may be cut off
+        if (is_leader := is_led(answer)) is not None:
+            self._link.answered(is_leader=is_leader)
+            if not self._known_stream:
+                self._know(answer.get("stream_name") or answer["config"]["name"])
         return answer
+
+    def _know(self, stream: str) -> None:
+        """Remember a stream to ask about; "" for none."""
+        if stream != self._known_stream:
+            self._known_stream = stream
+            self._link.proving(Proof(f"{API_PREFIX}STREAM.INFO.{stream}" if stream else "", shows_leader))
 
     # --- streams
 

@@ -17,7 +17,7 @@ from callboard.runtime.bus.jetstream_core import Core
 from callboard.runtime.bus.jetstream_get import Reader, ends
 from callboard.runtime.bus.jetstream_link import WHO, Link, Raw
 from callboard.runtime.bus.jetstream_store import Writer
-from callboard.runtime.bus.jetstream_wire import to_pub_ack
+from callboard.runtime.bus.jetstream_wire import proves, to_pub_ack
 from callboard.runtime.bus.jetstream_work import confirmed
 from callboard.runtime.errors import (
     BusConnectError,
@@ -88,8 +88,8 @@ class JetStreamBus(Core, Writer, Reader):
         self._requests = Calls(link, "r", _itself, is_jetstream=False)
         self._api_calls = Calls(link, "a", _itself, is_jetstream=True)
         self._gets = Calls(link, "g", ends, is_jetstream=True)
-        self._stores: Calls[PubAck] = Calls(link, "p", self._stored, is_jetstream=True, is_proof=True)
-        self._acks: Calls[bool] = Calls(link, "d", confirmed, is_jetstream=True, is_proof=True)
+        self._stores: Calls[PubAck] = Calls(link, "p", self._stored, is_jetstream=True, proves=proves)
+        self._acks: Calls[bool] = Calls(link, "d", confirmed, is_jetstream=True, proves=proves)
         self._calls: list[Calls[Any]] = [self._requests, self._api_calls, self._gets, self._stores, self._acks]
 
     def __repr__(self) -> str:
@@ -172,7 +172,7 @@ class JetStreamBus(Core, Writer, Reader):
     def _stored(self, raw: Raw, subject: str) -> PubAck | BusError | None:
         answer = to_pub_ack(raw, subject)
         if isinstance(answer, PubAck):
-            self._known_stream = answer.stream
+            self._know(answer.stream)
         return answer
 
     async def _probe(self) -> None:
@@ -188,15 +188,16 @@ class JetStreamBus(Core, Writer, Reader):
         if not self._known_stream and self._server.cluster:
             with suppress(PermissionDeniedError):
                 names = (await self._api("STREAM.NAMES", timeout_s=_PROBE_S)).get("streams") or [""]
-                self._known_stream = str(names[0])
+                self._know(str(names[0]))
         if self._known_stream:
             try:
                 await self._api(f"STREAM.INFO.{self._known_stream}", timeout_s=_PROBE_S)
             except (PermissionDeniedError, NotFoundError):
-                self._known_stream = ""
+                self._know("")
             else:
                 return
         await self._api("INFO", timeout_s=_PROBE_S)
+        self._link.answered()
 
     # --- the server
 

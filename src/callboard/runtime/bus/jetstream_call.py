@@ -12,7 +12,6 @@ from callboard.runtime.errors import (
     BusClosedError,
     BusError,
     BusTimeoutError,
-    NoLeaderError,
     NoRespondersError,
     PermissionDeniedError,
 )
@@ -79,8 +78,9 @@ class Calls(Generic[A]):
         kind: A token of the reply subjects.
         decode: Makes the answer to ``subject`` from what came; None means that more will come.
         is_jetstream: Whether silence says something about JetStream.
-        is_proof: Whether an answer proves that the server reaches a leader. A server that is cut off from its peers
-            answers direct gets from its own copy, and questions about streams with what it last knew.
+        proves: What an answer says: True that the server reaches a leader and that one a majority, False that it does
+            not, None neither. A server that is cut off from its peers answers direct gets from its own copy, questions
+            about streams with what it last knew, and, as the leader it thinks it is, with refusals.
     """
 
     def __init__(
@@ -90,12 +90,12 @@ class Calls(Generic[A]):
         decode: Callable[[Raw, str], A | BusError | None],
         *,
         is_jetstream: bool,
-        is_proof: bool = False,
+        proves: Callable[[A | BusError | None], bool | None] | None = None,
     ) -> None:
         self._link = link
         self._decode = decode
         self._is_jetstream = is_jetstream
-        self._is_proof = is_proof
+        self._proves = proves
         self.prefix = f"{link.base}.{kind}."
         self._start = len(self.prefix)
         self._next = 1
@@ -210,8 +210,8 @@ class Calls(Generic[A]):
             answer = NoRespondersError(f"nobody takes {call.subjects[index]!r}: no listener and no stream has it")
         else:
             answer = self._decode(raw, call.subjects[index])
-            if self._is_proof:
-                self._link.answered(is_leader=not isinstance(answer, NoLeaderError))
+            if self._proves is not None and (is_leader := self._proves(answer)) is not None:
+                self._link.answered(is_leader=is_leader)
             if answer is None and not call.is_whole:
                 call.parts.append(raw)
                 return

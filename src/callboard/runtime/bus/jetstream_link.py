@@ -18,6 +18,18 @@ NO_RESPONDERS = "503"
 WHO = "$SYS.REQ.USER.INFO"
 
 
+class Proof(Struct, frozen=True):
+    """A question whose answer shows that a server reaches a leader that reaches a majority.
+
+    Attributes:
+        subject: Where to ask it, by any server of the cluster; "" when we know of nothing to ask about.
+        holds: Whether an answer shows it.
+    """
+
+    subject: str
+    holds: Callable[[bytes], bool]
+
+
 class Raw(Struct, gc=False):
     """A message as it came in; the client builds it by keyword, which a Struct takes at the cost of a tuple."""
 
@@ -145,9 +157,13 @@ class Link(Protocol):
         ...
 
     def answered(self, *, is_leader: bool = True) -> None:
-        """A leader has answered a request; or, without ``is_leader``, a server that says that it reaches none."""
+        """A leader with a majority has answered; or, without ``is_leader``, a server that reaches none."""
         ...
 
     def unanswered(self) -> None:
-        """A request to JetStream ran into its timeout; after three of them in a row the link is made anew."""
+        """A request to JetStream ran into its timeout; after three of them in a row a better server is looked for."""
+        ...
+
+    def proving(self, proof: Proof) -> None:
+        """Take what to ask other servers, when ours is in doubt."""
         ...

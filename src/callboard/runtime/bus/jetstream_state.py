@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from callboard.runtime import events
-from callboard.runtime.bus.jetstream_link import WHO, Part
+from callboard.runtime.bus.jetstream_link import WHO, Part, Proof
 from callboard.runtime.clock import Clock
 from callboard.runtime.errors import BusClosedError
 
@@ -17,6 +18,9 @@ _STALLED_S = 8.0
 # JetStream timeouts in a row, and the silence they must span, before the node is taken for cut off.
 _UNANSWERED = 3
 _SILENT_S = 1.0
+# How often other servers are asked for a leader, and after how long we go to another one without.
+_SEEK_EVERY_S = 0.3
+_SEEK_S = 10.0
 
 
 class LinkState(ABC):
@@ -39,6 +43,8 @@ class LinkState(ABC):
         self._is_reviving = False
         self._down_at = self._progress_at = self._answered_at = self.connected_at
         self._unanswered = 0
+        self._proof: Proof | None = None
+        self._is_seeking = False
 
     def __repr__(self) -> str:
         return f"<link to {self._servers} {'up' if self.is_up else 'down'}>"
@@ -56,8 +62,23 @@ class LinkState(ABC):
         """The link is lost."""
 
     @abstractmethod
-    async def _leave(self) -> None:
-        """Give up a node that seems cut off, for another if there is one."""
+    async def _leave(self, to: str = "") -> None:
+        """Give up a node that seems cut off, for the server at ``to``, or for any other if there is one."""
+
+    @abstractmethod
+    def _others(self) -> list[str]:
+        """The addresses of the cluster's other servers, as far as they are known."""
+
+    @abstractmethod
+    async def _scout(self, urls: Sequence[str], proof: Proof) -> str | None:
+        """Return which of these servers reaches a leader, "" when none does, None when none can be asked.
+
+        May keep connections for the next look.
+        """
+
+    @abstractmethod
+    async def _recall(self) -> None:
+        """Give up what ``_scout`` kept."""
 
     @abstractmethod
     async def _replace(self) -> None:
@@ -103,6 +124,8 @@ class LinkState(ABC):
 
     def unproven_s(self, now: float) -> float:
         """Return for how long no leader has answered while somebody waits for what may come; 0 when nobody does."""
+        if self._is_seeking:
+            return math.inf
         return now - self._answered_at if self._standing or self._is_listening else 0.0
 
     def listening(self) -> None:
@@ -126,8 +149,42 @@ class LinkState(ABC):
             return
         # A node cut off from its peers keeps its clients for ever, while the link itself is healthy.
         self._unanswered = 0
-        self.report(events.BUS_RECONNECT_FORCED, {"server": self._servers, "silent_s": round(silent_s, 1)})
-        self.spawn(self._leave(), "bus-force-reconnect")
+        if not self._is_seeking:
+            self._is_seeking = True
+            self.spawn(self._seek(self.connected_at), "bus-seek-leader")
+
+    def proving(self, proof: Proof) -> None:
+        """Take what to ask other servers, when ours is in doubt."""
+        self._proof = proof
+
+    async def _seek(self, since: float) -> None:
+        """Go to a server that reaches a leader, as soon as there is one, and stay when ours does.
+
+        A cluster that is choosing a leader is as silent as a cut. Leaving would then only cost the link, and may lead
+        to the server that is cut off.
+        """
+        began = self.clock.monotonic()
+        found: str | None = ""
+        try:
+            while found == "" and self.clock.monotonic() - began < _SEEK_S:
+                found = await self._look()
+                if self._is_closed or not self.is_up or self.connected_at != since or self._answered_at > began:
+                    return
+                if found == "":
+                    await self.clock.sleep(_SEEK_EVERY_S)
+            silent_s = round(self.clock.monotonic() - self._answered_at, 1)
+            self.report(events.BUS_RECONNECT_FORCED, {"server": self._servers, "silent_s": silent_s, "to": found or ""})
+            await self._leave(found or "")
+        finally:
+            self._is_seeking = False
+            await self._recall()
+
+    async def _look(self) -> str | None:
+        """Return a server that reaches a leader, "" when none does; None when there is nobody or nothing to ask."""
+        others = self._others()
+        if not others or self._proof is None or not self._proof.subject:
+            return None
+        return await self._scout(others, self._proof)
 
     async def renew(self) -> None:
         """Leave the server, for another if there is one. Returns at once; harmless when the link is down."""

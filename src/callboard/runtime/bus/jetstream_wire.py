@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from msgspec import Struct
+from msgspec import Struct, json
 from msgspec.json import Decoder
 
 from callboard.runtime.bus.base import (
@@ -46,6 +46,8 @@ _UNDECIDED = {10158}
 _LEADERLESS = 10008
 # a leader hears of its followers once a second
 _IN_TOUCH_NS = 3_000_000_000
+# as long as it may have been cut off since, it proves nothing
+_JUST_NOW_NS = 1_500_000_000
 _FULL = {10023, 10047, 10077, 10122, 10175, 10210, 10211}
 # of the account: resources, consumers, streams, memory
 _QUOTA = {10002, 10026, 10027, 10028}
@@ -122,14 +124,46 @@ def to_pub_ack(raw: Raw, subject: str) -> PubAck | BusError | None:
     return PubAck(body.stream, body.seq, body.duplicate, body.count)
 
 
-def hears_majority(cluster: Json) -> bool:
+def proves(answer: object) -> bool | None:
+    """Return whether an answer to a write, or to an acknowledgement, shows a leader with a majority; None: neither.
+
+    A leader that was cut off refuses writes and tells of duplicates by what it knows itself. That a first copy is on
+    its way through the replicas it says for as long as it thinks that it leads.
+    """
+    if isinstance(answer, NoLeaderError | BusTimeoutError):
+        return False
+    if isinstance(answer, PubAck):
+        return True if not answer.is_duplicate else None
+    return True if answer is True else None
+
+
+def hears_majority(cluster: Json, *, within_ns: int = _IN_TOUCH_NS) -> bool:
     """Return whether the leader that tells of its stream was in touch with a majority a moment ago.
 
     One that was cut off goes on as leader for ten seconds and more, and answers.
     """
     replicas = cluster.get("replicas") or ()
-    heard = sum(not each.get("offline") and each.get("active", 0) < _IN_TOUCH_NS for each in replicas)
+    heard = sum(not each.get("offline") and each.get("active", 0) < within_ns for each in replicas)
     return bool(2 * (heard + 1) > len(replicas) + 1)
+
+
+def is_led(info: Json) -> bool | None:
+    """Return whether an answer about a stream comes from a leader with a majority; None: that it does not tell."""
+    cluster = info.get("cluster") or {}
+    if "config" not in info or (cluster and not cluster.get("leader")):
+        return None
+    if hears_majority(cluster, within_ns=_JUST_NOW_NS):
+        return True
+    return None if hears_majority(cluster) else False
+
+
+def shows_leader(data: bytes) -> bool:
+    """Return whether the body of an answer about a stream shows a leader with a majority."""
+    try:
+        info = json.decode(data)
+    except ValueError:
+        return False
+    return isinstance(info, dict) and is_led(info) is True
 
 
 def to_error(code: int, err_code: int, text: str, *, what: str) -> BusError:

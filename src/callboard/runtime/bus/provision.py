@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 
 from callboard.runtime.bus import topology
@@ -11,11 +12,19 @@ from callboard.runtime.bus.plan import Change, Plan, diff, differences, render
 from callboard.runtime.bus.topology import Topology
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 from callboard.runtime.config import TopologySettings
-from callboard.runtime.errors import BusError, NoLeaderError, NotFoundError, PermissionDeniedError, TopologyError
+from callboard.runtime.errors import (
+    BusError,
+    BusTimeoutError,
+    NoLeaderError,
+    NotFoundError,
+    PermissionDeniedError,
+    TopologyError,
+)
 
 REMEDY = "run `callboard provision --plan` to see the difference and `callboard provision` to mend it"
 
 _LOOK_S = 0.25
+_ASKS = 3
 
 # What a stream must be for Callboard's promises to hold, whoever made it: setting, value, what breaks otherwise.
 _Promise = tuple[str, object, str]
@@ -154,7 +163,7 @@ async def ensure_consumer(bus: Bus, stream: str, config: ConsumerConfig, *, capa
         TopologyError: If it is missing and we may not make it; says how a person who may does.
         NotFoundError: If the stream does not exist.
     """
-    if await bus.consumer_info(stream, config.name) is not None:
+    if await _has_consumer(bus, stream, config.name):
         return
     try:
         await bus.create_consumer(stream, config)
@@ -289,6 +298,14 @@ async def _check(bus: Bus, change: Change) -> None:
     if faults:
         message = f"{change.name}: {'; '.join(faults)}: the server changed it, or somebody else is provisioning"
         raise TopologyError(message)
+
+
+async def _has_consumer(bus: Bus, stream: str, name: str) -> bool:
+    """Return whether it is there. One that another worker has just made says nothing until it has a leader."""
+    for _ in range(_ASKS - 1):
+        with contextlib.suppress(BusTimeoutError):
+            return await bus.consumer_info(stream, name) is not None
+    return await bus.consumer_info(stream, name) is not None
 
 
 async def _consumer_info(bus: Bus, stream: str, name: str) -> ConsumerInfo | None:
