@@ -276,17 +276,21 @@ async def _rows(
     took_s: float,
     since_s: float,
 ) -> list[Row]:
-    sync = sync_mode(scene.servers)
+    tasks = await _row_of_tasks(kind, scene, current.tasks, at_s=at_s, took_s=took_s, since_s=since_s)
+    turns = await _row_of_turns(kind, scene, current.turns, order, at_s=at_s, took_s=took_s, since_s=since_s)
+    return [tasks, turns]
+
+
+async def _row_of_tasks(kind: Kind, scene: Scene, own: Sent, *, at_s: float, took_s: float, since_s: float) -> Row:
     evidence = await scene.stage.evidence()
-    own = current.tasks
     recorded = await _recorded_at(scene.stage.bus)
     back_s = recovery_s(own.began_s, recorded, at_s=at_s)
     verdict = check(evidence)
     claims = [event for event in scene.tasks.events() if event.kind == "claim" and event.at_s >= since_s]
-    tasks = Row(
+    return Row(
         fault=kind,
         what="tasks",
-        sync=sync,
+        sync=sync_mode(scene.servers),
         rate=len(own.acked) / took_s,
         acked=len(own.acked),
         lost=len(verdict.lost),
@@ -297,27 +301,31 @@ async def _rows(
         recovery_s=back_s,
         problems=tuple(verdict.problems),
     )
+
+
+async def _row_of_turns(
+    kind: Kind, scene: Scene, own: Sent, order: dict[str, list[int]], *, at_s: float, took_s: float, since_s: float
+) -> Row:
     judged = await judge(scene.stage.bus, scene.turns, order)
     written = await recorded_by(scene.stage.bus)
     steps = {str(n): entry.at_s for (n, step), entry in written.items() if step == 0}
     every = [entry.at_s for entry in written.values()]
-    resumed_s = recovery_s(current.turns.began_s, steps, at_s=at_s)
+    resumed_s = recovery_s(own.began_s, steps, at_s=at_s)
     again = sum(run.start_s >= since_s for run in repeats(runs_of(scene.turns.events(), scene.turns.deaths)))
-    turns = Row(
+    return Row(
         fault=kind,
         what="turns",
-        sync=sync,
-        rate=len(current.turns.acked) / took_s,
-        acked=len(current.turns.acked),
+        sync=sync_mode(scene.servers),
+        rate=len(own.acked) / took_s,
+        acked=len(own.acked),
         lost=len(judged.lost),
         doubled=len(judged.doubled),
         redelivered=again,
         reruns=again,
-        flow_s=flow_s(every, at_s=at_s, until_s=max(seen_s(current.turns), at_s + (resumed_s or 0.0))),
+        flow_s=flow_s(every, at_s=at_s, until_s=max(seen_s(own), at_s + (resumed_s or 0.0))),
         recovery_s=resumed_s,
         problems=tuple(judged.problems),
     )
-    return [tasks, turns]
 
 
 def seen_s(sent: Sent) -> float:
