@@ -17,7 +17,7 @@ export DEMO_PATH
 DEMO_ARGS ?=
 BENCH_ARGS ?=
 PYTEST_ARGS ?=
-JOBS ?= auto
+JOBS ?= 3
 CHAOS ?=
 ROOT_PLAN ?= quick
 ROOT_TESTS ?= root and not slow
