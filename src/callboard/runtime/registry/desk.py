@@ -117,12 +117,15 @@ class Desk:
             (DEREGISTER, self._deregister),
             (BEAT, self._beat),
         ]
-        for subject, serve in doors:
-            self._subscriptions.append(await self._bus.subscribe(subject, self._door(serve)))
-            if subject in OF_A_TYPE:
-                self._subscriptions.append(await self._bus.subscribe(f"{subject}.*", self._door(serve)))
+        wanted = [*doors]
+        wanted += [(f"{subject}.*", serve) for subject, serve in doors if subject in OF_A_TYPE]
+        # at once: who is answered at one of them will try the next
+        _ = await asyncio.gather(*(self._listen(subject, serve) for subject, serve in wanted))
         self._watching = asyncio.create_task(self._watch(), name="registry-changes")
         _log.info(events.REGISTRY_LED, agents=len(self._cache.index))
+
+    async def _listen(self, subject: str, serve: Callable[[bytes], Awaitable[bytes]]) -> None:
+        self._subscriptions.append(await self._bus.subscribe(subject, self._door(serve)))
 
     async def close(self) -> None:
         """Serve no more; what is under way ends."""
