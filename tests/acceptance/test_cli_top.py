@@ -124,6 +124,8 @@ def test_on_a_terminal_it_refreshes_in_place(console: Console) -> None:
 
 def test_who_can_do_something_is_found_and_a_wrong_name_is_helped(console: Console) -> None:
     worker = console.work()
+    # whoever answers hears of it by its first beat
+    eventually(lambda: console.run("find", "nap", "--json").json["workers"])
     found = console.run("find", "nap", "--json").json
     assert [row["worker"] for row in found["workers"]] == [worker.events[0]["worker"]]
     wrong = console.run("find", "napp")

@@ -198,6 +198,7 @@ def test_the_thorough_doctor_finds_nothing_wrong(fleet: Deployment) -> None:
 def test_history_is_read_and_sent_again(fleet: Deployment) -> None:
     done = fleet.run("submitter", "ask", "greeter/dan", "Ask", '{"text": "x"}')
     assert done.status == 0, done.err
+    assert fleet.run("submitter", "submit", "search", '"abc"', "--wait").status == 0
     for user in ("auditor", "operator"):
         soon(partial(_is_replayed, fleet, user))
         assert fleet.run(user, "audit", "tail", "--json").lines
