@@ -86,5 +86,7 @@ def read(folder: Path) -> list[Event]:
 
 def _lines(folder: Path) -> Iterable[Event]:
     for path in folder.glob("*.journal"):
-        for line in path.read_bytes().splitlines():
-            yield _decoder.decode(line)
+        for line in path.read_bytes().splitlines(keepends=True):
+            # the last one may still be on its way, or have been cut off with its process
+            if line.endswith(b"\n"):
+                yield _decoder.decode(line)

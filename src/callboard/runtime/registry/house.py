@@ -93,9 +93,7 @@ async def is_possible(bus: Bus, worker: str, *, must: bool = False) -> bool:
         TopologyError: If one is missing and it ``must`` be possible.
         BusError: If the broker cannot be asked.
     """
-    names = (subjects.ACTORS, stream_name(records.BUCKET))
-    infos = await asyncio.gather(*(bus.stream_info(name) for name in names))
-    missing = [name for name, info in zip(names, infos, strict=True) if info is None]
+    missing = [name for name in (subjects.ACTORS, stream_name(records.BUCKET)) if await bus.stream_info(name) is None]
     if not missing:
         return True
     message = (
