@@ -290,28 +290,3 @@ async def test_a_flush_covers_what_was_published_before_it(nats_server: NatsServ
     finally:
         await sender.close()
         await hearer.close()
-
-
-async def test_a_consumer_is_cold_from_the_servers_start_to_its_next_delivery(
-    bus: JetStreamBus, nats_server: NatsServer
-) -> None:
-    async def is_cold() -> bool:
-        info = await bus.consumer_info("W", "c")
-        assert info is not None
-        return info.is_cold
-
-    await work_queue(bus, ack_wait_s=1.0)
-    assert not await is_cold()
-    got = await hands(bus, credit=1)
-    await fill(bus, b"1", b"2")
-    await got.have(1)
-    assert not await is_cold()
-    await bus.ack(got.tokens, confirm=True)
-    nats_server.kill()
-    await _down(bus)
-    await nats_server.start()
-    await _up(bus)
-    assert await is_cold()
-    got.pull.grant(1)
-    await got.have(2)
-    assert not await is_cold()

@@ -6,6 +6,7 @@ What is scheduled for later, long back-offs among it, waits on other subjects an
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection, Iterable, Mapping
 
 from msgspec import Struct
@@ -79,17 +80,20 @@ async def _oldest_s(bus: Bus, info: ConsumerInfo, clock: Clock) -> float:
 async def labelled(bus: Bus, bases: Iterable[str]) -> dict[str, int]:
     """Return the pools by label of some capabilities that were ever offered or have tasks, and how many tasks wait.
 
-    Four round trips.
+    Four requests, in the time of two round trips.
 
     Raises:
         BusError: If the broker does not answer.
     """
     known = set(bases)
     waiting: dict[str, int] = {}
-    for info in [*await bus.consumers(subjects.WORK), *await bus.consumers(subjects.LATER)]:
+    work, later, counted = await asyncio.gather(
+        bus.consumers(subjects.WORK), bus.consumers(subjects.LATER), counts(bus)
+    )
+    for info in [*work, *later]:
         if _asks_for_one_of(name := _capability(info.config.filter_subject), known):
             waiting[name] = 0
-    return waiting | {name: count for name, count in (await counts(bus)).items() if _asks_for_one_of(name, known)}
+    return waiting | {name: count for name, count in counted.items() if _asks_for_one_of(name, known)}
 
 
 async def counts(bus: Bus) -> dict[str, int]:

@@ -33,8 +33,8 @@ class Doubt:
     """Knows, by lane, up to which sequence a first delivery must be asked about.
 
     After a lost link everything that was stored before it came back is doubtful: it is asked about like a redelivery.
-    A worker that has just begun sees from a consumer that has handed out nothing since its server began that this was
-    lately. In its first seconds it then asks about what stood in the queue before it.
+    A worker that has just begun knows neither whether its server has nor what the others were handed. In its first
+    seconds it asks about what stood in the queue before it, unless nobody was ever handed anything.
 
     What was handed out as new, the workers tell each other in their beats, so that a delivery that goes behind it is
     doubtful too. That a beat is up to a second old does no harm: a stream is without a leader for longer.
@@ -80,7 +80,7 @@ class Doubt:
         self._first_up_to: dict[PullLane, float] | None = None
 
     async def begin(self) -> None:
-        """Note, before the first pull, what stands in the queue if its server has just begun.
+        """Note, before the first pull, what stands in a queue from which something was handed out before.
 
         Raises:
             BusError: If the broker does not tell.
@@ -88,10 +88,10 @@ class Doubt:
         if self._first_up_to is not None:
             return
         self._first_up_to = dict.fromkeys(PULL_LANES, 0)
-        cold = [lane for lane in PULL_LANES if await self._is_cold(lane)]
-        if cold:
+        used = [lane for lane in PULL_LANES if await self._was_used(lane)]
+        if used:
             found = await self._last_seqs()
-            self._first_up_to |= {lane: found[lane] for lane in cold}
+            self._first_up_to |= {lane: found[lane] for lane in used}
 
     def is_early(self, lane: PullLane, seq: int, now_s: float) -> bool:
         """Return whether this worker is too young to run a first delivery of ``seq`` without asking."""
@@ -136,10 +136,10 @@ class Doubt:
                 self.up_to = found
             return
 
-    async def _is_cold(self, lane: PullLane) -> bool:
+    async def _was_used(self, lane: PullLane) -> bool:
         stream, consumer = source_of(self._capability, lane)
         info = await self._bus.consumer_info(stream, consumer)
-        return info is not None and info.is_cold
+        return info is not None and info.deliveries > 0
 
     async def _last_seqs(self) -> dict[PullLane, float]:
         work = await self._bus.stream_info(subjects.WORK)

@@ -97,7 +97,7 @@ class LabelPools:
             await self._subscription.close()
 
     async def look(self) -> None:
-        """Open the pools that fit and are not open yet, and count what fits nobody. Four round trips.
+        """Open the pools that fit and are not open yet, and count what fits nobody. Four requests.
 
         Raises:
             BusError: If the broker does not answer.

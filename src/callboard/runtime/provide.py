@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 
 from callboard.runtime import events, subjects
@@ -39,13 +40,14 @@ class Refusals:
 
 
 async def ensure_streams(bus: Bus) -> None:
-    """Look for the streams of tasks; four round trips.
+    """Look for the streams of tasks; the time of one round trip.
 
     Raises:
         TopologyError: If one is missing.
     """
-    for stream in STREAMS:
-        if await bus.stream_info(stream) is None:
+    infos = await asyncio.gather(*(bus.stream_info(stream) for stream in STREAMS))
+    for stream, info in zip(STREAMS, infos, strict=True):
+        if info is None:
             message = f"stream {stream} is missing: run 'callboard provision', or 'callboard up' for a local server"
             raise TopologyError(message)
 

@@ -178,7 +178,6 @@ class ConsumerInfo(Struct, frozen=True, kw_only=True):
     """Settings and state of a consumer: ``pending`` wait, ``ack_pending`` are handed out and unsettled.
 
     Attributes:
-        is_cold: It has handed out messages before, but none since its server (or leader) began.
         deliveries: Messages handed out so far, each time counted.
         delivered_seq: Sequence of the newest message that was handed out.
     """
@@ -188,7 +187,6 @@ class ConsumerInfo(Struct, frozen=True, kw_only=True):
     pending: int
     ack_pending: int
     redelivered: int
-    is_cold: bool = False
     deliveries: int = 0
     delivered_seq: int = 0
 

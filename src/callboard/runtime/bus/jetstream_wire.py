@@ -374,8 +374,6 @@ def to_consumer_info(body: Mapping[str, Any]) -> ConsumerInfo:
         pending=body.get("num_pending", 0),
         ack_pending=body.get("num_ack_pending", 0),
         redelivered=body.get("num_redelivered", 0),
-        # the time of the last delivery is kept in memory only (seen with nats-server 2.15.1)
-        is_cold=delivered.get("consumer_seq", 0) > 0 and "last_active" not in delivered,
         deliveries=delivered.get("consumer_seq", 0),
         delivered_seq=delivered.get("stream_seq", 0),
     )

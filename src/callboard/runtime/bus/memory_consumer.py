@@ -90,7 +90,6 @@ class MemoryConsumer:
         self._cursor = 1
         self._deliveries = 0
         self._delivered_seq = 0
-        self._is_cold = False
         self._pending: dict[int, Pending] = {}
         self._again: deque[int] = deque()
         self._takers: deque[Taker] = deque()
@@ -103,7 +102,6 @@ class MemoryConsumer:
             pending=self._stream.count_from(self._cursor, self.config.filter_subject),
             ack_pending=len(self._pending),
             redelivered=sum(1 for pending in self._pending.values() if pending.delivered > 1),
-            is_cold=self._is_cold,
             deliveries=self._deliveries,
             delivered_seq=self._delivered_seq,
         )
@@ -168,7 +166,6 @@ class MemoryConsumer:
         the extensions are forgotten: it comes again ``ack_wait_s`` after it was handed out, which may be now.
         """
         now_s = self._clock.monotonic()
-        self._is_cold = self._deliveries > 0
         for seq, pending in list(self._pending.items()):
             if pending.delivered == 1 and now_s - pending.handed_at < lost_s:
                 del self._pending[seq]
@@ -203,7 +200,6 @@ class MemoryConsumer:
         pending.delivered += 1
         pending.is_queued = False
         pending.handed_at = self._clock.monotonic()
-        self._is_cold = False
         self._hold(record.seq, pending, self.config.ack_wait_s)
         waiting = self._stream.count_from(self._cursor, self.config.filter_subject)
         time_ns = (record.time - _EPOCH) // timedelta(microseconds=1) * 1000

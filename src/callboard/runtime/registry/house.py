@@ -93,7 +93,9 @@ async def is_possible(bus: Bus, worker: str, *, must: bool = False) -> bool:
         TopologyError: If one is missing and it ``must`` be possible.
         BusError: If the broker cannot be asked.
     """
-    missing = [name for name in (subjects.ACTORS, stream_name(records.BUCKET)) if await bus.stream_info(name) is None]
+    names = (subjects.ACTORS, stream_name(records.BUCKET))
+    infos = await asyncio.gather(*(bus.stream_info(name) for name in names))
+    missing = [name for name, info in zip(names, infos, strict=True) if info is None]
     if not missing:
         return True
     message = (
