@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from itertools import count
 from typing import Any
 
 import msgspec
 from msgspec import structs
 
-from bench.job import ROOT, environment
+from bench.job import started
 from bench.side_host import FACTS, Facts, Host
 from callboard.runtime.actor.address import Address
 from callboard.runtime.actor.services import DEFAULT_PARTITIONS
@@ -65,29 +65,8 @@ async def hosting(url: str, number: int = 1, **options: Any) -> AsyncIterator[Ho
         yield Hosts(url, names)
 
 
-@contextlib.asynccontextmanager
-async def _process(host: Host) -> AsyncIterator[Process]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "bench.side_host",
-        msgspec.json.encode(host).decode(),
-        stdout=PIPE,
-        cwd=ROOT,
-        env=environment(),
-    )
-    try:
-        if process.stdout is not None:
-            await asyncio.wait_for(process.stdout.readline(), _READY_S)
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.terminate()
-        try:
-            await asyncio.wait_for(process.wait(), _END_S)
-        except TimeoutError:
-            process.kill()
-            await process.wait()
+def _process(host: Host) -> AbstractAsyncContextManager[Process]:
+    return started("bench.side_host", msgspec.json.encode(host).decode(), ready_s=_READY_S, end_s=_END_S)
 
 
 def neighbours(kind: str, key: str, number: int) -> list[str]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -122,3 +124,23 @@ def environment() -> dict[str, str]:
 
 
 ROOT = Path(__file__).parents[1]
+
+
+@contextlib.asynccontextmanager
+async def started(module: str, *arguments: str, ready_s: float = 30.0, end_s: float = 15.0) -> AsyncIterator[Process]:
+    """Run a module for the time of a block: it is ready with its first line, and told to end by SIGTERM."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", module, *arguments, stdout=PIPE, cwd=ROOT, env=environment()
+    )
+    try:
+        if process.stdout is not None:
+            await asyncio.wait_for(process.stdout.readline(), ready_s)
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        try:
+            await asyncio.wait_for(process.wait(), end_s)
+        except TimeoutError:
+            process.kill()
+            await process.wait()

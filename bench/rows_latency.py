@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import signal
 import statistics
-import sys
 import time
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
 
 import nats
 from nats.aio.client import Client as Plain
 
 from bench.broker import Broker
-from bench.job import ROOT, environment
+from bench.job import started
 from bench.options import Options
 from bench.side_serve import BEGAN, ECHO
 from bench.table import Row, Side
@@ -134,20 +133,5 @@ async def _spares(broker: Broker, count: int) -> AsyncIterator[None]:
         yield
 
 
-@contextlib.asynccontextmanager
-async def _serving(broker: Broker) -> AsyncIterator[Process]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "bench.side_serve", broker.url, CAPABILITY, stdout=PIPE, cwd=ROOT, env=environment()
-    )
-    try:
-        if process.stdout is not None:
-            await asyncio.wait_for(process.stdout.readline(), 30)
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.terminate()
-        try:
-            await asyncio.wait_for(process.wait(), 15)
-        except TimeoutError:
-            process.kill()
-            await process.wait()
+def _serving(broker: Broker) -> AbstractAsyncContextManager[Process]:
+    return started("bench.side_serve", broker.url, CAPABILITY)

@@ -16,15 +16,14 @@ import math
 import os
 import sys
 import time
-from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 from msgspec import Struct, structs
 
 from bench.broker import MODES, Broker, Mode
-from bench.job import ROOT, environment
+from bench.job import started
 from bench.side_soak import CAPABILITY, READINGS, TYPE, Reading, Side
 from bench.slope import Slope, fit
 from callboard.runtime import subjects
@@ -218,7 +217,9 @@ async def soak(options: Options) -> Soak:
         async with contextlib.AsyncExitStack() as stack:
             for name in NAMES:
                 side = Side(url=broker.url, name=name, keep_s=options.keep_s, leak_bytes=options.leak_bytes)
-                await stack.enter_async_context(_worker(side))
+                await stack.enter_async_context(
+                    started("bench.side_soak", msgspec.json.encode(side).decode(), end_s=45.0)
+                )
             found = Soak(broker, bus, options)
             await found.run()
     return found
@@ -234,24 +235,6 @@ def _streams(keep_s: float) -> topology.Topology:
         for config in wanted.streams
     )
     return topology.Topology(streams=tuple(streams))
-
-
-@contextlib.asynccontextmanager
-async def _worker(side: Side) -> AsyncIterator[Process]:
-    command = (sys.executable, "-m", "bench.side_soak", msgspec.json.encode(side).decode())
-    process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, cwd=ROOT, env=environment())
-    try:
-        if process.stdout is not None:
-            await asyncio.wait_for(process.stdout.readline(), 30)
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.terminate()
-        try:
-            await asyncio.wait_for(process.wait(), 45)
-        except TimeoutError:
-            process.kill()
-            await process.wait()
 
 
 def _task(number: int) -> Write:
