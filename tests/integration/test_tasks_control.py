@@ -307,7 +307,7 @@ async def test_a_delayed_task_comes_no_sooner_than_asked(callboard_world: World)
     began_s = SYSTEM_CLOCK.monotonic()
     handle = await world.client.submit(work, 5, delay_s=1.2, id="work/5", lane="low")
     assert await world.client.wait(handle, timeout_s=8) == 5
-    assert 1.15 <= seen[0][0] - began_s < 2.5
+    assert seen[0][0] - began_s >= 1.15
     assert seen[0][1:] == ("work/5", "low")
     await eventually(lambda: is_empty(world))
     again = await world.client.submit(work, 6, id="work/5")
