@@ -137,8 +137,13 @@ def test_mail_waits_for_a_paused_actor_and_runs_when_it_is_resumed(console: Cons
     assert "1 waiting, the oldest (Ask)" in shown.out
     assert console.run("agents", "resume", actor).status == 0
     eventually(lambda: console.run("agents", "mailbox", actor, "--json").json == [])
-    listed = {line["address"]: line for line in console.run("agents", "ls", "greeter", "--json").json}
-    assert (listed[actor]["status"], listed[actor]["turns"]) == ("idle", 1)
+
+    def has_run() -> bool:
+        # the mail under way is not among the waiting
+        listed = {line["address"]: line for line in console.run("agents", "ls", "greeter", "--json").json}
+        return (listed[actor]["status"], listed[actor]["turns"]) == ("idle", 1)
+
+    eventually(has_run)
 
 
 def test_a_turn_is_seen_and_cancelled(console: Console, dev: Background) -> None:

@@ -100,7 +100,10 @@ def no_hold_at_hand_over() -> None:
 
 
 def look_without_a_word() -> None:
-    """Read the cursor after an outage instead of writing it: a takeover under way is not refused."""
+    """Read the cursor after an outage instead of writing it: a takeover under way is not refused.
+
+    Only a takeover written within milliseconds of the return shows it, too rare for dice: see ``test_actor_returns``.
+    """
 
     async def check(self: Partition) -> None:
         async with self._writing:
@@ -128,7 +131,6 @@ MUTANTS: dict[str, Callable[[], None]] = {
         a_missing_beat_is_a_death,
         ordinal_only_steps,
         no_hold_at_hand_over,
-        look_without_a_word,
         blind_attempts,
     )
 }

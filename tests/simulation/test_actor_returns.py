@@ -17,6 +17,8 @@ from callboard.runtime.errors import RetryableError
 from callboard.runtime.retry import RetryPolicy
 from callboard.runtime.simulation.loop import process
 from tests.simulation.actor_desk import CURSOR, Fleet, Stage, Work, play, true
+from tests.simulation.actor_mutants import HOMES, look_without_a_word
+from tests.simulation.mutants import broken
 
 
 class Shaky(Actor, name="desk", retry=RetryPolicy(attempts=6, base_s=0.3, max_s=0.3)):
@@ -34,34 +36,13 @@ class Shaky(Actor, name="desk", retry=RetryPolicy(attempts=6, base_s=0.3, max_s=
 
 
 def test_a_takeover_is_refused_when_the_owner_came_back_before_it_was_written() -> None:
-    async def scene(fleet: Fleet) -> None:
-        await fleet.start("a")
-        owner = await fleet.start_heir("a")
-        partition = await fleet.owned_by(owner)
-        await asyncio.sleep(5.0)
-        # its write of each second is not due when it comes back
-        partition.save = _not_now  # type: ignore[method-assign]
-        under_way: list[str] = []
+    play(_a_takeover_is_written_as_the_owner_returns)
 
-        async def store(write: Write, act: Callable[[], Awaitable[PubAck]]) -> PubAck:
-            if write.subject == CURSOR and cursors.decode(write.data).owner == fleet.world.workers["a"].id:
-                under_way.append(write.subject)
-                while not Stage.begun:  # noqa: ASYNC110 - a quarter of a second later would be too late
-                    await asyncio.sleep(0.0005)
-            return await act()
 
-        for bus in fleet.buses["a"]:
-            bus.on_store = store
-        fleet.world.pause(owner)
-        await fleet.tell("ann", "late", 20.0)
-        await fleet.world.eventually(lambda: true(under_way), within_s=20.0, what="a takes over")
-        fleet.world.resume(owner)
-        await fleet.world.eventually(lambda: true(Stage.ended), within_s=60.0)
-        await asyncio.sleep(10.0)
-        assert Stage.begun == ["late"]
-        assert await fleet.done("ann") == ["late"]
-
-    play(scene)
+def test_an_owner_that_only_looks_when_it_comes_back_is_caught() -> None:
+    """Negative control."""
+    with broken(look_without_a_word, HOMES), pytest.raises(AssertionError):
+        play(_a_takeover_is_written_as_the_owner_returns)
 
 
 @pytest.mark.parametrize("fault", ["pause", "cut"])
@@ -99,6 +80,34 @@ def test_a_host_that_is_cut_off_makes_no_further_attempt_before_it_is_back() -> 
         assert Stage.begun[1:] == ["a 1"]
 
     play(scene)
+
+
+async def _a_takeover_is_written_as_the_owner_returns(fleet: Fleet) -> None:
+    await fleet.start("a")
+    owner = await fleet.start_heir("a")
+    partition = await fleet.owned_by(owner)
+    await asyncio.sleep(5.0)
+    # its write of each second is not due when it comes back
+    partition.save = _not_now  # type: ignore[method-assign]
+    under_way: list[str] = []
+
+    async def store(write: Write, act: Callable[[], Awaitable[PubAck]]) -> PubAck:
+        if write.subject == CURSOR and cursors.decode(write.data).owner == fleet.world.workers["a"].id:
+            under_way.append(write.subject)
+            while not Stage.begun:  # noqa: ASYNC110 - a quarter of a second later would be too late
+                await asyncio.sleep(0.0005)
+        return await act()
+
+    for bus in fleet.buses["a"]:
+        bus.on_store = store
+    fleet.world.pause(owner)
+    await fleet.tell("ann", "late", 20.0)
+    await fleet.world.eventually(lambda: true(under_way), within_s=20.0, what="a takes over")
+    fleet.world.resume(owner)
+    await fleet.world.eventually(lambda: true(Stage.ended), within_s=60.0)
+    await asyncio.sleep(10.0)
+    assert Stage.begun == ["late"]
+    assert await fleet.done("ann") == ["late"]
 
 
 async def _not_now() -> None:
