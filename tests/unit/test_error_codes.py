@@ -8,11 +8,39 @@ import pkgutil
 import pytest
 
 import callboard
+from callboard.agents import errors as agent_errors
 from callboard.runtime import errors
 from callboard.runtime.errors import CallboardError
 
 # Adding one is fine. Changing or removing one breaks whoever reads records or matches codes.
 CODES = {
+    "ModelError": "model",
+    "ModelSetupError": "model_setup",
+    "ModelAuthError": "model_auth",
+    "ModelUnknownError": "model_unknown",
+    "ModelRateError": "model_rate",
+    "ModelTimeoutError": "model_timeout",
+    "ModelTransientError": "model_transient",
+    "ContextTooLongError": "context_too_long",
+    "ModelRefusedError": "model_refused",
+    "ModelRequestError": "model_request",
+    "ModelOutputError": "model_output",
+    "UnexpectedPromptError": "unexpected_prompt",
+    "BudgetExceededError": "budget_exceeded",
+    "ToolError": "tool",
+    "ToolDefinitionError": "tool_definition",
+    "ToolUnknownError": "tool_unknown",
+    "ToolArgumentError": "tool_argument",
+    "ToolDeniedError": "tool_denied",
+    "PathDeniedError": "path_denied",
+    "AddressDeniedError": "address_denied",
+    "ToolOutcomeUnknownError": "tool_outcome_unknown",
+    "SandboxError": "sandbox",
+    "SandboxMissingError": "sandbox_missing",
+    "SandboxLimitError": "sandbox_limit",
+    "ApprovalDeniedError": "approval_denied",
+    "ApprovalMismatchError": "approval_mismatch",
+    "FlowError": "flow",
     "ActorError": "actor",
     "ActorDefinitionError": "actor_definition",
     "UnknownMessageError": "unknown_message",
@@ -109,9 +137,10 @@ def test_every_class_has_a_code_of_its_own() -> None:
     assert len({error.code for error in ALL}) == len(ALL)
 
 
-def test_every_error_is_found_in_one_module() -> None:
-    assert sorted(errors.__all__) == [error.__name__ for error in ALL]
-    assert [error.__name__ for error in ALL if getattr(errors, error.__name__, None) is not error] == []
+def test_every_error_is_found_in_the_one_module_of_its_room() -> None:
+    ours = [error for error in ALL if error.__module__ != agent_errors.__name__]
+    assert sorted(errors.__all__) == [error.__name__ for error in ours]
+    assert [error.__name__ for error in ours if getattr(errors, error.__name__, None) is not error] == []
 
 
 @pytest.mark.parametrize("error", ALL)

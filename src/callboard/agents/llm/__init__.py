@@ -1,0 +1,1 @@
+"""Language models: one port, its adapters, and what every call owes (record, cost, budget)."""
