@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
+import re
 import threading
 from collections.abc import AsyncGenerator, Awaitable
 from decimal import Decimal
@@ -45,22 +46,19 @@ _CLASSES: Final[dict[str, type[ModelError]]] = {
     "APIConnectionError": ModelTransientError,
     "LiteLLMUnknownProvider": ModelSetupError,
 }
+# How it begins the text of an error, before what the provider said.
+_PREFIX: Final = re.compile(r"^litellm\.\w+: (?:\w+: )?(?:\w+Exception - )?")
 _importing = threading.Lock()
 
 
-def build(name: str, settings: AgentSettings) -> LitellmModel:
-    """Return the model of a name: ``anthropic/…``, ``litellm/provider/…``, or one of a provider of kind ``litellm``.
+class LitellmModel(Adapter):
+    """A model that litellm reaches: ``anthropic/…``, ``litellm/provider/…``, or of a provider of kind ``litellm``.
 
-    Nothing is imported or asked.
+    It sends no idempotency key.
 
     Raises:
         ModelSetupError: If the extra is not installed, or the provider needs a key and has none.
     """
-    return LitellmModel(name, settings=settings)
-
-
-class LitellmModel(Adapter):
-    """A model that litellm reaches. It sends no idempotency key."""
 
     def __init__(self, name: str, *, settings: AgentSettings, clock: Clock = SYSTEM_CLOCK) -> None:
         super().__init__(name, settings=settings, clock=clock)
@@ -127,7 +125,7 @@ class LitellmModel(Adapter):
 
     def _price(self) -> prices.Price | None:
         """Return the price of the table, else that of litellm's list."""
-        return super()._price() or self._listed
+        return super()._price() or prices.find(self._theirs, table=self._prices) or self._listed
 
     def _access(self) -> dict[str, Any]:
         access = {
@@ -157,7 +155,7 @@ class LitellmModel(Adapter):
 
     def _fault(self, error: BaseException) -> ModelError:
         cause = getattr(error, "original_exception", None) or error  # of a stream that broke off
-        text = fault.clean(str(getattr(cause, "message", "") or cause), secrets=self._secrets)
+        text = _PREFIX.sub("", fault.clean(str(getattr(cause, "message", "") or cause), secrets=self._secrets))
         status = _number(getattr(cause, "status_code", 0))
         kind = _CLASSES.get(type(cause).__name__)
         if kind is ModelTransientError and (found := fault.of_words(fault.Said(text), model=self._name, status=0)):
@@ -165,8 +163,8 @@ class LitellmModel(Adapter):
         if kind is not None or status < 300:  # noqa: PLR2004 - no refusal
             line = f"{self._name} gave no answer: {text or type(cause).__name__}"
             return (kind or ModelTransientError)(line, model=self._name, status=status)
-        response = getattr(cause, "response", None)
-        wait_s = fault.retry_after(getattr(response, "headers", None) or {}, now=self._clock.now())
+        headers = getattr(cause, "litellm_response_headers", None) or {}
+        wait_s = fault.retry_after(headers, now=self._clock.now())
         body = msgspec.json.encode({"error": {"message": text, "code": str(getattr(cause, "code", "") or "")}})
         return fault.of_status(status, body, model=self._name, secrets=self._secrets, retry_after_s=wait_s)
 

@@ -28,20 +28,14 @@ _URLS: Final = {"openai": OPENAI_URL, "ollama": OLLAMA_URL}
 _UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
-def build(name: str, settings: AgentSettings) -> OpenAiModel:
-    """Return the model ``provider/model``, where the provider speaks the OpenAI protocol. Nothing is imported or asked.
-
-    Raises:
-        ModelSetupError: If the provider has no address, or needs a key and has none.
-    """
-    return OpenAiModel(name, settings=settings)
-
-
 class OpenAiModel(Adapter):
     """A model behind the OpenAI protocol.
 
     The first call imports httpx, in a thread. Connections are kept open for the next call and belong to the event loop
     of the first; another loop gets its own. After ``close`` a further call opens new ones.
+
+    Raises:
+        ModelSetupError: If the provider has no address, or needs a key and has none.
     """
 
     def __init__(self, name: str, *, settings: AgentSettings, clock: Clock = SYSTEM_CLOCK) -> None:
