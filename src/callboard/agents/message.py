@@ -50,7 +50,7 @@ class AgentResult(Struct, frozen=True, kw_only=True, omit_defaults=True):
         model: The model that answered last, ``provider/model``.
     """
 
-    status: Status = "done"
+    status: Status
     text: str = ""
     output: Any = None
     reason: str = ""
