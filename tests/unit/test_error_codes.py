@@ -42,6 +42,7 @@ CODES = {
     "ApprovalRefusedError": "approval_refused",
     "ApprovalMismatchError": "approval_mismatch",
     "FlowError": "flow",
+    "AgentFailedError": "agent_failed",
     "ActorError": "actor",
     "ActorDefinitionError": "actor_definition",
     "UnknownMessageError": "unknown_message",

@@ -14,14 +14,16 @@ class ModelError(CallboardError):
     Attributes:
         model: Name of the model, ``provider/model``.
         status: HTTP status, or 0 where there was none.
+        retry_after_s: Seconds to wait before the next try, as the provider said; None where it did not.
     """
 
     code = "model"
 
-    def __init__(self, message: str, *, model: str = "", status: int = 0) -> None:
+    def __init__(self, message: str, *, model: str = "", status: int = 0, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.model = model
         self.status = status
+        self.retry_after_s = retry_after_s
 
 
 class ModelSetupError(ModelError):
@@ -43,18 +45,10 @@ class ModelUnknownError(ModelError):
 
 
 class ModelRateError(ModelError):
-    """Raised when the provider refuses for the number of calls or tokens, or because the account has no money left.
-
-    Attributes:
-        retry_after_s: Seconds to wait, as the provider said; None where it did not.
-    """
+    """Raised when the provider refuses for the number of calls or tokens, or because the account has no money left."""
 
     code = "model_rate"
     retryable = True
-
-    def __init__(self, message: str, *, model: str = "", status: int = 0, retry_after_s: float | None = None) -> None:
-        super().__init__(message, model=model, status=status)
-        self.retry_after_s = retry_after_s
 
 
 class ModelTimeoutError(ModelError):
@@ -253,3 +247,19 @@ class FlowError(CallboardError):
     """Raised when a flow cannot go on: a required branch failed, a quorum is out of reach."""
 
     code = "flow"
+
+
+class AgentFailedError(FlowError):
+    """Raised when an agent that a flow cannot do without gave no result, nor did a second one in its place.
+
+    Attributes:
+        part: Name of its part in the run, such as ``summarise-2``.
+        is_lost: Whether nothing came in time, rather than a refusal or an error.
+    """
+
+    code = "agent_failed"
+
+    def __init__(self, message: str, *, part: str = "", is_lost: bool = False) -> None:
+        super().__init__(message)
+        self.part = part
+        self.is_lost = is_lost
