@@ -215,14 +215,16 @@ class ApprovalDeniedError(CallboardError):
     Attributes:
         approval: Id of the approval.
         reason: What was said.
+        suggestion: What to do instead, "" if nothing was suggested.
     """
 
     code = "approval_denied"
 
-    def __init__(self, message: str, *, approval: str = "", reason: str = "") -> None:
+    def __init__(self, message: str, *, approval: str = "", reason: str = "", suggestion: str = "") -> None:
         super().__init__(message)
         self.approval = approval
         self.reason = reason
+        self.suggestion = suggestion
 
 
 class ApprovalMismatchError(CallboardError):

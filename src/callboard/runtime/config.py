@@ -324,6 +324,8 @@ class ActorSettings(Section):
         state_limit_bytes: Largest state of one actor, as JSON.
         turns: Turns that run at once in one worker process.
         idle_s: How long an actor without mail stays in memory.
+        companions: Whether a worker hosts what its actors need beside them (approvals, budgets); false where workers of
+            another login do.
     """
 
     retention_s: Annotated[float, Field(ge=60, allow_inf_nan=False)] = 7 * DAY_S
@@ -334,6 +336,7 @@ class ActorSettings(Section):
     state_limit_bytes: Annotated[int, BeforeValidator(size), Field(ge=1024, le=64 * MIB)] = MIB
     turns: Annotated[int, Field(ge=1, le=65_536)] = 256
     idle_s: Seconds = 60.0
+    companions: bool = True
 
     @model_validator(mode="after")
     def _check(self) -> Self:
