@@ -11,7 +11,6 @@ from msgspec import UNSET, Struct, UnsetType
 from msgspec.structs import fields, replace
 
 from callboard.agents import approval, consent, loop, mind, profile, window
-from callboard.agents.budget import Budget as BudgetActor
 from callboard.agents.llm.base import Message, Model, user
 from callboard.agents.loop import Ended, Plan
 from callboard.agents.message import AgentResult, Task
@@ -19,7 +18,6 @@ from callboard.agents.profile import Budget, Profile
 from callboard.agents.sandbox.base import Sandbox
 from callboard.agents.tools.base import Tool
 from callboard.agents.tools.permission import Level, Permissions
-from callboard.runtime import codec
 from callboard.runtime.actor.actor import Actor
 from callboard.runtime.actor.handler import on
 from callboard.runtime.actor.options import ActorOptions
@@ -57,9 +55,9 @@ class Agent(Actor, abstract=True):
 
     The class statement takes, beside what every actor takes: ``model`` (a name ``provider/model``, a list of them, each
     asked when the one before it fails, or a model; default: that of the settings, else the extractive one), ``tools``,
-    ``output`` (type of the answer), ``permissions`` or ``level``, ``sandbox``, ``folder``, ``approvers``, ``max_turns`` (12), ``budget``,
-    ``temperature``, ``max_output_tokens``, ``memory`` (0: each task alone) and ``context_tokens``; see ``Profile``. A
-    subclass inherits them.
+    ``output`` (type of the answer), ``permissions`` or ``level``, ``sandbox``, ``folder``, ``approvers``, ``max_turns``
+    (12), ``budget``, ``temperature``, ``max_output_tokens``, ``memory`` (0: each task alone) and ``context_tokens``;
+    see ``Profile``. A subclass inherits them.
 
     Attributes:
         profile: What the class statement says.
@@ -67,7 +65,7 @@ class Agent(Actor, abstract=True):
     """
 
     State: ClassVar[Any] = AgentState
-    companions: ClassVar[Sequence[type[Actor]]] = (approval.Approval, BudgetActor)
+    companions: ClassVar[Sequence[type[Actor]]] = approval.COMPANIONS
 
     profile: ClassVar[Profile] = Profile()
     instructions: ClassVar[str] = ""
@@ -229,7 +227,7 @@ class Agent(Actor, abstract=True):
             instructions=self.instructions,
             tools=own.tools,
             permissions=own.permissions,
-            sandbox=mind.sandbox_of(own.sandbox),
+            sandbox=None,
             approve=consent.Consent(to=own.approvers),
             folder=own.folder,
             output=own.output,
@@ -237,7 +235,7 @@ class Agent(Actor, abstract=True):
             temperature=own.temperature,
             max_output_tokens=own.max_output_tokens,
             context_tokens=own.context_tokens,
-            budgets=await self._budgets(task, run),
+            budgets=task.budgets,
             run=run,
             agent=str(self.address),
         )
@@ -254,7 +252,7 @@ def _result(ended: Ended, *, note: str) -> AgentResult:
     return AgentResult(
         status=ended.status,
         text=ended.text,
-        output=None if ended.output is None else codec.builtins(ended.output),
+        output=ended.output,
         reason=ended.reason,
         turns=ended.turns,
         usage=ended.usage,
@@ -269,7 +267,8 @@ def _check_words(cls: type, actor: dict[str, Any], own: dict[str, Any]) -> None:
     strange = sorted(set(actor) - _ACTOR_WORDS)
     bases = [base for base in cls.__mro__[1:] if base not in (Actor, Agent, object)]
     if strange and not any("__init_subclass__" in vars(base) for base in bases):
-        message = f"agent {cls.__qualname__} has no option {', '.join(strange)}: there are {', '.join([*own, *sorted(_ACTOR_WORDS)])}"
+        known = ", ".join([*own, *sorted(_ACTOR_WORDS)])
+        message = f"agent {cls.__qualname__} has no option {', '.join(strange)}: there are {known}"
         raise ActorDefinitionError(message)
 
 

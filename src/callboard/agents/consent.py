@@ -11,6 +11,7 @@ from callboard.agents.decision import Risk
 from callboard.agents.errors import ApprovalDeniedError
 from callboard.agents.tools.approver import ToolAnswer, ToolQuestion
 from callboard.agents.tools.base import Action
+from callboard.runtime.actor.actor import Actor
 from callboard.runtime.actor.turn_api import TurnApi
 
 _RISKS: dict[Action, Risk] = {
@@ -40,7 +41,7 @@ class Consent(Struct, frozen=True, kw_only=True):
     to: str = ""
     timeout: str | float | None = None
 
-    async def __call__(self, turn: TurnApi, question: ToolQuestion, /) -> ToolAnswer:
+    async def __call__(self, turn: TurnApi | Actor, question: ToolQuestion, /) -> ToolAnswer:
         """Return the answer; the turn is parked until then.
 
         Raises:

@@ -201,8 +201,8 @@ class _Loop:
         found.turns += 1
         found.model = answer.model or plan.model.name
         found.usage = _sum(found.usage, answer.usage)
-        known = found.cost_usd is not None and answer.cost_usd is not None
-        found.cost_usd = found.cost_usd + answer.cost_usd if known else None
+        if found.cost_usd is not None:
+            found.cost_usd = None if answer.cost_usd is None else found.cost_usd + answer.cost_usd
         self._said.append(Message(role="assistant", text=answer.text, tool_calls=answer.tool_calls))
         return answer
 

@@ -11,8 +11,6 @@ from msgspec import Struct
 
 from callboard.agents.llm import models
 from callboard.agents.llm.base import Model
-from callboard.agents.llm.router import Router
-from callboard.agents.sandbox import choose
 from callboard.agents.sandbox.base import Sandbox
 from callboard.agents.settings import AgentSettings
 from callboard.runtime import events, logs
@@ -45,7 +43,8 @@ def of(names: tuple[str | Model, ...]) -> Mind:
         ModelSetupError: If a name is unknown, or its provider lacks a key; says what to do.
         ConfigError: If the settings are wrong.
     """
-    return _once(("mind", names), lambda: _mind(names))
+    found: Mind = _once(("mind", names), lambda: _mind(names))
+    return found
 
 
 def sandbox_of(given: str | Sandbox | None) -> Sandbox:
@@ -56,12 +55,15 @@ def sandbox_of(given: str | Sandbox | None) -> Sandbox:
     """
     if given is not None and not isinstance(given, str):
         return given
+    from callboard.agents.sandbox import choose
+
     return _once(("sandbox", given), lambda: choose.choose(given or settings().sandbox.name, settings().sandbox))
 
 
 def settings() -> AgentSettings:
     """Return the section ``agents`` as it was when this event loop asked for the first time."""
-    return _once("settings", AgentSettings.load)
+    found: AgentSettings = _once("settings", AgentSettings.load)
+    return found
 
 
 async def close() -> None:
@@ -79,7 +81,11 @@ def _mind(names: tuple[str | Model, ...]) -> Mind:
             _log.warning(events.MODEL_DEFAULTED, model=models.FALLBACK, message=note)
         return Mind(models.resolve("", settings=settings()), note)
     found = [models.resolve(each, settings=settings()) if isinstance(each, str) else each for each in names]
-    return Mind(found[0] if len(found) == 1 else Router(found))
+    if len(found) == 1:
+        return Mind(found[0])
+    from callboard.agents.llm.router import Router
+
+    return Mind(Router(found))
 
 
 def _once(key: Hashable, make: Any) -> Any:  # noqa: ANN401 - a cache of several things

@@ -106,7 +106,7 @@ def checked(cls: type, given: Mapping[str, Any], *, base: Profile) -> Profile:
     if "level" in values:
         values["permissions"] = _level(values.pop("level"), values.get("permissions"), base, where)
     if not isinstance(values.get("permissions", base.permissions), Permissions):
-        _refuse(where, "permissions", values["permissions"], 'Permissions(level="read", denied=["http"])')
+        raise _wrong(where, "permissions", values["permissions"], 'Permissions(level="read", denied=["http"])')
     if values.get("folder") is not None:
         values["folder"] = Path(values["folder"])
     if "budget" in values:
@@ -137,15 +137,17 @@ def _models(given: object, where: str) -> tuple[str | Model, ...]:
     for each in several:
         is_model = hasattr(each, "complete") and hasattr(each, "facts")
         if not (is_model or (isinstance(each, str) and each.strip())):
-            _refuse(where, "model", given, 'model="openai/gpt-4o-mini", a list of such names, or a model')
+            raise _wrong(where, "model", given, 'model="openai/gpt-4o-mini", a list of such names, or a model')
     if not several:
-        _refuse(where, "model", given, "at least one name, or leave the keyword out for the default of the settings")
+        raise _wrong(
+            where, "model", given, "at least one name, or leave the keyword out for the default of the settings"
+        )
     return tuple(several)
 
 
 def _tools(given: object, where: str) -> tuple[Tool, ...]:
-    if isinstance(given, (str, Mapping)) or not isinstance(given, (Sequence, set, frozenset)):
-        _refuse(where, "tools", given, "tools=[area, search], a list of functions with @tool")
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        raise _wrong(where, "tools", given, "tools=[area, search], a list of functions with @tool")
     found: dict[str, Tool] = {}
     for each in given:
         one = each if isinstance(each, Tool) else _made(each, where)
@@ -158,7 +160,7 @@ def _tools(given: object, where: str) -> tuple[Tool, ...]:
 
 def _made(given: Any, where: str) -> Tool:  # noqa: ANN401 - whatever stands in the list
     if not callable(given):
-        _refuse(where, "tools", given, "functions with @tool above them")
+        raise _wrong(where, "tools", given, "functions with @tool above them")
     function: Callable[..., Any] = given
     try:
         return make_tool(function)
@@ -219,6 +221,5 @@ def _check_number(where: str, name: str, value: object, least: float, most: floa
         raise ActorDefinitionError(message)
 
 
-def _refuse(where: str, keyword: str, given: object, want: str) -> None:
-    message = f"{where}: {keyword} is {given!r:.80}: give {want}"
-    raise ActorDefinitionError(message)
+def _wrong(where: str, keyword: str, given: object, want: str) -> ActorDefinitionError:
+    return ActorDefinitionError(f"{where}: {keyword} is {given!r:.80}: give {want}")
