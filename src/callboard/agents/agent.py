@@ -227,7 +227,7 @@ class Agent(Actor, abstract=True):
             instructions=self.instructions,
             tools=own.tools,
             permissions=own.permissions,
-            sandbox=None,
+            sandbox=mind.sandbox_of(own.sandbox) if _needs_sandbox(own) else None,
             approve=consent.Consent(to=own.approvers),
             folder=own.folder,
             output=own.output,
@@ -246,6 +246,10 @@ def _said(task: Task) -> Message:
     """Return what the model is told of a task."""
     about = window.described(task.context)
     return user(f"{task.text}\n\n{about}" if about else task.text)
+
+
+def _needs_sandbox(own: Profile) -> bool:
+    return own.sandbox is not None or any(tool.trust == "sandboxed" or tool.action == "execute" for tool in own.tools)
 
 
 def _result(ended: Ended, *, note: str) -> AgentResult:

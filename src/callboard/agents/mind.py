@@ -55,7 +55,6 @@ def sandbox_of(given: str | Sandbox | None) -> Sandbox:
     """
     if given is not None and not isinstance(given, str):
         return given
-    from callboard.agents.sandbox import choose
 
     return _once(("sandbox", given), lambda: choose.choose(given or settings().sandbox.name, settings().sandbox))
 
@@ -83,7 +82,7 @@ def _mind(names: tuple[str | Model, ...]) -> Mind:
     found = [models.resolve(each, settings=settings()) if isinstance(each, str) else each for each in names]
     if len(found) == 1:
         return Mind(found[0])
-    from callboard.agents.llm.router import Router
+    from callboard.agents.llm.router import Router  # noqa: PLC0415 - for the few that name several
 
     return Mind(Router(found))
 

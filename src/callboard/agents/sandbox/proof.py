@@ -14,7 +14,9 @@ from callboard.agents.sandbox.base import Job, Limits, Ran
 _TIME_S = 30.0
 
 
-async def prove(name: str, run: Callable[[Job], Awaitable[Ran]], *, folder: Path | None = None, advice: str = "") -> None:
+async def prove(
+    name: str, run: Callable[[Job], Awaitable[Ran]], *, folder: Path | None = None, advice: str = ""
+) -> None:
     """Run ``true``.
 
     Args:
