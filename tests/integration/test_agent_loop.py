@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from callboard import on, tool
 from callboard.agents.agent import Agent
-from callboard.agents.llm.base import ToolCall
+from callboard.agents.llm.base import ToolCall, Usage
 from callboard.agents.llm.scripted import Say, Scripted
 from callboard.agents.message import AgentResult, Task
 from callboard.agents.tools.permission import Permissions
@@ -288,3 +288,26 @@ async def test_a_call_that_needs_a_person_parks_and_goes_on_with_the_grant(callb
     await callboard_world.client.actor(f"approval/{entry}").ask({"by": "ann", "hash": asked["hash"]}, type="Grant")
     found = await asking
     assert (found.status, found.text, ran, model.calls) == ("done", "it is paid", ["5"], 2)
+
+
+async def test_a_budget_ends_the_loop_before_the_call_and_keeps_what_there_is(callboard_world: World) -> None:
+    once = Say(
+        text="measuring", tool_calls=(call("area", width_m=1, height_m=1),), always=True, usage=Usage(input_tokens=600)
+    )
+    model, other = Scripted([once]), Scripted([once])
+
+    class Thrifty(Agent, name="thrifty", model=model, tools=[area], budget={"tokens": 2500}):
+        """You are thrifty."""
+
+    class Daily(Agent, name="daily", model=other, tools=[area], max_turns=2):
+        """You have a daily budget."""
+
+    await callboard_world.start(Thrifty, Daily)
+    found = await ask(callboard_world, "thrifty/a", "go")
+    assert (found.status, found.text) == ("budget", "measuring")
+    assert "run/thrifty/a/" in found.reason
+    assert model.calls == found.turns > 0
+    budget = callboard_world.client.actor("budget/agent-day/daily")
+    await budget.ask({"tokens": 0}, type="SetBudget")
+    found = await ask(callboard_world, "daily/a", "go")
+    assert (found.status, found.turns, other.calls) == ("budget", 0, 0)

@@ -11,10 +11,12 @@ from msgspec import UNSET, Struct, UnsetType
 from msgspec.structs import fields, replace
 
 from callboard.agents import approval, consent, loop, mind, profile, window
+from callboard.agents.budget import Budget as BudgetActor
 from callboard.agents.llm.base import Message, Model, user
 from callboard.agents.loop import Ended, Plan
 from callboard.agents.message import AgentResult, Task
 from callboard.agents.profile import Budget, Profile
+from callboard.agents.purse import Purse
 from callboard.agents.sandbox.base import Sandbox
 from callboard.agents.tools.base import Tool
 from callboard.agents.tools.permission import Level, Permissions
@@ -65,7 +67,7 @@ class Agent(Actor, abstract=True):
     """
 
     State: ClassVar[Any] = AgentState
-    companions: ClassVar[Sequence[type[Actor]]] = approval.COMPANIONS
+    companions: ClassVar[Sequence[type[Actor]]] = (*approval.COMPANIONS, BudgetActor)
 
     profile: ClassVar[Profile] = Profile()
     instructions: ClassVar[str] = ""
@@ -221,7 +223,8 @@ class Agent(Actor, abstract=True):
     ) -> Ended:
         own = self.profile
         turn = self._running("run_loop")
-        run = task.run or f"{self.address}/{self.mail.seq}"
+        purse = Purse(turn, own.budget, task.budgets, run=_name(self), settings=mind.settings())
+        await purse.open()
         plan = Plan(
             model=model,
             instructions=self.instructions,
@@ -235,11 +238,16 @@ class Agent(Actor, abstract=True):
             temperature=own.temperature,
             max_output_tokens=own.max_output_tokens,
             context_tokens=own.context_tokens,
-            budgets=task.budgets,
-            run=run,
-            agent=str(self.address),
+            budgets=purse.scopes,
+            run=task.run or _name(self),
+            agent=self.address.type,
         )
         return await loop.react(turn, replace(plan, **(changes or {})), _said(task), history=history, name=name)
+
+
+def _name(agent: Agent) -> str:
+    """Return the name of a task that is no part of a run, as a run's own: ``<type>/<key>/<sequence of its mail>``."""
+    return f"{agent.address.type}/{agent.address.token}/{agent.mail.seq}"
 
 
 def _said(task: Task) -> Message:

@@ -7,7 +7,7 @@ the last one that was recorded. Between two rounds, at a turn edge, it looks whe
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from decimal import Decimal
 from hashlib import blake2b
 from pathlib import Path
@@ -55,7 +55,7 @@ class Plan(Struct, frozen=True, kw_only=True):
         temperature: 0 to 2; None for the provider's own.
         max_output_tokens: Longest answer; None for the provider's own.
         context_tokens: Room for prompt and answer; None for the model's own.
-        budgets: Scopes that pay.
+        budgets: Returns the scopes that pay for the next call; None for none.
         run: The run that it is part of, under which tokens are streamed and cost is summed up.
         agent: Address of the agent.
     """
@@ -72,7 +72,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     temperature: float | None = None
     max_output_tokens: int | None = None
     context_tokens: int | None = None
-    budgets: tuple[str, ...] = ()
+    budgets: Callable[[], Awaitable[tuple[str, ...]]] | None = None
     run: str = ""
     agent: str = ""
 
@@ -195,7 +195,7 @@ class _Loop:
             name=self._name,
             run=plan.run,
             agent=plan.agent,
-            budgets=plan.budgets,
+            budgets=await plan.budgets() if plan.budgets is not None else (),
         )
         found = self._sum
         found.turns += 1
