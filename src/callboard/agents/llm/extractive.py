@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from callboard.agents.llm import estimate, usage
-from callboard.agents.llm.base import Completion, Delta, Message, ModelFacts, Prompt, ToolCall, ToolSpec
+from callboard.agents.llm.base import Completion, Delta, Message, ModelFacts, Prompt, ToolCall, ToolSpec, Usage
 from callboard.agents.llm.embed import embed_texts
 
 NAME = "extractive"
@@ -78,6 +78,10 @@ class Extractive:
     def count_tokens(self, prompt: Prompt) -> int:
         """See ``Model``."""
         return estimate.prompt_tokens(prompt)
+
+    def cost(self, usage: Usage) -> Decimal | None:  # noqa: ARG002 - as a model with a price has it
+        """Return 0: it costs nothing."""
+        return Decimal(0)
 
     async def embed(self, texts: Sequence[str]) -> list[list[float]]:
         """See ``Model``: the offline vectors."""
