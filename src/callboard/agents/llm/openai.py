@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
@@ -12,7 +13,7 @@ from msgspec import Struct
 
 from callboard.agents.errors import ModelError, ModelSetupError, ModelTransientError
 from callboard.agents.llm import chat, fault, prices
-from callboard.agents.llm.base import Completion, Delta, ModelFacts, Prompt
+from callboard.agents.llm.base import Completion, Delta, ModelFacts, Prompt, Usage
 from callboard.agents.llm.estimate import prompt_tokens, text_tokens
 from callboard.agents.llm.known import facts_of
 from callboard.agents.llm.patience import Patience, persist
@@ -106,6 +107,10 @@ class OpenAiModel:
             else:
                 break
         yield self._priced(gathering.completion(), patience)
+
+    def cost(self, usage: Usage) -> Decimal | None:
+        """Return the exact price of so many tokens; None if the model has none."""
+        return prices.cost(usage, self._name, table=self._prices, is_local=self._facts.is_local)
 
     def count_tokens(self, prompt: Prompt) -> int:
         """Return an estimate that is rather too high."""
@@ -211,8 +216,7 @@ class OpenAiModel:
         return ModelTransientError(message, model=self._name, status=200)
 
     def _priced(self, completion: Completion, patience: Patience) -> Completion:
-        cost = prices.cost(completion.usage, self._name, table=self._prices, is_local=self._facts.is_local)
-        return msgspec.structs.replace(completion, cost_usd=cost, retries=patience.retries)
+        return msgspec.structs.replace(completion, cost_usd=self.cost(completion.usage), retries=patience.retries)
 
     async def _embed(self, texts: Sequence[str]) -> list[list[float]]:
         patience = self._patience(None)
