@@ -6,6 +6,7 @@ so calls of many hosts share a limit without a lock. A scope pays into its paren
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -29,9 +30,13 @@ from callboard.agents.llm.scope import (
     Unit,
     check_scope,
 )
+from callboard.agents.settings import AgentSettings
+from callboard.runtime import subjects
+from callboard.runtime.actor import record
 from callboard.runtime.actor.actor import Actor
 from callboard.runtime.actor.handler import on
 from callboard.runtime.actor.turn_api import current_turn
+from callboard.runtime.bus.base import Bus
 from callboard.runtime.errors import InputError
 
 # Calls whose end is remembered, so that a repeated or late settlement counts once.
@@ -61,7 +66,8 @@ class Ledger(Struct, kw_only=True, omit_defaults=True):
         calls, interrupted, refused: Counts.
         since: When its first call came.
         told: The worst level that was told.
-        is_known: Whether it was set, or has looked for the limits of its kind.
+        is_known: Whether it has looked for the limits of its kind.
+        is_set: Whether somebody gave it limits or a parent of its own.
     """
 
     limits: Limits = Limits()
@@ -75,6 +81,7 @@ class Ledger(Struct, kw_only=True, omit_defaults=True):
     since: datetime | None = None
     told: Level = "ok"
     is_known: bool = False
+    is_set: bool = False
 
 
 class Budget(Actor, name=TYPE):
@@ -82,6 +89,7 @@ class Budget(Actor, name=TYPE):
 
     A scope looks once, when it is first used, at those of its kind, its own name without the last parts: ``run`` holds
     the limits of each ``run/<id>`` that was given none, ``agent-day/planner`` those of each of the planner's days.
+    Where nobody set these, the settings' ``agents.budgets`` count.
     """
 
     State: ClassVar[type[Ledger]] = Ledger
@@ -123,6 +131,7 @@ class Budget(Actor, name=TYPE):
         """Change limits and parent; what was spent stays."""
         await self._know()
         self.state.limits = changed(self.state.limits, m)
+        self.state.is_set = True
         if m.parent is not UNSET:
             self.state.parent = _parent(m.parent, self.key)
         if _is_every_day(self.key):
@@ -145,10 +154,12 @@ class Budget(Actor, name=TYPE):
         kind = self.key.rpartition("/")[0]
         while kind:
             found = msgspec.convert(await self.ask(f"{TYPE}/{kind}", ShowBudget()), BudgetView)
-            if found.limits != Limits() or found.parent:
+            if found.is_set:
                 self.state.limits, self.state.parent = found.limits, found.parent
                 break
             kind = kind.rpartition("/")[0]
+        else:
+            self.state.limits = await asyncio.to_thread(_defaults, self.key)
         self.state.is_known = True
 
     async def _ask_parent(self, m: Reserve, amount: Amount) -> Grant:
@@ -183,6 +194,25 @@ class Budget(Actor, name=TYPE):
         if _LEVELS.index(level) > _LEVELS.index(self.state.told):
             self.emit(f"budget.{level}", {"scope": self.key, "unit": unit, "spent": self.state.spent})
             self.state.told = level
+
+
+# --- looking from outside
+
+
+async def find_budgets(bus: Bus, scope: str | None = None) -> list[BudgetView]:
+    """Return how scopes stand, by name; one, or all that were ever used. Reads records; nobody needs to host them.
+
+    Raises:
+        InputError: If the scope cannot be one.
+    """
+    wildcard = f"cb.state.{TYPE}.*" if scope is None else subjects.state(TYPE, check_scope(scope))
+    found = []
+    for stored in await bus.get_many(subjects.ACTORS, [wildcard], from_leader=True):
+        state = record.decode(stored.data).state
+        if isinstance(state, msgspec.Raw):
+            ledger = msgspec.json.decode(state, type=Ledger)
+            found.append(view(ledger, subjects.unescape(stored.subject.rpartition(".")[2])))
+    return sorted(found, key=lambda each: each.scope)
 
 
 # --- decisions: plain functions of what a scope keeps
@@ -287,6 +317,7 @@ def view(ledger: Ledger, scope: str) -> BudgetView:
         running=len(ledger.open),
         level=level_of(ledger.limits, ledger.spent)[0],
         since=ledger.since,
+        is_set=ledger.is_set,
     )
 
 
@@ -314,6 +345,16 @@ def _used_up(scope: str, unit: Unit, limit: Decimal, taken: Decimal, least: Deci
         f"budget {scope} has {shown}{max(limit - taken, Decimal(0)):.6g} of {shown}{limit:.6g}{word} left, the call "
         f"needs {shown}{least:.6g} at least: raise it with `callboard budget set {scope} --{unit} N`, or stop here"
     )
+
+
+def _defaults(scope: str) -> Limits:
+    """Return the limits of the settings, for runs and days of agents; others have none."""
+    settings = AgentSettings.load().budgets
+    given = {"run": settings.run, "agent-day": settings.agent_day}.get(scope.partition("/")[0])
+    found = Limits(warn=settings.warn_share, critical=settings.critical_share)
+    if given is None or "/" not in scope:
+        return found
+    return msgspec.structs.replace(found, tokens=given.tokens, usd=given.usd, seconds=given.seconds)
 
 
 def _parent(parent: str, scope: str) -> str:

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import UNSET
 
 from callboard.agents.errors import BudgetExceededError
+from callboard.agents.llm import prices
 from callboard.agents.llm.base import Model, Prompt, Usage
 from callboard.agents.llm.scope import (
     LONGEST_CALL_S,
@@ -42,7 +43,7 @@ def price_of(model: Model, usage: Usage) -> Decimal | None:
     """Return what so many tokens cost with a model; None if nobody knows."""
     if isinstance(model, Priced):
         return model.cost(usage)
-    return Decimal(0) if model.facts.is_local else None
+    return prices.cost(usage, model.name, is_local=model.facts.is_local)
 
 
 async def open_scope(turn: TurnApi, scope: str, limits: Limits | None = None, *, parent: str = "") -> None:

@@ -18,6 +18,7 @@ import msgspec
 from callboard.agents.llm import estimate, usage
 from callboard.agents.llm.base import Completion, Delta, Message, ModelFacts, Prompt, ToolCall, ToolSpec, Usage
 from callboard.agents.llm.embed import embed_texts
+from callboard.agents.settings import AgentSettings
 
 NAME = "extractive"
 _SENTENCES = 5
@@ -89,6 +90,11 @@ class Extractive:
 
     async def close(self) -> None:
         """Nothing is open."""
+
+
+def build(name: str, settings: AgentSettings) -> Extractive:  # noqa: ARG001 - a factory's signature
+    """Return the model; there is one, whatever follows its name."""
+    return Extractive()
 
 
 # --- answers

@@ -136,6 +136,7 @@ class BudgetView(Struct, frozen=True, kw_only=True, omit_defaults=True):
         running: Calls that run.
         level: The worst of its units.
         since: When its first call came.
+        is_set: Whether it was given limits or a parent of its own.
     """
 
     scope: str
@@ -149,6 +150,7 @@ class BudgetView(Struct, frozen=True, kw_only=True, omit_defaults=True):
     running: int = 0
     level: Level = "ok"
     since: datetime | None = None
+    is_set: bool = False
 
 
 def agent_day(kind: str, now: datetime) -> str:

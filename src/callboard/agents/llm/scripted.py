@@ -21,6 +21,7 @@ from callboard.agents.errors import (
 from callboard.agents.llm import estimate, usage
 from callboard.agents.llm.base import Completion, Delta, Finish, ModelFacts, Prompt, ToolCall, Usage
 from callboard.agents.llm.embed import embed_texts
+from callboard.agents.settings import AgentSettings
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 
 PREFIX = "scripted"
@@ -303,6 +304,19 @@ def load(path: str | Path, *, clock: Clock = SYSTEM_CLOCK) -> Scripted:
         by_conversation=True,
         usd_per_token=script.usd_per_token,
     )
+
+
+def build(name: str, settings: AgentSettings) -> Scripted:  # noqa: ARG001 - a factory's signature
+    """Return the model ``scripted/<path of a script>``.
+
+    Raises:
+        ModelSetupError: If there is no path, or no script behind it.
+    """
+    path = name.partition("/")[2]
+    if not path:
+        text = f"{name!r} names no script: write {PREFIX}/<path of a JSON file>"
+        raise ModelSetupError(text, model=name)
+    return load(path)
 
 
 def _is_rule(answer: Answer) -> bool:
