@@ -104,19 +104,21 @@ class UnexpectedPromptError(ModelError):
 
 
 class BudgetExceededError(CallboardError):
-    """Raised when a call would go beyond a budget, before it is made; what was done so far is kept.
+    """Raised when a call would go beyond a budget, before it is made, or when one runs out in the middle of an answer.
 
     Attributes:
         scope: Whose budget, such as ``run/7f3a`` or ``agent-day/planner/2026-11-21``.
-        unit: ``tokens``, ``usd`` or ``seconds``.
+        unit: ``tokens``, ``usd`` or ``seconds``; "" where it is something else, such as parents in a circle.
+        partial: What had come of the answer, "" if the call was not made.
     """
 
     code = "budget_exceeded"
 
-    def __init__(self, message: str, *, scope: str = "", unit: str = "") -> None:
+    def __init__(self, message: str, *, scope: str = "", unit: str = "", partial: str = "") -> None:
         super().__init__(message)
         self.scope = scope
         self.unit = unit
+        self.partial = partial
 
 
 class ToolError(CallboardError):

@@ -53,6 +53,8 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "provision": ("provision", "Create or update streams; --plan shows the difference."),
     "nats": ("nats", "Write configuration for NATS servers of your own: TLS, users, accounts."),
     "tenant": ("tenant", "Make, list, suspend and remove isolated tenants."),
+    "cost": ("cost", "Add up what calls of models have cost, by agent, model or run."),
+    "budget": ("budget", "Limit what runs, agents and tenants may spend, and see how they stand."),
     "top": ("top", "Watch pools, actors, workers and streams, live."),
     "doctor": ("doctor", "Check server, streams, disk, clock and workers, and say what to do."),
     "config": ("config", "Show every setting and where it came from."),
@@ -88,6 +90,7 @@ _STATUS: Final[dict[str, int]] = {
     "registry_away": UNREACHABLE,
     "duplicate_agent": REFUSED,
     "ask_timeout": UNFINISHED,
+    "budget_exceeded": REFUSED,
     "approval_refused": REFUSED,
 }
 
