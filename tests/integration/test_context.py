@@ -12,6 +12,7 @@ from callboard.agents.context import Change, Context, sweep
 from callboard.agents.shared import COMPANIONS, SweepNow, shared
 from callboard.runtime.actor.actor import Actor
 from callboard.runtime.actor.handler import on
+from callboard.runtime.bus.base import Write
 from callboard.runtime.errors import (
     AskFailedError,
     ConflictError,
@@ -21,7 +22,6 @@ from callboard.runtime.errors import (
     InvalidNameError,
     PayloadTooLargeError,
 )
-from callboard.runtime.bus.base import Write
 from callboard.runtime.retry import RetryPolicy
 from tests.support.eventually import eventually
 from tests.support.world import World
@@ -235,7 +235,9 @@ async def test_any_other_text_is_a_key(callboard_world: World, key: str) -> None
     assert [each.key for each in await ctx.history(key)] == [key]
 
 
-@pytest.mark.parametrize("scope", ["", "globals", "global/x", "run", "run/", "private", "private/x", "private/X Y/z", "*"])
+@pytest.mark.parametrize(
+    "scope", ["", "globals", "global/x", "run", "run/", "private", "private/x", "private/X Y/z", "*"]
+)
 async def test_scopes_that_cannot_be(callboard_world: World, scope: str) -> None:
     with pytest.raises(InvalidNameError):
         context(callboard_world, scope)

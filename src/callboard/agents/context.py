@@ -1,6 +1,7 @@
 """Shared context: small values that agents, runs and people share, each with its history. A bucket, ``CB_CONTEXT``.
 
-A scope is ``global``, ``run/<id>`` or ``private/<type>/<key>`` of one agent. A key is words joined by dots, ``plan.title``.
+A scope is ``global``, ``run/<id>`` or ``private/<type>/<key>`` of one agent. A key is words joined by dots, as in
+``plan.title``.
 """
 
 from __future__ import annotations
@@ -228,7 +229,7 @@ class Context:
         """
         if await self._last(key) is None:
             return False
-        data = codec.encode(Record(by=self._by, op=op))
+        data = _encoded(Record(by=self._by, op=op))
         _ = await self._write(key, data, expected=expected, extra={OPERATION: "DEL"})
         return True
 
@@ -239,7 +240,7 @@ class Context:
             InvalidNameError: If the prefix cannot be used.
         """
         keys = list(await self.ls(prefix))
-        data = codec.encode(Record(by=self._by))
+        data = _encoded(Record(by=self._by))
         writes = [Write(self._subject(key), data, {OPERATION: "DEL"}) for key in keys]
         for part in (writes[at : at + MAX_UPDATE] for at in range(0, len(writes), MAX_UPDATE)):
             _ = await self._bus.store_batch(part)
@@ -263,7 +264,7 @@ class Context:
             until = None if found is None else found.expires_at
             record = Record(by=self._by, value=Raw(codec.encode(value + amount)), expires_at=until, op=op)
             try:
-                _ = await self._write(key, codec.encode(record), expected=0 if stored is None else stored.seq)
+                _ = await self._write(key, _encoded(record), expected=0 if stored is None else stored.seq)
             except ConflictError:
                 await self._clock.sleep(_CAS_PAUSE_S)
                 continue
@@ -345,7 +346,7 @@ class Context:
                 f"an object and share its name"
             )
             raise PayloadTooLargeError(message, size_bytes=len(data), limit_bytes=MAX_VALUE_BYTES)
-        return codec.encode(Record(by=self._by, value=Raw(data), expires_at=until, op=op))
+        return _encoded(Record(by=self._by, value=Raw(data), expires_at=until, op=op))
 
     async def _write(
         self, key: str, data: bytes, *, expected: int | None, extra: Mapping[str, str] | None = None
@@ -406,7 +407,7 @@ async def _swept(bus: Bus, stored: Stored, *, now: datetime) -> int:
         return 0
     headers = header.build(expected_seq=stored.seq, extra={OPERATION: "DEL"})
     try:
-        _ = await bus.store(Write(stored.subject, codec.encode(Record(by=EXPIRED)), headers))
+        _ = await bus.store(Write(stored.subject, _encoded(Record(by=EXPIRED)), headers))
     except ConflictError:
         # written anew meanwhile
         return 0
@@ -453,3 +454,8 @@ def _decoded(stored: Stored) -> Record | None:
 
 def _key(found: Entry) -> str:
     return found.key
+
+
+def _encoded(record: Record) -> bytes:
+    # its value is JSON already
+    return msgspec.json.encode(record)

@@ -108,9 +108,7 @@ class SharedContext:
 
     # --- writing
 
-    async def set(
-        self, key: str, value: object, *, ttl: str | float | None = None, expected: int | None = None
-    ) -> int:
+    async def set(self, key: str, value: object, *, ttl: str | float | None = None, expected: int | None = None) -> int:
         """Write a value; return its revision. See ``Context.set``.
 
         Raises:

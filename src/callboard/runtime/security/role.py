@@ -84,7 +84,13 @@ def _gets(stream: str) -> tuple[str, ...]:
 
 def _reads(stream: str) -> tuple[str, ...]:
     """Return what it takes to read a stream in order, by a consumer of our own that ends with us."""
-    names = ("CONSUMER.CREATE.{}.*", "CONSUMER.CREATE.{}.*.>", "CONSUMER.MSG.NEXT.{}.*", "CONSUMER.INFO.{}.*", "CONSUMER.DELETE.{}.*")
+    names = (
+        "CONSUMER.CREATE.{}.*",
+        "CONSUMER.CREATE.{}.*.>",
+        "CONSUMER.MSG.NEXT.{}.*",
+        "CONSUMER.INFO.{}.*",
+        "CONSUMER.DELETE.{}.*",
+    )
     return (*_gets(stream), *("$JS.API." + name.format(stream) for name in names))
 
 
@@ -154,7 +160,10 @@ def _shares(*scopes: str) -> tuple[str, ...]:
     )
 
 
-_SHARE = Grant("read and write the shared context, and what its own actor types keep there", _shares("global", "run", "private.{type}"))
+_SHARE = Grant(
+    "read and write the shared context, and what its own actor types keep there",
+    _shares("global", "run", "private.{type}"),
+)
 _PULL = Grant(
     "pull tasks of its capabilities, and see where some wait",
     (
