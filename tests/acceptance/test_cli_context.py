@@ -32,7 +32,7 @@ def test_a_value_is_set_read_listed_and_deleted(console: Console) -> None:
     assert (found["value"], found["revision"], found["by"].startswith("cli:")) == ("Spring", first, True)
     assert "plan.steps" in console.run("ctx", "ls").out
     assert [each["key"] for each in console.run("ctx", "ls", "plan.t", "--json").json] == ["plan.title"]
-    stale = console.run("ctx", "set", "plan.title", "Autumn", "--if", "1")
+    stale = console.run("ctx", "set", "plan.title", "Autumn", "--if", "99")
     assert (stale.status, "error[conflict]" in stale.err) == (4, True)
     assert console.run("ctx", "set", "plan.title", "Autumn", "--if", str(first)).status == 0
     changes = console.run("ctx", "history", "plan.title", "--json").json

@@ -189,7 +189,7 @@ async def test_a_watch_begins_now_or_at_the_start(callboard_world: World) -> Non
 
     async def follow(prefix: str, *, from_start: bool, into: list[Change]) -> None:
         async for change in ctx.watch(prefix, from_start=from_start):
-            into.append(change)
+            into.append(change)  # noqa: PERF401 - as they come
 
     tasks = [
         asyncio.create_task(follow("a.", from_start=False, into=seen)),

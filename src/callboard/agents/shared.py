@@ -136,7 +136,8 @@ class SharedContext:
             return await self._context.update(values, ttl=ttl, op=op)
 
         # all stand or none does: the last one tells
-        return await self._once("update", next(reversed(values), ""), [dict(values), ttl], write, _revision)
+        last = list(values)[-1] if values else ""
+        return await self._once("update", last, [dict(values), ttl], write, _revision)
 
     async def delete(self, key: str, *, expected: int | None = None) -> bool:
         """Delete a value; False when there was none.
