@@ -30,11 +30,11 @@ async def outcome(model: Model, prompt: Prompt, *, stream: bool) -> Completion |
     try:
         if not stream:
             return await model.complete(prompt)
-        last = [piece async for piece in model.stream(prompt)][-1]
-        assert isinstance(last, Completion)
-        return last
+        pieces = [piece async for piece in model.stream(prompt)]
     except ModelError as error:
         return error
+    assert isinstance(pieces[-1], Completion)
+    return pieces[-1]
 
 
 def said(found: Completion | ModelError) -> object:
@@ -102,14 +102,15 @@ async def test_litellm_prices_are_exact() -> None:
     async with Provider([Say("fine", usage=(1000, 10, 0))]) as provider:
         far = {"kind": "litellm", "base_url": provider.url, "api_key": CANARY, "is_local": False}
         settings = AgentSettings.model_validate({"providers": {"far": far}})
-        ours = await resolve("far/openai/gpt-4o", settings=settings).complete(Prompt(messages=(user("hello"),)))
-        theirs = await resolve("far/openai/gpt-3.5-turbo", settings=settings).complete(
-            Prompt(messages=(user("hello"),))
-        )
-        nobodys = await resolve("far/openai/no-such", settings=settings).complete(Prompt(messages=(user("hello"),)))
-    assert ours.cost_usd == Decimal("0.0026")
-    assert theirs.cost_usd == Decimal("0.000515")
-    assert nobodys.cost_usd is None
+
+        async def cost(name: str) -> Decimal | None:
+            answer = await resolve(f"far/openai/{name}", settings=settings).complete(Prompt(messages=(user("hello"),)))
+            return answer.cost_usd
+
+        # from our table, from litellm's list, from neither
+        assert await cost("gpt-4o") == Decimal("0.0026")
+        assert await cost("gpt-3.5-turbo") == Decimal("0.000515")
+        assert await cost("no-such") is None
 
 
 @pytest.mark.parametrize("stream", [False, True])
