@@ -136,3 +136,58 @@ def test_without_litellm_the_way_to_install_it_is_told() -> None:
             resolve("anthropic/claude-sonnet-4-5", settings=settings)
     else:
         assert resolve("anthropic/claude-sonnet-4-5", settings=settings).name == "anthropic/claude-sonnet-4-5"
+
+
+def anthropic(*events: dict[str, object]) -> str:
+    return "".join(f"event: {each['type']}\ndata: {msgspec.json.encode(each).decode()}\n\n" for each in events)
+
+
+ANTHROPIC_WHOLE = {
+    "id": "msg_1",
+    "type": "message",
+    "role": "assistant",
+    "model": "claude-sonnet-4-5",
+    "content": [
+        {"type": "text", "text": "I look."},
+        {"type": "tool_use", "id": "toolu_1", "name": "look", "input": {"at": 1}},
+    ],
+    "stop_reason": "tool_use",
+    "stop_sequence": None,
+    "usage": {"input_tokens": 1000, "output_tokens": 10},
+}
+ANTHROPIC_STREAM = anthropic(
+    {"type": "message_start", "message": ANTHROPIC_WHOLE | {"content": [], "stop_reason": None}},
+    {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
+    {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "I "}},
+    {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "look."}},
+    {"type": "content_block_stop", "index": 0},
+    {
+        "type": "content_block_start",
+        "index": 1,
+        "content_block": {"type": "tool_use", "id": "toolu_1", "name": "look", "input": {}},
+    },
+    {"type": "content_block_delta", "index": 1, "delta": {"type": "input_json_delta", "partial_json": '{"at"'}},
+    {"type": "content_block_delta", "index": 1, "delta": {"type": "input_json_delta", "partial_json": ": 1}"}},
+    {"type": "content_block_stop", "index": 1},
+    {"type": "message_delta", "delta": {"stop_reason": "tool_use"}, "usage": {"output_tokens": 10}},
+    {"type": "message_stop"},
+)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_litellm_speaks_the_protocol_of_anthropic(*, stream: bool) -> None:
+    needs_litellm()
+    body = ANTHROPIC_STREAM if stream else msgspec.json.encode(ANTHROPIC_WHOLE).decode()
+    kind = "text/event-stream" if stream else "application/json"
+    async with Provider([Say(path="/messages", body=body, content_type=kind)]) as provider:
+        near = {"base_url": provider.url.removesuffix("/v1"), "api_key": CANARY, "is_local": False}
+        settings = AgentSettings.model_validate({"providers": {"anthropic": near}})
+        model = resolve("anthropic/claude-sonnet-4-5", settings=settings)
+        answer = await outcome(model, Prompt(messages=(user("hello"),), tools=(LOOK,)), stream=stream)
+        assert provider.calls[0].headers["x-api-key"] == CANARY
+    assert isinstance(answer, Completion), answer
+    assert (answer.text, answer.finish) == ("I look.", "tool_calls")
+    assert [(call.id, call.name) for call in answer.tool_calls] == [("toolu_1", "look")]
+    assert msgspec.json.decode(answer.tool_calls[0].arguments) == {"at": 1}
+    assert (answer.usage.input_tokens, answer.usage.output_tokens) == (1000, 10)
+    assert answer.cost_usd == Decimal("0.00315")

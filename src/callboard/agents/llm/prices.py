@@ -35,7 +35,7 @@ def _price(input_usd: str, output_usd: str = "0", cached_usd: str | None = None)
     return Price(input_usd=Decimal(input_usd), output_usd=Decimal(output_usd), cached_usd=cached)
 
 
-# List prices on TAKEN_ON, as the list has them that litellm 1.106.2 carries. Models whose price depends on the length of
+# List prices on TAKEN_ON, as the list of litellm 1.106.2 has them. Models whose price depends on the length of
 # the prompt have no line, for one price would be wrong. An operator's own stand in agents.prices.
 BUILT_IN: Final[Table] = {
     "openai/gpt-5": _price("1.25", "10", "0.125"),
