@@ -41,6 +41,7 @@ CODES = {
     "ApprovalDeniedError": "approval_denied",
     "ApprovalMismatchError": "approval_mismatch",
     "FlowError": "flow",
+    "AgentFailedError": "agent_failed",
     "ActorError": "actor",
     "ActorDefinitionError": "actor_definition",
     "UnknownMessageError": "unknown_message",

@@ -233,3 +233,19 @@ class FlowError(CallboardError):
     """Raised when a flow cannot go on: a required branch failed, a quorum is out of reach."""
 
     code = "flow"
+
+
+class AgentFailedError(FlowError):
+    """Raised when an agent that a flow cannot do without gave no result, nor did a second one in its place.
+
+    Attributes:
+        part: Name of its part in the run, such as ``summarise-2``.
+        is_lost: Whether nothing came in time, rather than a refusal or an error.
+    """
+
+    code = "agent_failed"
+
+    def __init__(self, message: str, *, part: str = "", is_lost: bool = False) -> None:
+        super().__init__(message)
+        self.part = part
+        self.is_lost = is_lost
