@@ -223,6 +223,22 @@ class ApprovalDeniedError(CallboardError):
         self.suggestion = suggestion
 
 
+class ApprovalRefusedError(CallboardError):
+    """Raised when a person's decision is not taken: another came first, the hash is not what was shown.
+
+    Attributes:
+        approval: Id of the approval.
+        why: ``unknown``, ``decided``, ``hash``, ``not_allowed``.
+    """
+
+    code = "approval_refused"
+
+    def __init__(self, message: str, *, approval: str = "", why: str = "") -> None:
+        super().__init__(message)
+        self.approval = approval
+        self.why = why
+
+
 class ApprovalMismatchError(CallboardError):
     """Raised when what is about to be done is not, byte for byte, what was approved, or the grant is used up."""
 

@@ -38,6 +38,8 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "ask": ("ask", "Ask an actor and print its answer."),
     "tell": ("tell", "Put a message into an actor's mailbox."),
     "agents": ("agents", "List actors and agents, look into them, pause, resume and kill them."),
+    "approvals": ("approvals", "List what agents ask of people, and grant, deny or suggest."),
+    "ctx": ("ctx", "Read, set, watch what agents share: the shared context."),
     "find": ("find", "Find who can do something, or pick the least busy one."),
     "submit": ("submit", "Submit a task and, if you like, wait for its result."),
     "tasks": ("tasks", "List, show, watch and cancel tasks."),
@@ -89,6 +91,7 @@ _STATUS: Final[dict[str, int]] = {
     "duplicate_agent": REFUSED,
     "ask_timeout": UNFINISHED,
     "budget_exceeded": REFUSED,
+    "approval_refused": REFUSED,
 }
 
 _HINTS: Final[dict[str, str]] = {

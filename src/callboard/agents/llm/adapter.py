@@ -129,8 +129,7 @@ class Adapter(ABC):
         return prices.find(self._name, table=self._prices)
 
     def _priced(self, completion: Completion, patience: Patience) -> Completion:
-        cost = self.cost(completion.usage)
-        return msgspec.structs.replace(completion, cost_usd=cost, retries=patience.retries)
+        return msgspec.structs.replace(completion, cost_usd=self.cost(completion.usage), retries=patience.retries)
 
     def _patience(self, timeout_s: float | None) -> Patience:
         return Patience(
