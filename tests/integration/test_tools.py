@@ -11,8 +11,9 @@ import msgspec
 import pytest
 from msgspec import Struct
 
+from callboard.agents import window
 from callboard.agents.errors import ApprovalDeniedError
-from callboard.agents.llm.base import ToolCall
+from callboard.agents.llm.base import Message, ToolCall
 from callboard.agents.sandbox.base import Job, Ran, Sandbox
 from callboard.agents.tools.approver import ToolAnswer, ToolQuestion
 from callboard.agents.tools.base import Tool, ToolResult
@@ -20,7 +21,6 @@ from callboard.agents.tools.batch import invoke_all
 from callboard.agents.tools.builtin.python import run_python
 from callboard.agents.tools.context import ToolContext
 from callboard.agents.tools.decorator import tool
-from callboard.agents.tools.fence import message_of
 from callboard.agents.tools.permission import Permissions
 from callboard.runtime.actor.actor import Actor
 from callboard.runtime.actor.handler import on
@@ -383,10 +383,11 @@ async def test_a_page_that_gives_orders_changes_nothing(callboard_world: World) 
     world = callboard_world
     await world.start(Agent)
     (found,) = await ask(world, ("page", ""))
-    message = message_of(found)
-    first, *inner, last = message.text.splitlines()
+    said = Message(role="tool", text=found.text, tool_call_id=found.call_id, name=found.tool)
+    (shown,) = window.fenced([said])
+    first, *inner, last = shown.text.splitlines()
     assert "".join(inner) == found.text
-    assert first.startswith("<data mark=")
+    assert first.startswith("<data-")
     assert last not in found.text
     # a model that obeys it is refused, and that is audited
     (refused,) = await ask(world, ("pay", '{"amount": 100}'))
