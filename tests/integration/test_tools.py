@@ -137,6 +137,12 @@ def quits_too() -> None:
 
 
 @tool
+async def gives_up() -> None:
+    """Cancel itself."""
+    raise asyncio.CancelledError
+
+
+@tool
 async def shapeless() -> object:
     """Return what has no JSON form."""
     return object()
@@ -157,7 +163,7 @@ def _decide() -> str:
     return f"decided {ran['decided']}"
 
 
-OTHERS = (stuck, deploy, page, quits, quits_too, shapeless, counted, run_python)
+OTHERS = (stuck, deploy, page, quits, quits_too, gives_up, shapeless, counted, run_python)
 TOOLS: tuple[Tool, ...] = (look, add, broken, slow, long_text, pay, send, *OTHERS)
 
 
@@ -321,8 +327,10 @@ async def test_a_person_settles_what_a_killed_host_left_unknown(
 async def test_a_tool_cannot_end_its_worker(callboard_world: World) -> None:
     world = callboard_world
     await world.start(Agent)
-    found = await ask(world, ("quits", ""), ("quits_too", ""), ("shapeless", ""), ("look", '{"name": "a"}'))
-    assert [result.error for result in found] == ["handler_exit", "handler_exit", "tool_failed", ""]
+    found = await ask(
+        world, ("quits", ""), ("quits_too", ""), ("shapeless", ""), ("gives_up", ""), ("look", '{"name": "a"}')
+    )
+    assert [result.error for result in found] == ["handler_exit", "handler_exit", "tool_failed", "tool_failed", ""]
 
 
 async def test_an_unsafe_tool_that_was_too_slow_is_settled_by_a_person(callboard_world: World) -> None:
