@@ -23,7 +23,9 @@ IMAGE = "callboard-sandbox-test:1"
 PYTHON = "/py/bin/python3"
 _START_S = 60.0
 _POLL_S = 0.05
-_NOT_NEEDED = re.compile(r"/(__pycache__|test|tests|idlelib|site-packages|ensurepip|tkinter|lib2to3|config-[^/]*|turtledemo|_tkinter.*|_test.*|distutils)(/|$)|\.a$")
+_NOT_NEEDED = re.compile(
+    r"/(__pycache__|test|tests|idlelib|site-packages|ensurepip|tkinter|lib2to3|config-[^/]*|turtledemo|_tkinter.*|_test.*|distutils)(/|$)|\.a$"
+)
 
 
 class EngineRefused(Exception):  # noqa: N818 - a reason to skip, not an error of the product
@@ -131,7 +133,9 @@ def _tree() -> bytes:
     libraries = sorted(_libraries([executable, *_modules(where)]))
     made = io.BytesIO()
     with tarfile.open(fileobj=made, mode="w") as tar:
-        _make_folders(tar, "bin", "etc", "proc", "py/bin", "py/lib", *(str(Path(name).parent)[1:] for name in libraries))
+        _make_folders(
+            tar, "bin", "etc", "proc", "py/bin", "py/lib", *(str(Path(name).parent)[1:] for name in libraries)
+        )
         tar.add(executable, PYTHON[1:])
         tar.add(where, f"py/lib/{where.name}", filter=lambda each: None if _NOT_NEEDED.search(each.name) else each)
         for library in libraries:

@@ -101,7 +101,9 @@ class DockerSettings(Section):
     def _check(self) -> Self:
         for name, hosts in self.networks.items():
             if name in _OPEN_NETWORKS or ":" in name:
-                refuse("networks", f"cannot hold {name!r}: it filters nothing; name a network whose way out you control")
+                refuse(
+                    "networks", f"cannot hold {name!r}: it filters nothing; name a network whose way out you control"
+                )
             if not hosts:
                 refuse("networks", f"must say which hosts {name!r} lets through")
         return self

@@ -128,13 +128,17 @@ def _folder(asked: Path, allowed: Sequence[Path]) -> Path:
         raise SandboxError(message)
     system = [each for each in _SYSTEM if folder.is_relative_to(each) or each.is_relative_to(folder)]
     if system:
-        message = f"the folder {folder} lies in or around {system[0]}, which a sandbox must not write; use one of its own"
+        message = (
+            f"the folder {folder} lies in or around {system[0]}, which a sandbox must not write; use one of its own"
+        )
         raise SandboxError(message)
     if ":" in str(folder):
         message = f"the folder {folder} has a colon in its name, which Docker reads as the end of the name"
         raise SandboxError(message)
     roots = [each.resolve() for each in allowed]
     if roots and not any(folder.is_relative_to(root) for root in roots):
-        message = f"the folder {folder} is in none of the folders that the operator allows ({', '.join(map(str, roots))})"
+        message = (
+            f"the folder {folder} is in none of the folders that the operator allows ({', '.join(map(str, roots))})"
+        )
         raise SandboxError(message)
     return folder

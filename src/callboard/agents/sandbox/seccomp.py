@@ -102,7 +102,9 @@ _ALWAYS_REFUSED = (
 ).split()
 # Their users fall back. clone3's flags lie in memory, where a filter cannot look; io_uring makes calls past the filter; the
 # others hold memory that is no process's, so that nobody who adds up processes sees it.
-_ABSENT = "clone3 io_uring_enter io_uring_register io_uring_setup memfd_create memfd_secret msgget semget shmget".split()
+_ABSENT = (
+    "clone3 io_uring_enter io_uring_register io_uring_setup memfd_create memfd_secret msgget semget shmget".split()
+)
 
 _Code = list[tuple[int, int, int, int]]
 
