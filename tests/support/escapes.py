@@ -66,7 +66,8 @@ class Escape(Struct, frozen=True, kw_only=True):
 
     def is_as_wanted(self, sandbox: str, outcome: Outcome) -> bool:
         """Tell whether an outcome is what the table promises."""
-        return self.want(sandbox) in (outcome, UP_TO_THE_ENGINE)
+        want = self.want(sandbox)
+        return want in (outcome, UP_TO_THE_ENGINE) or (want, outcome) == ("contained", "prevented")
 
 
 READ = "print(open(a['outside']).read()); escaped()"
@@ -227,7 +228,7 @@ ESCAPES = (
     Escape(name="connect to a socket file (docker.sock)", code=UNIX, wants="ppp"),
     Escape(name="connect to an abstract socket", code=ABSTRACT, wants="ppp"),
     Escape(name="open a vsock to the hypervisor", code=VSOCK, wants="ppe", may_lack="vsock"),
-    Escape(name="fork bomb", code=FORKS, wants="ccp", amount=5000, control=60),
+    Escape(name="fork bomb", code=FORKS, wants="ccp", amount=300, control=60),
     Escape(name="allocate 10 GB", code=ALLOCATE, wants="ppc", amount=1e10, control=300 * MIB),
     Escape(name="allocate by many processes", code=ALLOCATE_TOGETHER, wants="ccc"),
     Escape(name="allocate segments of no process", code=SEGMENTS, wants="ppc"),
