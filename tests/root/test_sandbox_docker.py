@@ -1,4 +1,4 @@
-"""The sandbox ``docker`` on a real engine that the test starts: its promises, the ways out, and what dies without notice."""
+"""The sandbox ``docker`` on a real engine that the test starts: its promises, the ways out, and sudden deaths."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import pytest
 import pytest_asyncio
 
 from callboard.agents.errors import SandboxError, SandboxMissingError
-
 from callboard.agents.sandbox.base import Job, Limits
 from callboard.agents.sandbox.docker import DockerSandbox
 from callboard.agents.sandbox_settings import DockerSettings, SandboxSettings

@@ -42,7 +42,8 @@ class Escape(Struct, frozen=True, kw_only=True):
 
     Attributes:
         code: Python; what it can use stands in PRELUDE and in ``Stage.facts``.
-        wants: What each sandbox makes of it: p(revented), c(ontained), n(ot prevented), e(ngine's matter), in the order of SANDBOXES.
+        wants: What each sandbox makes of it: p(revented), c(ontained), n(ot prevented) or
+            e(ngine's matter), in the order of SANDBOXES.
         amount: How much is tried in a sandbox; 10 GB where that is the attempt.
         control: How much is tried without one: just beyond the limit, for the machine's sake.
         limits: Other limits than LIMITS.

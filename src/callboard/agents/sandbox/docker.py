@@ -48,7 +48,7 @@ class DockerSandbox:
         """Run ``true`` once, and take away containers whose owner is dead.
 
         Raises:
-            SandboxMissingError: If the extra is not installed, no image is set or it is not there, or no engine answers.
+            SandboxMissingError: If the extra is not installed, no image is set or is not there, or no engine answers.
         """
         if self._is_checked:
             return
@@ -101,8 +101,8 @@ class DockerSandbox:
             raise SandboxMissingError(message) from error
         if not self._settings.docker.image:
             message = (
-                "the sandbox docker needs an image: set sandbox.docker.image to one that the engine has; none is pulled, "
-                "and nothing is run in a weaker sandbox instead"
+                "the sandbox docker needs an image: set sandbox.docker.image to one that the engine has; none is "
+                "pulled, and nothing is run in a weaker sandbox instead"
             )
             raise SandboxMissingError(message)
         try:
@@ -185,8 +185,8 @@ class DockerSandbox:
         settings = self._settings.docker
         if error.status == _NO_ENGINE:
             message = (
-                f"no Docker engine answers at {settings.url}: start one, or set sandbox.docker.url; nothing is run in a "
-                f"weaker sandbox instead ({error.message})"
+                f"no Docker engine answers at {settings.url}: start one, or set sandbox.docker.url; nothing is run in "
+                f"a weaker sandbox instead ({error.message})"
             )
             raise SandboxMissingError(message) from error
         if error.status == _ABSENT and "image" in error.message.lower():

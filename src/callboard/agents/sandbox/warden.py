@@ -1,4 +1,4 @@
-"""The warden: a small process between a worker and what runs in a sandbox. It fences, watches, and leaves nobody behind.
+"""The warden: a small process between a worker and what runs in a sandbox. It fences, watches, leaves nobody behind.
 
 It is started as a script of its own, without site packages, so it imports the standard library only: arguments are the
 descriptors of the order (JSON), of the control pipe (its end means: stop) and of the report (JSON). It is the subreaper
@@ -22,7 +22,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
-_PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 22, 24, 36, 38
+_PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _PR_CAPBSET_DROP = 1, 22, 24
+_PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 36, 38
 _PR_CAPBSET_READ = 23
 _SECCOMP_MODE_FILTER = 2
 _CAPABILITY_VERSION, _MAX_CAPABILITIES = 0x2008_0522, 64
@@ -33,9 +34,10 @@ _NICE = 5
 _FIRST_LOOK_S, _LAST_LOOK_S = 0.01, 0.05
 _GIVE_UP_S = 20.0
 _NO_GROUP = (
-    "root's processes can be bounded by a cgroup with the controller pids only, and none can be made here: run the worker "
-    "as an ordinary user, give the folder to one, or let cgroups be written"
+    "root's processes can be bounded by a cgroup with the controller pids only, and none can be made here: run the "
+    "worker as an ordinary user, give the folder to one, or let cgroups be written"
 )
+_STDERR_FD = 2
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -45,7 +47,7 @@ def main(arguments: Sequence[str]) -> None:
     """Run what the order says; write the report."""
     order_fd, control_fd, report_fd = map(int, arguments)
     for fd in (order_fd, control_fd, report_fd):
-        os.set_inheritable(fd, False)
+        os.set_inheritable(fd, False)  # noqa: FBT003 - takes no keyword
     with open(order_fd, "rb") as file:  # noqa: PTH123 - a descriptor, not a path
         order = json.load(file)
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
@@ -156,10 +158,10 @@ class Watch:
             return "processes"
         if self._reaped_cpu_s + sum(each.cpu_s for each in found) > self._limits["cpu_s"]:
             return "cpu"
-        if sum(each.resident_bytes for each in found) > self._limits["memory_bytes"]:
-            # Pages that processes share were counted for each; the exact sum costs more, so only now.
-            if sum(each.own_bytes() for each in found) > self._limits["memory_bytes"]:
-                return "memory"
+        most = self._limits["memory_bytes"]
+        # The first sum counts shared pages for each process; the exact one costs more, so it comes second.
+        if sum(each.resident_bytes for each in found) > most and sum(each.own_bytes() for each in found) > most:
+            return "memory"
         return ""
 
 
@@ -309,7 +311,7 @@ def _become(order: Mapping[str, Any], group: str, tell_fd: int) -> NoReturn:
         _fence(order["landlock"])
     if not handed_fd:
         _apply(filter_bytes)
-    os.execvpe(order["argv"][0], order["argv"], order["env"])
+    os.execvpe(order["argv"][0], order["argv"], order["env"])  # noqa: S606 - what a sandbox is for
 
 
 def _filter(order: Mapping[str, Any]) -> bytes:
@@ -336,7 +338,7 @@ def _hand_over(filter_bytes: bytes, fd: int, tell_fd: int) -> None:
 def _close_all_but(kept: set[int]) -> None:
     for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
         fd = int(name)
-        if fd > 2 and fd not in kept:
+        if fd > _STDERR_FD and fd not in kept:
             with contextlib.suppress(OSError):
                 os.close(fd)
 
@@ -350,7 +352,7 @@ def _limit(kind: int, value: int) -> None:
 
 
 def _give_up_powers(user: Sequence[int] | None, kept: Sequence[int]) -> None:
-    """Become the user, if one is named, and keep no capability, nor a way to one: the program has none, even as root."""
+    """Become the user, if one is named, and keep no capability nor a way to one: also root's program has none."""
     for number in set(range(_MAX_CAPABILITIES)) - set(kept):
         if _LIBC.prctl(_PR_CAPBSET_READ, number, 0, 0, 0) == 1:
             _prctl(_PR_CAPBSET_DROP, number)
