@@ -16,7 +16,7 @@ OPEN = Rules(has_sockets=True)
 
 
 def decide(rules: Rules, call: str, *arguments: int, arch: str = "x86_64", as_arch: str = "") -> int:
-    number = seccomp._NUMBERS[call][list(seccomp._ARCHES).index(arch)] if isinstance(call, str) else call
+    number = seccomp._NUMBERS[call][list(seccomp._ARCHES).index(arch)]
     values = [each & 0xFFFF_FFFF_FFFF_FFFF for each in (*arguments, 0, 0, 0, 0, 0, 0)][:6]
     data = struct.pack("<IIQ6Q", number, seccomp._ARCHES[as_arch or arch], 0, *values)
     code = list(struct.iter_unpack("<HBBI", seccomp.compile_filter(rules, arch)))
@@ -37,7 +37,7 @@ def decide(rules: Rules, call: str, *arguments: int, arch: str = "x86_64", as_ar
                 at += yes if found & value else no
             case _:
                 assert operation == 0x06
-                return value
+                return int(value)
 
 
 @pytest.mark.parametrize("arch", ["x86_64", "aarch64"])

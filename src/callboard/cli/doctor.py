@@ -48,7 +48,7 @@ def command(session: Session, /, *, bundle: bool, deep: bool) -> None:
 
 async def _examine(session: Session, *, is_deep: bool) -> list[Finding]:
     from callboard.agents.sandbox import survey
-    from callboard.agents.sandbox_settings import SandboxSettings
+    from callboard.agents.settings import AgentSettings
     from callboard.runtime import doctor
     from callboard.runtime.host import connector
 
@@ -56,7 +56,7 @@ async def _examine(session: Session, *, is_deep: bool) -> list[Finding]:
     findings = []
     for checks in (
         doctor.examine(settings, connector(settings), is_deep=is_deep),
-        survey.examine(SandboxSettings()),
+        survey.examine(AgentSettings.of(settings).sandbox),
     ):
         async for finding in checks:
             findings.append(finding)

@@ -75,6 +75,16 @@ class Client(Finder):
         self._notice_of: dict[str, str] = {}
         self._early: dict[str, Message] = {}
 
+    @property
+    def bus(self) -> Bus:
+        """The connection; not owned."""
+        return self._bus
+
+    @property
+    def clock(self) -> Clock:
+        """The time that it goes by."""
+        return self._clock
+
     async def close(self) -> None:
         """End what look-ups began; the bus stays open. Closing twice is harmless."""
         await self.lookups.close()

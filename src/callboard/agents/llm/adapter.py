@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Sequence
+from decimal import Decimal
 from typing import Final, TypeVar
 
 import msgspec
 
 from callboard.agents.errors import ModelError, ModelSetupError, ModelTimeoutError, ModelTransientError
 from callboard.agents.llm import prices
-from callboard.agents.llm.base import Completion, Delta, ModelFacts, Prompt
+from callboard.agents.llm.base import Completion, Delta, ModelFacts, Prompt, Usage
 from callboard.agents.llm.chat import Gathering
 from callboard.agents.llm.estimate import prompt_tokens, text_tokens
 from callboard.agents.llm.known import facts_of
@@ -87,6 +88,10 @@ class Adapter(ABC):
                 await texts.aclose()
         yield self._priced(gathering.completion(), patience)
 
+    def cost(self, usage: Usage) -> Decimal | None:
+        """Return the exact price of so many tokens; None if the model has none."""
+        return prices.cost(usage, self._price(), is_local=self._facts.is_local)
+
     def count_tokens(self, prompt: Prompt) -> int:
         """Return an estimate that is rather too high."""
         return prompt_tokens(prompt)
@@ -124,8 +129,7 @@ class Adapter(ABC):
         return prices.find(self._name, table=self._prices)
 
     def _priced(self, completion: Completion, patience: Patience) -> Completion:
-        cost = prices.cost(completion.usage, self._price(), is_local=self._facts.is_local)
-        return msgspec.structs.replace(completion, cost_usd=cost, retries=patience.retries)
+        return msgspec.structs.replace(completion, cost_usd=self.cost(completion.usage), retries=patience.retries)
 
     def _patience(self, timeout_s: float | None) -> Patience:
         return Patience(

@@ -22,7 +22,7 @@ async def examine(settings: SandboxSettings) -> AsyncIterator[Finding]:
             await sandbox.check()
         except SandboxError as error:
             is_wanted = name == settings.name
-            fix = "or choose another by sandbox.name" if is_wanted else ""
+            fix = "or choose another by agents.sandbox.name" if is_wanted else ""
             yield Finding(check=check, level="warning" if is_wanted else "note", text=str(error), fix=fix)
         else:
             yield Finding(

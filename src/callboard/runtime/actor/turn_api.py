@@ -81,6 +81,15 @@ class TurnApi(Protocol):
         """The worker's time."""
         ...
 
+    @property
+    def stop(self) -> tuple[str, str] | None:
+        """Why a turn that is being cancelled was stopped from outside, None otherwise: a word and a text for people.
+
+        ``cancel`` (by request: also kill, restart), ``deadline``, ``timeout`` end it here: what a handler that catches
+        the ``CancelledError`` returns is committed. ``drain`` and ``lost``: another host goes on with it, let it pass.
+        """
+        ...
+
     def idempotency_key(self, step_name: str) -> str:
         """Return a key for an outside effect: the same in every run of this turn, no other turn has it."""
         ...

@@ -154,7 +154,7 @@ class Finder(ABC):
             limit: Most agents in the answer, 1 to 1,000.
             after: Address after which to go on: the answer's ``next``.
             what: What else must hold, as in ``query``: ``all``, ``any``, ``type``, ``status``, ``host``, ``labels``,
-                ``version``, ``capability_version``, ``input``.
+                ``version``, ``capability_version``, ``input``, ``exclude``.
 
         Raises:
             RegistryAwayError: If nobody leads the registry and the cache is not warm yet.
@@ -202,6 +202,7 @@ def query(
     version: str = "",
     capability_version: str = "",
     input: Mapping[str, Any] | None = None,  # noqa: A002 - as above
+    exclude: Sequence[str] = (),
     limit: int = LIMIT,
     after: str = "",
 ) -> Query:
@@ -217,6 +218,7 @@ def query(
         version=version,
         capability_version=capability_version,
         input=dict(input or {}),
+        exclude=list(exclude),
         limit=limit,
         after=after,
     )

@@ -134,8 +134,11 @@ class Index:
         shortest = min(postings, key=lambda posting: len(posting.order), default=self._all)
         others = [posting.members for posting in postings if posting is not shortest]
         fits = _predicate(query)
+        unwanted = frozenset(query.exclude)
         start = bisect_right(shortest.order, query.after) if query.after else 0
         for address in shortest.order[start:]:
+            if address in unwanted:
+                continue
             if all(address in members for members in others) and fits(record := self._records[address]):
                 yield record
 
@@ -160,6 +163,11 @@ class Index:
             kept = {address for address in members if fits(self._records[address])}
             if len(kept) < len(members):
                 refused["capability"] = len(members) - len(kept)
+            members = kept
+        if query.exclude:
+            kept = members.difference(query.exclude)
+            if len(kept) < len(members):
+                refused["exclude"] = len(members) - len(kept)
             members = kept
         able = base.order if members is base.members else sorted(members)
         return Narrowed(able, refused, len(base.order))

@@ -107,6 +107,7 @@ class Query(Struct, frozen=True, kw_only=True, omit_defaults=True):
         version: Its code's version.
         capability_version: That of the capability.
         input: JSON schema of what will be sent: the capability must take it, where both say.
+        exclude: Addresses that are not meant, such as those that have failed.
         limit: Most agents in the answer, 1 to 1,000.
         after: Address after which to go on, for the next page.
         caller: Names who asks, for the reservation of a pick.
@@ -122,6 +123,7 @@ class Query(Struct, frozen=True, kw_only=True, omit_defaults=True):
     version: str = ""
     capability_version: str = ""
     input: dict[str, Any] = {}
+    exclude: list[str] = []
     limit: int = LIMIT
     after: str = ""
     caller: str = ""
