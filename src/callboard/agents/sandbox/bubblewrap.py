@@ -116,7 +116,7 @@ class BubblewrapSandbox:
         if found is None:
             message = (
                 f"the sandbox bubblewrap needs {self._settings.bubblewrap.binary}, which is not here: install the "
-                "package bubblewrap, or set agents.sandbox.bubblewrap.binary; nothing is run in a weaker sandbox instead"
+                "package bubblewrap, or set agents.sandbox.bubblewrap.binary; nothing is run in a weaker one instead"
             )
             raise SandboxMissingError(message)
         return found

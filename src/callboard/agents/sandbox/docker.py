@@ -102,8 +102,8 @@ class DockerSandbox:
             raise SandboxMissingError(message) from error
         if not self._settings.docker.image:
             message = (
-                "the sandbox docker needs an image: set agents.sandbox.docker.image to one that the engine has; none is "
-                "pulled, and nothing is run in a weaker sandbox instead"
+                "the sandbox docker needs an image: set agents.sandbox.docker.image to one that the engine has; none "
+                "is pulled, and nothing is run in a weaker sandbox instead"
             )
             raise SandboxMissingError(message)
         try:
@@ -186,8 +186,8 @@ class DockerSandbox:
         settings = self._settings.docker
         if error.status == _NO_ENGINE:
             message = (
-                f"no Docker engine answers at {settings.url}: start one, or set agents.sandbox.docker.url; nothing is run in "
-                f"a weaker sandbox instead ({error.message})"
+                f"no Docker engine answers at {settings.url}: start one, or set agents.sandbox.docker.url; nothing "
+                f"is run in a weaker sandbox instead ({error.message})"
             )
             raise SandboxMissingError(message) from error
         if error.status == _ABSENT and "image" in error.message.lower():

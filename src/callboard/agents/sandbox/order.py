@@ -68,7 +68,8 @@ def bounded(asked: Limits, most: SandboxLimits) -> Limits:
             raise SandboxError(message)
     strange = sorted(set(asked.network) - set(most.network))
     if strange:
-        message = f"network access to {', '.join(strange)} is not allowed: the operator lists hosts in agents.sandbox.limits.network"
+        hosts = ", ".join(strange)
+        message = f"network access to {hosts} is not allowed: the operator lists hosts in agents.sandbox.limits.network"
         raise SandboxError(message)
     return Limits(
         time_s=min(asked.time_s, most.time_s),
