@@ -15,6 +15,7 @@ from callboard.runtime.actor.definition import ActorType
 from callboard.runtime.actor.letter import letter_of, write_letter
 from callboard.runtime.actor.mail import Mail, mail_of, wrong_key
 from callboard.runtime.actor.ports import Staged
+from callboard.runtime.actor.post import Carrier
 from callboard.runtime.actor.services import Services
 from callboard.runtime.bus import header
 from callboard.runtime.bus.base import Stored, Tail, Write
@@ -103,6 +104,9 @@ class Partition:
         self._is_closed = False
         self._is_left = False
         self._writing = asyncio.Lock()
+        # one of a type's hosts makes mail of its post
+        is_first = number == kind.numbers(services.rules.partitions)[0]
+        self._carrier = Carrier(services, kind.name) if is_first else None
 
     def __repr__(self) -> str:
         """Return type, number and epoch."""
@@ -202,6 +206,7 @@ class Partition:
             self._on_mail,
             start_seq=self.cursor.upto + 1,
         )
+        self._fetch_post()
 
     @property
     def is_deaf(self) -> bool:
@@ -219,6 +224,8 @@ class Partition:
     async def close(self) -> None:
         """Stop reading, and leave the cursor as it is. Its actors stay as they are."""
         self._is_closed = True
+        if self._carrier is not None:
+            self._carrier.stop()
         tail, self._tail = self._tail, None
         if tail is not None:
             await tail.close()
@@ -246,6 +253,11 @@ class Partition:
         self._tail = await self._services.bus.tail(
             subjects.ACTORS, subjects.mailbox(self.kind.name, self.number), self._on_mail, start_seq=self._seen + 1
         )
+        self._fetch_post()
+
+    def _fetch_post(self) -> None:
+        if self._carrier is not None and not self._is_closed:
+            self._carrier.start()
 
     def lose(self, held: Mapping[str, str] | None = None) -> None:
         """Drop everything at once: somebody else owns it. What its cursor says we hold goes on."""
