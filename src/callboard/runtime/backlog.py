@@ -66,7 +66,7 @@ async def read(
                 pending=sum(info.pending for info in lanes),
                 in_flight=sum(info.ack_pending for info in lanes),
                 oldest_s=max(ages, default=0.0),
-                is_paused=name in paused,
+                is_paused=not paused.isdisjoint(labels.reach(name)),
             )
         )
     return found

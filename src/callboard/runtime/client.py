@@ -355,7 +355,10 @@ class Client(Finder):
         return True
 
     async def pause(self, capability: str, *, reason: str = "") -> None:
-        """Hold a capability back on all workers, now and after restarts, until ``resume``; running tasks go on."""
+        """Hold a capability back on all workers, now and after restarts, until ``resume``; running tasks go on.
+
+        Its pools by label are held back with it. The name of one of those holds back that one alone.
+        """
         subjects.check_name(capability, what="capability")
         await Bucket(self._bus, CONFIG_BUCKET).put(PAUSE_PREFIX + capability, reason.encode() or b"paused")
 
