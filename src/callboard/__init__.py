@@ -9,6 +9,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from callboard.agents.tools.context import ToolContext
+    from callboard.agents.tools.decorator import tool
     from callboard.runtime import errors, testing
     from callboard.runtime.actor.actor import Actor
     from callboard.runtime.actor.address import Address
@@ -55,6 +57,7 @@ __all__ = [
     "TaskHandle",
     "TaskRecord",
     "TerminalError",
+    "ToolContext",
     "Worker",
     "WorkerOptions",
     "capability",
@@ -68,6 +71,7 @@ __all__ = [
     "on",
     "pick",
     "testing",
+    "tool",
 ]
 
 _HOMES = {
@@ -102,6 +106,10 @@ _HOMES = {
     "on": "actor.handler",
     "pick": "here",
 }
+_AGENT_HOMES = {
+    "ToolContext": "tools.context",
+    "tool": "tools.decorator",
+}
 
 
 def __getattr__(name: str) -> object:
@@ -109,6 +117,8 @@ def __getattr__(name: str) -> object:
         found: object = importlib.import_module(f"callboard.runtime.{name}")
     elif name in _HOMES:
         found = getattr(importlib.import_module(f"callboard.runtime.{_HOMES[name]}"), name)
+    elif name in _AGENT_HOMES:
+        found = getattr(importlib.import_module(f"callboard.agents.{_AGENT_HOMES[name]}"), name)
     else:
         message = f"module 'callboard' has no attribute {name!r}"
         raise AttributeError(message)

@@ -19,6 +19,7 @@ from callboard.runtime.actor.hosting import ActorHost
 from callboard.runtime.actor.partition import Partition
 from callboard.runtime.bus.base import Bus, PubAck, Stored, Write
 from callboard.runtime.config import TopologySettings
+from callboard.runtime.errors import BusError
 from callboard.runtime.simulation.run import Simulation, run
 from callboard.runtime.simulation.world import World, open_world
 from callboard.runtime.worker import WorkerOptions
@@ -134,6 +135,12 @@ class Between:
         if self.on_store is not None:
             return await self.on_store(write, lambda: self._bus.store(write, **options))
         return await self._bus.store(write, **options)
+
+    async def store_many(self, writes: Sequence[Write], **options: Any) -> list[PubAck | BusError]:  # noqa: ANN401
+        if self.on_store is None:
+            return await self._bus.store_many(writes, **options)
+        found = await asyncio.gather(*(self.store(write) for write in writes), return_exceptions=True)
+        return [one for one in found if isinstance(one, PubAck | BusError)]
 
     async def get_last(self, stream: str, subject: str, **options: Any) -> Stored | None:  # noqa: ANN401
         await asyncio.sleep(self.get_takes_s)

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from callboard.runtime.config import Settings, WorkSettings, leaves
+from callboard.runtime.config import Settings, WorkSettings
+from callboard.runtime.config_block import leaves
 from callboard.runtime.errors import ConfigError
 
-SECTIONS = "nats, server, work, worker, log, trace, topology, actors, registry"
+SECTIONS = "nats, server, work, worker, log, trace, topology, actors, registry, agents"
 BAD_FILES = [
     ("nats: [", ":1: not valid YAML: expected the node content, but found '<stream end>'"),
     ("- a\n- b", f": must be a mapping with any of the sections {SECTIONS}, is a list"),
@@ -22,7 +23,7 @@ BAD_FILES = [
      "'tag:yaml.org,2002:python/object:os.system'")),
     ("wurker:\n  concurrency: 2", ": wurker: unknown section; did you mean worker?"),
     ("zzz: 1", (": zzz: unknown section; sections are "
-     "actors, log, nats, registry, server, topology, trace, work, worker")),
+     "actors, agents, log, nats, registry, server, topology, trace, work, worker")),
     ("worker:\n  concurency: 2", ": worker.concurency: unknown key; did you mean worker.concurrency?"),
     ("work:\n  drain_grace_s: 2", ": work.drain_grace_s: unknown key; did you mean worker.drain_grace_s?"),
     ("log:\n  zzz: 2", ": log.zzz: unknown key; log has level, format, file"),

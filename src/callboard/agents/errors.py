@@ -14,14 +14,16 @@ class ModelError(CallboardError):
     Attributes:
         model: Name of the model, ``provider/model``.
         status: HTTP status, or 0 where there was none.
+        retry_after_s: Seconds to wait before the next try, as the provider said; None where it did not.
     """
 
     code = "model"
 
-    def __init__(self, message: str, *, model: str = "", status: int = 0) -> None:
+    def __init__(self, message: str, *, model: str = "", status: int = 0, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.model = model
         self.status = status
+        self.retry_after_s = retry_after_s
 
 
 class ModelSetupError(ModelError):
@@ -43,18 +45,10 @@ class ModelUnknownError(ModelError):
 
 
 class ModelRateError(ModelError):
-    """Raised when the provider refuses for the number of calls or tokens, or because the account has no money left.
-
-    Attributes:
-        retry_after_s: Seconds to wait, as the provider said; None where it did not.
-    """
+    """Raised when the provider refuses for the number of calls or tokens, or because the account has no money left."""
 
     code = "model_rate"
     retryable = True
-
-    def __init__(self, message: str, *, model: str = "", status: int = 0, retry_after_s: float | None = None) -> None:
-        super().__init__(message, model=model, status=status)
-        self.retry_after_s = retry_after_s
 
 
 class ModelTimeoutError(ModelError):
@@ -215,14 +209,16 @@ class ApprovalDeniedError(CallboardError):
     Attributes:
         approval: Id of the approval.
         reason: What was said.
+        suggestion: What to do instead, "" if nothing was suggested.
     """
 
     code = "approval_denied"
 
-    def __init__(self, message: str, *, approval: str = "", reason: str = "") -> None:
+    def __init__(self, message: str, *, approval: str = "", reason: str = "", suggestion: str = "") -> None:
         super().__init__(message)
         self.approval = approval
         self.reason = reason
+        self.suggestion = suggestion
 
 
 class ApprovalMismatchError(CallboardError):

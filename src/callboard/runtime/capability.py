@@ -185,11 +185,15 @@ def capability(
 def find_capabilities(module: ModuleType) -> list[Capability[..., Any]]:
     """Return the capabilities a module holds at its top level, by name.
 
+    An object whose class has ``__callboard_capability__`` stands for the capability there, or for none.
+
     Raises:
         ConfigError: If two of them have the same name.
     """
     found: dict[str, Capability[..., Any]] = {}
-    for value in vars(module).values():
+    for held in vars(module).values():
+        # asked of the class: an object that answers to any name at all stands for nothing
+        value = held.__callboard_capability__ if hasattr(type(held), "__callboard_capability__") else held
         if not isinstance(value, Capability):
             continue
         if value.name in found and found[value.name] is not value:

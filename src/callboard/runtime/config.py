@@ -7,13 +7,12 @@ this module costs about 0.15 s (pydantic), so the command line imports it inside
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from msgspec import Struct
 from pydantic import (
-    BaseModel,
     BeforeValidator,
     Field,
     PrivateAttr,
@@ -23,6 +22,7 @@ from pydantic import (
 )
 
 from callboard.runtime import config_error, config_source
+from callboard.runtime.config_block import BLOCKS, Blocks, Kind, leaves, split
 from callboard.runtime.config_field import (
     Bytes,
     BytesOrZero,
@@ -324,6 +324,8 @@ class ActorSettings(Section):
         state_limit_bytes: Largest state of one actor, as JSON.
         turns: Turns that run at once in one worker process.
         idle_s: How long an actor without mail stays in memory.
+        companions: Whether a worker hosts what its actors need beside them (approvals, budgets); false where workers of
+            another login do.
     """
 
     retention_s: Annotated[float, Field(ge=60, allow_inf_nan=False)] = 7 * DAY_S
@@ -334,6 +336,7 @@ class ActorSettings(Section):
     state_limit_bytes: Annotated[int, BeforeValidator(size), Field(ge=1024, le=64 * MIB)] = MIB
     turns: Annotated[int, Field(ge=1, le=65_536)] = 256
     idle_s: Seconds = 60.0
+    companions: bool = True
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -381,6 +384,7 @@ class Settings(Section):
     registry: RegistrySettings = RegistrySettings()
 
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
+    _blocks: Blocks = PrivateAttr(default_factory=Blocks)
 
     @classmethod
     def load(
@@ -403,18 +407,34 @@ class Settings(Section):
         """
         known = [key for key, _ in leaves(cls)]
         secrets = [key for key, field in leaves(cls) if field is SecretStr]
-        layers = [config_source.read_file(path, env=env, sections=cls.model_fields) for path in _files(file, env)]
-        layers.append(config_source.read_env(env, secrets=secrets, known=known))
+        sections = [*cls.model_fields, *BLOCKS]
+        layers = [config_source.read_file(path, env=env, sections=sections) for path in _files(file, env)]
+        layers.append(config_source.read_env(env, secrets=secrets, known=known, blocks=BLOCKS))
         layers.append(config_source.read_flags(flags or {}))
-        values = config_source.merge(layers)
+        values, foreign = split(config_source.merge(layers))
         try:
             settings = cls.model_validate(config_source.nest(values))
         except ValidationError as error:
-            message = config_error.explain(error, values=values, known=known, secrets=secrets)
+            message = config_error.explain(error, values=values, known=[*known, *BLOCKS], secrets=secrets)
             # "from None": pydantic's own text repeats the offending input, which may be a password.
             raise ConfigError(message) from None
         settings._origins.update({key: value.origin for key, value in values.items()})  # noqa: SLF001 - our own
+        settings._blocks = Blocks(foreign, env)  # noqa: SLF001 - our own
         return settings
+
+    def block(self, name: str, kind: type[Kind], *, variables: Mapping[str, str] | None = None) -> Kind:
+        """Return a section that belongs to a room above, checked as that room says.
+
+        Args:
+            name: One of ``BLOCKS``.
+            kind: What the section holds.
+            variables: Variables of other names than ours, and the key below the section that each sets, like
+                ``{"OPENAI_API_KEY": "providers.openai.api_key"}``. Anything else that sets the key wins.
+
+        Raises:
+            ConfigError: As in ``load``.
+        """
+        return self._blocks.read(name, kind, variables=variables or {})
 
     def origins(self) -> dict[str, str]:
         """Return where each setting came from: ``default``, a file's path, ``env NAME`` or ``flag``."""
@@ -438,16 +458,6 @@ class Settings(Section):
             return exact
         below = {origin for other, origin in self._origins.items() if other.startswith(f"{key}.")}
         return ", ".join(sorted(below)) or "default"
-
-
-def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Yield the dotted key of each setting and its type, ``SecretStr`` for optional secrets too."""
-    for name, field in model.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from leaves(kind, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", SecretStr if kind == SecretStr | None else kind
 
 
 def _files(file: Path | str | Sequence[Path | str] | None, env: Mapping[str, str]) -> list[Path]:

@@ -33,23 +33,29 @@ _TYPES = {
 }
 
 
-def explain(error: ValidationError, *, values: Values, known: Iterable[str], secrets: Iterable[str]) -> str:
-    """Return one line per problem: ``source: key: what is wrong``. Never shows a secret's value."""
+def explain(
+    error: ValidationError, *, values: Values, known: Iterable[str], secrets: Iterable[str], section: str = ""
+) -> str:
+    """Return one line per problem: ``source: key: what is wrong``. Never shows a secret's value.
+
+    ``section`` stands before every key, where only the inside of one section was checked.
+    """
     keys = list(known)
     lines = [
-        _line(detail, values=values, known=keys, secrets=set(secrets)) for detail in error.errors(include_url=False)
+        _line(detail, values=values, known=keys, secrets=set(secrets), section=section)
+        for detail in error.errors(include_url=False)
     ]
     return "\n".join(lines)
 
 
-def _line(detail: ErrorDetails, *, values: Values, known: list[str], secrets: set[str]) -> str:
+def _line(detail: ErrorDetails, *, values: Values, known: list[str], secrets: set[str], section: str) -> str:
     context = detail.get("ctx", {})
-    key = ".".join(str(part) for part in detail["loc"])
+    key = ".".join(str(part) for part in ((section, *detail["loc"]) if section else detail["loc"]))
     if detail["type"] == "cross":
-        section = key
-        key = f"{section}.{context['key']}"
+        around = key
+        key = f"{around}.{context['key']}"
         # The missing half of a pair was set nowhere: blame whoever set the section.
-        origin = _origin(key, values) or _origin(section, values) or "default"
+        origin = _origin(key, values) or _origin(around, values) or "default"
         return f"{origin}: {key}: {context['reason']}"
     origin = _origin(key, values) or "default"
     if detail["type"] == "extra_forbidden":

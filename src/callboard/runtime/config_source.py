@@ -10,6 +10,7 @@ import yaml
 from msgspec import Struct
 
 from callboard.runtime.errors import ConfigError
+from callboard.runtime.redact import is_secret_key
 
 ENV_PREFIX = "CALLBOARD_"
 ENV_DELIMITER = "__"
@@ -80,8 +81,12 @@ def read_file(path: Path, *, env: Mapping[str, str], sections: Iterable[str]) ->
     return _flatten(document, path=path, env=env)
 
 
-def read_env(env: Mapping[str, str], *, secrets: Iterable[str], known: Iterable[str]) -> Values:
+def read_env(
+    env: Mapping[str, str], *, secrets: Iterable[str], known: Iterable[str], blocks: Iterable[str] = ()
+) -> Values:
     """Read ``CALLBOARD_SECTION__KEY`` variables; a secret may come as ``…_FILE``, the path of a file that holds it.
+
+    The keys of ``blocks`` are not known here: among those a secret is what its name calls one.
 
     Names without ``__`` are not settings: Kubernetes itself sets ``CALLBOARD_PORT`` and the like beside a service
     called callboard, so they cannot be refused.
@@ -89,7 +94,7 @@ def read_env(env: Mapping[str, str], *, secrets: Iterable[str], known: Iterable[
     Raises:
         ConfigError: If a secret's file cannot be read, or a secret comes both ways.
     """
-    keys, secret_keys = set(known), set(secrets)
+    keys, secret_keys, foreign = set(known), set(secrets), set(blocks)
     values: Values = {}
     for name in sorted(env):
         key = ENV_ALIASES.get(name)
@@ -99,7 +104,8 @@ def read_env(env: Mapping[str, str], *, secrets: Iterable[str], known: Iterable[
             continue
         value: object = env[name]
         base = key.removesuffix(SECRET_FILE_SUFFIX)
-        if key not in keys and base in secret_keys:
+        named = key.partition(".")[0] in foreign and is_secret_key(base.rpartition(".")[2])
+        if key != base and key not in keys and (base in secret_keys or named):
             plain = ENV_PREFIX + base.upper().replace(".", ENV_DELIMITER)
             if plain in env:
                 message = f"env {name}: {base} is set by {plain} as well; keep one of the two"
@@ -107,6 +113,11 @@ def read_env(env: Mapping[str, str], *, secrets: Iterable[str], known: Iterable[
             key, value = base, _read_secret(name, env[name])
         values[key] = Value(value, f"env {name}")
     return values
+
+
+def read_variables(env: Mapping[str, str], keys: Mapping[str, str]) -> Values:
+    """Read variables of any name, each into its dotted key; an empty one counts as not set."""
+    return {key: Value(env[name], f"env {name}") for name, key in keys.items() if env.get(name)}
 
 
 def read_flags(flags: Mapping[str, object]) -> Values:

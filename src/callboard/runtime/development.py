@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from callboard.runtime import host
-from callboard.runtime.actor.definition import ActorType
+from callboard.runtime.actor.definition import ActorType, with_companions
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 from callboard.runtime.config import Settings
 from callboard.runtime.errors import CallboardError, ConfigError
@@ -64,7 +64,7 @@ class LiveWorker:
                     each.capability = capability if name == capability.name else capability.renamed(name)
                     each.slots = capability.concurrency or self._worker.options.concurrency
         if self._worker.host is not None:
-            self._worker.host.swap(types)
+            self._worker.host.swap([kind for kind in types if kind.name in self._worker.host.types])
         self._parts = parts
 
 
@@ -77,7 +77,7 @@ def checked(parts: Parts) -> list[ActorType]:
     """
     for capability in parts.capabilities:
         capability.prepare()
-    return [ActorType.of(actor) for actor in parts.actors]
+    return [ActorType.of(actor) for actor in with_companions(parts.actors)]
 
 
 class Development:

@@ -95,6 +95,11 @@ REGISTRY_UNHOSTED: Final = "callboard.v1.registry.unhosted"  # warning: worker, 
 REGISTRY_DUPLICATED: Final = "callboard.v1.registry.duplicated"  # error: actor, code, holder; two claim one address
 REGISTRY_UNWRITTEN: Final = "callboard.v1.registry.unwritten"  # debug: actor, code; tried again
 
+# --- agents ------------------------------------------------------------------------------------------------------
+
+# warning: step, code, message; watchers of a call's tokens get its text when it is finished
+TOKENS_GIVEN_UP: Final = "callboard.v1.tokens.given_up"
+
 # --- bus ---------------------------------------------------------------------------------------------------------
 
 BUS_CONNECTED: Final = "callboard.v1.bus.connected"  # info: server, version

@@ -199,6 +199,7 @@ def worker_options(settings: Settings, *, group: str = "", only_registry: bool =
         hosts_registry=settings.registry.host or only_registry,
         enters_agents=settings.registry.enter,
         only_registry=only_registry,
+        hosts_companions=settings.actors.companions,
         settle_rules=SettleRules(
             schedule_over_s=work.retry_schedule_above_s, claim_check_bytes=int(work.claim_check_bytes)
         ),

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from msgspec import Struct
 
 from callboard.runtime.actor.actor import Actor
-from callboard.runtime.actor.definition import ActorType, find_actors
+from callboard.runtime.actor.definition import ActorType, find_actors, with_companions
 from callboard.runtime.capability import Capability, find_capabilities
 from callboard.runtime.errors import ActorDefinitionError, CallboardError, ModuleLoadError
 
@@ -33,8 +33,9 @@ class Parts(Struct, frozen=True, kw_only=True):
 
     @property
     def names(self) -> tuple[frozenset[str], frozenset[str]]:
-        """Names of the capabilities, and of the actor types."""
-        return frozenset(c.name for c in self.capabilities), frozenset(a.actor_name for a in self.actors)
+        """Names of the capabilities, and of the actor types with their companions."""
+        actors = with_companions(self.actors)
+        return frozenset(c.name for c in self.capabilities), frozenset(actor.actor_name for actor in actors)
 
 
 def load_parts(targets: Sequence[str]) -> Parts:

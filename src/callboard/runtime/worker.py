@@ -16,7 +16,7 @@ import msgspec
 
 from callboard.runtime import crash, ids, subjects
 from callboard.runtime.actor.actor import Actor
-from callboard.runtime.actor.definition import ActorType
+from callboard.runtime.actor.definition import ActorType, with_companions
 from callboard.runtime.actor.hosting import ActorHost
 from callboard.runtime.actor.offer import with_offers
 from callboard.runtime.actor.shutdown import END_WAIT_S, Drain
@@ -98,7 +98,8 @@ class Worker:
             ActorDefinitionError: If an actor's class cannot be used.
         """
         self.options = options or WorkerOptions()
-        self._types = [ActorType.of(cls) for cls in actors]
+        hosted = with_companions(actors) if self.options.hosts_companions else actors
+        self._types = [ActorType.of(cls) for cls in hosted]
         house.check_names(self._types)
         for kind in self._types:
             kind.prepare()

@@ -27,6 +27,8 @@ class WorkerOptions(Struct, frozen=True, kw_only=True):
             that it hosts.
         enters_agents: Whether it enters those that it hosts although it does not host the registry.
         only_registry: Whether it hosts the registry and nothing else.
+        hosts_companions: Whether it hosts the companions of its actors' classes; False where other workers do, under a
+            login of their own.
     """
 
     concurrency: int = DEFAULT_CONCURRENCY
@@ -47,3 +49,4 @@ class WorkerOptions(Struct, frozen=True, kw_only=True):
     hosts_registry: bool = True
     enters_agents: bool = False
     only_registry: bool = False
+    hosts_companions: bool = True

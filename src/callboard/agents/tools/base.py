@@ -8,6 +8,7 @@ from typing import Any, Literal
 from msgspec import Struct
 
 from callboard.agents.llm.base import ToolSpec
+from callboard.runtime.capability import Capability
 
 # What a call does to the world; approvals and permissions name these.
 Action = Literal["read", "write", "execute", "network", "communicate", "spend", "delegate"]
@@ -28,9 +29,11 @@ class Tool(Struct, frozen=True, kw_only=True):
         is_repeatable: Whether a second run of the same call is harmless: reading, or writing under the idempotency key.
             One that is not, and whose outcome a crash left unknown, waits for a person.
         timeout_s: Longest time of one call.
-        pool: "" runs it in the agent's own worker; else the capability of the worker pool that runs it.
+        pool: "" runs it in the agent's own worker; else the name of the worker pool that runs it, where it is served as
+            the capability ``tool-<name>``.
         needs_approval: Whether each call is shown to a person first.
         trust: ``sandboxed`` runs only inside the agent's sandbox.
+        capability: What workers of ``pool`` serve; None for a tool without one.
     """
 
     name: str
@@ -44,6 +47,12 @@ class Tool(Struct, frozen=True, kw_only=True):
     pool: str = ""
     needs_approval: bool = False
     trust: Trust = "trusted"
+    capability: Capability[..., Any] | None = None
+
+    @property
+    def __callboard_capability__(self) -> Capability[..., Any] | None:
+        """What a worker that loads the tool's module serves."""
+        return self.capability
 
     @property
     def spec(self) -> ToolSpec:

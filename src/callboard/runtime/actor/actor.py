@@ -46,10 +46,13 @@ class Actor:
         State: Class of the state; optional. A Struct, dataclass, TypedDict or pydantic model whose fields all have
             defaults.
         state: The state, None without a ``State``.
+        companions: Further classes that its actors cannot do without: a worker that hosts this one hosts them too, each
+            once, unless its option ``hosts_companions`` says that others do.
     """
 
     State: ClassVar[Any] = None
     state: Any
+    companions: ClassVar[Sequence[type[Actor]]] = ()
 
     actor_name: ClassVar[str] = ""
     actor_options: ClassVar[ActorOptions] = ActorOptions()

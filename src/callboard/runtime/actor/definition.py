@@ -373,6 +373,37 @@ def find_actors(module: ModuleType) -> list[type[Actor]]:
     return [found[name] for name in sorted(found)]
 
 
+def with_companions(classes: Sequence[type[Actor]]) -> list[type[Actor]]:
+    """Return the classes and all their companions, those of companions too, each once; the given ones come first.
+
+    Raises:
+        ActorDefinitionError: If ``companions`` holds something else than actor classes, or one has the name of another
+            class.
+    """
+    found = list(dict.fromkeys(classes))
+    for cls in found:
+        # grows while it is walked through
+        found += [each for each in dict.fromkeys(_companions(cls)) if each not in found]
+    names = {cls.actor_name: cls for cls in reversed(found)}
+    for cls in found[len(set(classes)) :]:
+        other = names[cls.actor_name]
+        if other is not cls:
+            problem = (
+                f"the actor type {cls.actor_name!r} is taken by {cls.__module__}.{cls.__qualname__}, which others "
+                f"need beside them: rename {other.__module__}.{other.__qualname__}"
+            )
+            raise ActorDefinitionError(problem)
+    return found
+
+
+def _companions(cls: type[Actor]) -> Sequence[type[Actor]]:
+    given: object = cls.companions
+    if not isinstance(given, (list, tuple)) or not all(isinstance(e, type) and issubclass(e, Actor) for e in given):
+        problem = f"{cls.__qualname__}.companions is {given!r:.200}: give a list of actor classes"
+        raise ActorDefinitionError(problem)
+    return given
+
+
 def _aliases(handlers: Mapping[str, Handler]) -> dict[str, Handler]:
     """Return handlers with a name of their own by the name of their class, where only one goes by it."""
     found: dict[str, Handler] = {}

@@ -67,6 +67,8 @@ class Turn:
         cause_seq: Sequence of the mail that made it run now: the same, or the awaited one.
         attempt: Number of this run in this host, 1-based.
         epoch: Epoch of the partition's owner.
+        bus: The worker's connection.
+        clock: The worker's time.
         wait: Set when it parks.
         stop: Why it was stopped from outside, as code and text, set before the cancellation.
         inner: Turns of its own chain that were handled inside it, in the order in which they ended.
@@ -97,6 +99,8 @@ class Turn:
         self.cause_seq = cause_seq
         self.attempt = attempt
         self.epoch = epoch
+        self.bus = services.bus
+        self.clock = services.clock
         self.wait: Wait | None = None
         self.stop: tuple[str, str] | None = None
         self.inner: list[Turn] = []
@@ -352,13 +356,7 @@ class Turn:
 
     # --- what goes out with the commit
 
-    def tell(
-        self,
-        to: str | Address,
-        message: object,
-        *,
-        delay_s: float | None = None,
-    ) -> None:
+    def tell(self, to: str | Address, message: object, *, delay_s: float | None = None) -> None:
         """See ``TurnApi``."""
         address = _address(to)
         data, name = self._originals.encode(message), self._originals.type_name(message)

@@ -11,7 +11,9 @@ from msgspec import UNSET
 
 from callboard.runtime.actor.address import Address
 from callboard.runtime.actor.mail import Mail
+from callboard.runtime.bus.base import Bus
 from callboard.runtime.capability import Capability
+from callboard.runtime.clock import Clock
 from callboard.runtime.errors import ActorError
 from callboard.runtime.registry.handle import Picks
 from callboard.runtime.registry.message import Found
@@ -76,6 +78,16 @@ class TurnApi(Protocol):
         ``cancel`` (by request: also kill, restart), ``deadline``, ``timeout`` end it here: what a handler that catches
         the ``CancelledError`` returns is committed. ``drain`` and ``lost``: another host goes on with it, let it pass.
         """
+        ...
+
+    @property
+    def bus(self) -> Bus:
+        """The worker's connection, for what belongs into a step's function: nothing sent here waits for the commit."""
+        ...
+
+    @property
+    def clock(self) -> Clock:
+        """The worker's time."""
         ...
 
     def idempotency_key(self, step_name: str) -> str:

@@ -1,0 +1,259 @@
+"""A call of a model as one step of a turn: recorded, paid once, watched as it is made."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import cast
+
+import msgspec
+
+from callboard.agents.errors import ModelError, ModelTransientError
+from callboard.agents.llm import estimate, notes
+from callboard.agents.llm.base import Completion, Delta, Model, Prompt, Usage, fingerprint
+from callboard.agents.llm.record import ModelCall, ModelFailure, ModelInput, provider_of
+from callboard.agents.llm.tokens import TokensEnd, TokenWriter
+from callboard.runtime import ids
+from callboard.runtime.actor.actor import Actor
+from callboard.runtime.actor.step import current_step
+from callboard.runtime.actor.turn_api import TurnApi, current_turn
+
+_MESSAGE_CHARS = 500
+
+
+async def call_model(
+    turn: TurnApi | Actor,
+    model: Model,
+    prompt: Prompt,
+    *,
+    name: str = "model",
+    run: str = "",
+    agent: str = "",
+    category: str = "work",
+    budgets: Sequence[str] = (),
+    stream: bool = True,
+    timeout_s: float | None = None,
+) -> Completion:
+    """Ask a model, once: a turn that runs again gets the recorded answer and pays nothing.
+
+    A call that lost its host between question and record is asked, and paid, again; the first one's input record stands
+    and ``callboard cost`` counts it.
+
+    Args:
+        turn: The running turn, or the actor whose turn it is.
+        model: Whom to ask.
+        prompt: What. It tells this call from others of the turn, together with ``name`` and the model's name.
+        name: Name of the step.
+        run: Run that it belongs to, for its record and for who watches its tokens; by default the actor's address.
+        agent: Who asks, for the record; by default the actor's type.
+        category: What it is for, for the record.
+        budgets: Scopes that pay, such as ``run/7f3a``; each is asked before the call, and its parents.
+        stream: Whether the text is published as it comes.
+        timeout_s: Longest time, in seconds; default: the model's setting.
+
+    Raises:
+        ModelError: One of its subclasses; the failure is recorded for the cost report, and a later run asks again.
+        BudgetExceededError: If a budget does not have what the call needs, or it ran out in the middle of the answer.
+    """
+    found = await record_call(
+        turn,
+        model,
+        prompt,
+        name=name,
+        run=run,
+        agent=agent,
+        category=category,
+        budgets=budgets,
+        stream=stream,
+        timeout_s=timeout_s,
+    )
+    return found.completion
+
+
+async def record_call(
+    turn: TurnApi | Actor,
+    model: Model,
+    prompt: Prompt,
+    *,
+    name: str = "model",
+    run: str = "",
+    agent: str = "",
+    category: str = "work",
+    budgets: Sequence[str] = (),
+    stream: bool = True,
+    timeout_s: float | None = None,
+) -> ModelCall:
+    """Ask a model as ``call_model`` does and return the whole record of the call: time, price, who was passed over."""
+    now = current_turn() if isinstance(turn, Actor) else turn
+    call = _Call(
+        now,
+        model,
+        prompt,
+        name=name,
+        run=run or str(now.address),
+        agent=agent or now.address.type,
+        category=category,
+        budgets=tuple(dict.fromkeys(budgets)),
+        stream=stream,
+        timeout_s=timeout_s,
+    )
+    found: ModelCall = await now.step(name, call.make, key=fingerprint(prompt, model=model.name))
+    return found
+
+
+class _Call:
+    """One call; ``make`` is the function of its step, and runs again after each host that it lost."""
+
+    def __init__(
+        self,
+        turn: TurnApi,
+        model: Model,
+        prompt: Prompt,
+        *,
+        name: str,
+        run: str,
+        agent: str,
+        category: str,
+        budgets: tuple[str, ...],
+        stream: bool,
+        timeout_s: float | None,
+    ) -> None:
+        self._turn = turn
+        self._model = model
+        self._prompt = prompt
+        self._name = name
+        self._run = run
+        self._agent = agent
+        self._category = category
+        self._budgets = budgets
+        self._stream = stream
+        self._timeout_s = timeout_s
+        self._began_s = 0.0
+        self._first_s = 0.0
+        self._text: list[str] = []
+
+    async def make(self) -> ModelCall:
+        """Ask the model and return the record of the call."""
+        self._text.clear()
+        self._first_s = 0.0
+        input_ = await self._begin()
+        self._began_s = self._turn.clock.monotonic()
+        with notes.taken() as noted:
+            try:
+                completion = await self._published(input_)
+            except ModelError as error:
+                await self._fail(input_, noted, error)
+                raise
+        return self._record(input_, noted, completion)
+
+    async def _begin(self) -> ModelInput:
+        """Record that this attempt begins, after those that other hosts began and did not bring to an end."""
+        prompt = self._prompt
+        mine = ModelInput(
+            step=current_step().id,
+            nonce=ids.new_token(),
+            run=self._run,
+            agent=self._agent,
+            model=self._model.name,
+            version=prompt.version,
+            category=self._category,
+            at=self._turn.clock.now(),
+            prompt=prompt,
+            estimated_tokens=self._model.count_tokens(prompt),
+        )
+        while True:
+            # each time a place further, until one is free
+            found: ModelInput = await self._turn.step(f"{self._name} input", _numbered, mine, key="")
+            if found.nonce == mine.nonce:
+                return found
+
+    async def _published(self, input_: ModelInput) -> Completion:
+        if not self._stream:
+            return await self._model.complete(self._prompt, timeout_s=self._timeout_s, key=input_.step)
+        writer = TokenWriter(
+            self._turn.bus,
+            self._turn.clock,
+            run=self._run,
+            agent=self._agent,
+            step=input_.step,
+            attempt=input_.attempt,
+        )
+        async with writer:
+            try:
+                completion = await self._streamed(input_, writer)
+            except ModelError as error:
+                await writer.end(TokensEnd(error=error.code))
+                raise
+            await writer.end(TokensEnd(finish=completion.finish, usage=completion.usage))
+        return completion
+
+    async def _streamed(self, input_: ModelInput, writer: TokenWriter) -> Completion:
+        parts = self._model.stream(self._prompt, timeout_s=self._timeout_s, key=input_.step)
+        async with aclosing(cast("AsyncGenerator[Delta | Completion]", parts)) as open_parts:
+            async for part in open_parts:
+                if isinstance(part, Completion):
+                    return part
+                if not self._text:
+                    self._first_s = self._turn.clock.monotonic() - self._began_s
+                self._text.append(part.text)
+                writer.put(part.text)
+        message = f"{self._model.name}: the stream ended before the answer did"
+        raise ModelTransientError(message, model=self._model.name)
+
+    def _record(self, input_: ModelInput, noted: notes.Notes, completion: Completion) -> ModelCall:
+        answered = completion.model or self._model.name
+        return ModelCall(
+            step=input_.step,
+            attempt=input_.attempt,
+            run=self._run,
+            agent=self._agent,
+            provider=provider_of(answered),
+            model=answered,
+            version=self._prompt.version,
+            category=self._category,
+            usage=completion.usage,
+            cost_usd=completion.cost_usd,
+            at=input_.at,
+            latency_s=self._turn.clock.monotonic() - self._began_s,
+            first_s=self._first_s,
+            retries=completion.retries,
+            finish=completion.finish,
+            is_cached=noted.is_cached,
+            switches=tuple(noted.switches),
+            completion=completion,
+        )
+
+    async def _fail(self, input_: ModelInput, noted: notes.Notes, error: ModelError) -> None:
+        text = "".join(self._text)
+        failure = ModelFailure(
+            step=input_.step,
+            attempt=input_.attempt,
+            run=self._run,
+            agent=self._agent,
+            model=error.model or self._model.name,
+            category=self._category,
+            code=error.code,
+            message=str(error)[:_MESSAGE_CHARS],
+            usage=self._spent(input_),
+            at=input_.at,
+            latency_s=self._turn.clock.monotonic() - self._began_s,
+            text=text,
+            switches=tuple(noted.switches),
+        )
+        _ = await self._turn.step(f"{self._name} failure", _told, failure, key=str(input_.attempt))
+
+    def _spent(self, input_: ModelInput) -> Usage:
+        if not self._text:
+            return Usage()
+        text = "".join(self._text)
+        return Usage(input_tokens=input_.estimated_tokens, output_tokens=estimate.text_tokens(text))
+
+
+async def _numbered(record: ModelInput) -> ModelInput:
+    """Return the record with the number of its place: how many attempts at the step there are."""
+    ordinal = current_step().entry.rpartition(".")[2]
+    return msgspec.structs.replace(record, attempt=int(ordinal) + 1)
+
+
+async def _told(record: ModelFailure) -> ModelFailure:
+    return record
