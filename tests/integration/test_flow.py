@@ -11,7 +11,6 @@ from callboard.agents.flow import flow
 from callboard.agents.message import AgentResult, Task
 from callboard.agents.run import Run
 from callboard.agents.run_record import RunResult
-from callboard.agents.stopper import Stopper
 from callboard.runtime.actor.actor import Actor
 from callboard.runtime.actor.handler import on
 from callboard.runtime.actor.ref import ActorRef

@@ -231,7 +231,8 @@ class Asking:
         try:
             value = await self._patiently(lambda: self._ask(begun, branch))
             took_s = self.clock.monotonic() - began_s
-        except (AskTimeoutError, TaskTimeoutError, DeadlineError) as error:
+        except (AskTimeoutError, TaskTimeoutError, DeadlineError, NoHostError) as error:
+            # nobody hosts it any more: whether it had the question is not known
             found = replace(begun, status="lost", error=_text(error))
         except AskFailedError as error:
             is_late = error.cause_code == DeadlineError.code

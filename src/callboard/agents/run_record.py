@@ -34,7 +34,8 @@ class AgentRun(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     Attributes:
         name: Name within the run, such as ``summarise-2`` or ``review[1]/check``.
-        status: ``lost``: no answer came in time, or its join no longer waited. ``cancelled``: the run was.
+        status: ``lost``: no answer came in time, nobody hosts it, or its join no longer waited.
+            ``cancelled``: the run was.
         agent: Who, ``type/key``; "" for a pool.
         capability: What was asked for, "" where somebody was named.
         try_: Number of the agent that was asked, 1-based; above 1 a former one had failed.

@@ -39,6 +39,8 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "tell": ("tell", "Put a message into an actor's mailbox."),
     "agents": ("agents", "List actors and agents, look into them, pause, resume and kill them."),
     "find": ("find", "Find who can do something, or pick the least busy one."),
+    "runs": ("runs", "Start, list, show, cancel and retry runs of flows."),
+    "watch": ("watch", "Watch a run: its agents, and the words of their models as they are made."),
     "submit": ("submit", "Submit a task and, if you like, wait for its result."),
     "tasks": ("tasks", "List, show, watch and cancel tasks."),
     "dead": ("dead", "List, show, requeue and discard dead letters."),
