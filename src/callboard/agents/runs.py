@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -31,7 +30,7 @@ from callboard.agents.run_record import (
     spent,
 )
 from callboard.agents.stopper import STOPPER, StopRun
-from callboard.runtime import codec, subjects
+from callboard.runtime import codec, ids, subjects
 from callboard.runtime.actor import inspection, record, step
 from callboard.runtime.actor.actor import Actor
 from callboard.runtime.actor.address import Address
@@ -41,7 +40,7 @@ from callboard.runtime.blobs import BlobStore
 from callboard.runtime.bus.base import Bus, Stored
 from callboard.runtime.client import Client
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
-from callboard.runtime.errors import DecodeError, InputError, NoHostError, NotFoundError
+from callboard.runtime.errors import BusError, DecodeError, InputError, NoHostError, NotFoundError
 from callboard.runtime.record import Failure
 
 RETRIED: frozenset[str] = frozenset({"failed", "cancelled", "partial"})
@@ -141,7 +140,7 @@ async def start(
     name = flow if isinstance(flow, str) else flow.actor_name
     name = name.removeprefix(PREFIX)
     now = client.clock.now()
-    address = run_address(f"{name}/{id or f'{now:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}'}")
+    address = run_address(f"{name}/{id or f'{now:%Y%m%d-%H%M%S}-{ids.new_token(3)}'}")
     await _check_flow(client.bus, name)
     _ = await client.actor(address).tell(job, type=type, id="start", deadline=deadline)
     return run_name(address)
@@ -254,7 +253,7 @@ async def wait(bus: Bus, run: str, *, timeout_s: float | None = None, clock: Clo
         pause_s = min(2 * pause_s, _LOOK_MAX_S)
 
 
-async def changes(bus: Bus, run: str) -> AsyncIterator[RunView]:
+async def changes(bus: Bus, run: str) -> AsyncGenerator[RunView, None]:
     """Yield a run as it is, and again after each change, until it has ended. Nothing is missed in between.
 
     A lost connection is made good by the broker's sequences.
@@ -276,11 +275,22 @@ async def changes(bus: Bus, run: str) -> AsyncIterator[RunView]:
     async with contextlib.aclosing(stored) as news:  # type: ignore[type-var] # adapters give generators
         while not found.has_ended:
             _ = await anext(news)
-            found = await show(bus, run)
+            found = await _shown(bus, run)
             yield found
 
 
 # --- inside
+
+
+async def _shown(bus: Bus, run: str) -> RunView:
+    """Return the run as soon as the broker answers: the link may be lost for a while."""
+    while True:
+        try:
+            return await show(bus, run)
+        except BusError as error:
+            if not error.retryable:
+                raise
+        await SYSTEM_CLOCK.sleep(_LOOK_MAX_S)
 
 
 async def _check_flow(bus: Bus, name: str) -> None:

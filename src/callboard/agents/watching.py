@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from callboard.agents import runs
 from callboard.agents.llm.tokens import Chunk, read_chunks
@@ -17,7 +17,7 @@ News = RunView | Chunk
 _WAITING = 256
 
 
-async def watch(bus: Bus, run: str, *, after_seq: int = 0) -> AsyncIterator[News]:
+async def watch(bus: Bus, run: str, *, after_seq: int = 0) -> AsyncGenerator[News, None]:
     """Yield a run as it is and after each change, and every chunk of its models' tokens, until it has ended.
 
     Chunks that are stored come first; the broker keeps them for ten minutes. Both go on behind a lost connection where
@@ -72,7 +72,7 @@ async def watch(bus: Bus, run: str, *, after_seq: int = 0) -> AsyncIterator[News
         _ = await asyncio.wait(readers)
 
 
-async def _rest(news: asyncio.Queue[News | None], bus: Bus, run: str, seen: int) -> AsyncIterator[Chunk]:
+async def _rest(news: asyncio.Queue[News | None], bus: Bus, run: str, seen: int) -> AsyncGenerator[Chunk, None]:
     """Yield the chunks that are stored when the run has ended and were not seen yet."""
     while not news.empty():
         each = news.get_nowait()
@@ -83,7 +83,7 @@ async def _rest(news: asyncio.Queue[News | None], bus: Bus, run: str, seen: int)
         yield chunk
 
 
-async def _chunks(bus: Bus, run: str, after_seq: int, *, follow: bool) -> AsyncIterator[Chunk]:
+async def _chunks(bus: Bus, run: str, after_seq: int, *, follow: bool) -> AsyncGenerator[Chunk, None]:
     # where no model ever spoke there may be no stream of tokens at all
     with contextlib.suppress(NotFoundError):
         async for chunk in read_chunks(bus, run, after_seq=after_seq, follow=follow):

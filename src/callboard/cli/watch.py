@@ -37,16 +37,15 @@ async def _watch(session: Session, /, run: str, after_seq: int) -> None:
 
     screen = Screen()
     last: RunView | None = None
-    async with session.bus("watch") as bus:
-        async with contextlib.aclosing(watch(bus, run, after_seq=after_seq)) as news:  # type: ignore[type-var] # a generator
-            async for each in news:
-                last = each if isinstance(each, RunView) else last
-                if session.json:
-                    emit({"event": "run" if isinstance(each, RunView) else "tokens", "value": each})
-                elif isinstance(each, RunView):
-                    screen.run(each)
-                else:
-                    screen.chunk(each)
+    async with session.bus("watch") as bus, contextlib.aclosing(watch(bus, run, after_seq=after_seq)) as news:
+        async for each in news:
+            last = each if isinstance(each, RunView) else last
+            if session.json:
+                emit({"event": "run" if isinstance(each, RunView) else "tokens", "value": each})
+            elif isinstance(each, RunView):
+                screen.run(each)
+            else:
+                screen.chunk(each)
     screen.close()
     if last is not None and last.status in ("failed", "cancelled"):
         click.get_current_context().exit(1)
