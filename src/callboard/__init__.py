@@ -9,6 +9,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from callboard.agents.agent import Agent
+    from callboard.agents.message import AgentResult, Task
     from callboard.agents.tools.context import ToolContext
     from callboard.agents.tools.decorator import tool
     from callboard.runtime import errors, testing
@@ -42,7 +44,9 @@ __all__ = [
     "ActorFailed",
     "ActorRef",
     "Address",
+    "Agent",
     "AgentHandle",
+    "AgentResult",
     "BackpressureError",
     "CallboardError",
     "Cancellation",
@@ -52,6 +56,7 @@ __all__ = [
     "PoolHandle",
     "RetryPolicy",
     "RetryableError",
+    "Task",
     "TaskContext",
     "TaskFailedError",
     "TaskHandle",
@@ -107,6 +112,9 @@ _HOMES = {
     "pick": "here",
 }
 _AGENT_HOMES = {
+    "Agent": "agent",
+    "AgentResult": "message",
+    "Task": "message",
     "ToolContext": "tools.context",
     "tool": "tools.decorator",
 }

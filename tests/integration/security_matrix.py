@@ -24,11 +24,13 @@ USERS = (
     "registry",
     "agent-node",
     "auditor",
+    "approver",
     "operator",
 )
 WORKERS = frozenset(USERS[1:6])
 HOSTS = frozenset({"host-desk", "host-back", "registry"})
 OPERATOR = frozenset({"operator"})
+PEOPLE = frozenset({"auditor", "approver"})
 NOBODY: frozenset[str] = frozenset()
 _API = "$JS.API."
 _ALLOWED_WAIT_S = 0.4
@@ -49,7 +51,7 @@ class Action(Struct, frozen=True):
 
 
 ACTIONS = (
-    Action("submit a task", "cb.task.search", frozenset(USERS) - {"auditor", "registry", "agent-node"}),
+    Action("submit a task", "cb.task.search", frozenset(USERS) - {"auditor", "approver", "registry", "agent-node"}),
     Action("pull from the pool gpu", _API + "CONSUMER.MSG.NEXT.CB_WORK.search-normal", OPERATOR | {"worker-gpu"}),
     Action("pull from the pool cpu", _API + "CONSUMER.MSG.NEXT.CB_WORK.embed-normal", OPERATOR | {"worker-cpu"}),
     Action("pull due tasks of gpu", _API + "CONSUMER.MSG.NEXT.CB_LATER.search-due", OPERATOR | {"worker-gpu"}),
@@ -87,8 +89,8 @@ ACTIONS = (
     Action("deregister any agent", "cb.registry.deregister", OPERATOR),
     Action("beat as any agent", "cb.registry.beat", OPERATOR),
     Action("beat as a node", "cb.registry.beat.node", OPERATOR | {"agent-node"}),
-    Action("look agents up", "cb.registry.find", frozenset(USERS)),
-    Action("pick an agent", "cb.registry.pick", frozenset(USERS) - {"auditor", "registry"}),
+    Action("look agents up", "cb.registry.find", frozenset(USERS) - {"approver"}),
+    Action("pick an agent", "cb.registry.pick", frozenset(USERS) - {"auditor", "approver", "registry"}),
     Action("say that an agent changed", "cb.registry.changed", OPERATOR | {"registry"}),
     Action("lead the registry", "cb.cursor.registry.0", frozenset({"registry"})),
     Action("beat as a group of gpu", "cb.group.worker-gpu.Forged", frozenset({"worker-gpu"})),
@@ -104,6 +106,11 @@ ACTIONS = (
     Action("order a worker", "cb.ctl.worker.worker-gpu.x", OPERATOR),
     Action("order an actor", "cb.ctl.actor.greeter.Ann", OPERATOR),
     Action("cancel a task", "cb.ctl.cancel", OPERATOR),
+    Action("decide an approval", "cb.ask.approval.Forged", OPERATOR | {"approver"}),
+    Action("mail a decision", "cb.mail.approval.Forged", OPERATOR),
+    Action("write an approval", "cb.state.approval.Forged", NOBODY),
+    Action("ask for approval", "cb.mail.petition.1", frozenset(USERS) - {"auditor", "approver"}),
+    Action("read an approval", _API + "DIRECT.GET.CB_ACTORS.cb.state.approval.Mine", HOSTS | OPERATOR | PEOPLE),
     Action("accuse a worker of being dead", "cb.ctl.dead", WORKERS | OPERATOR),
     Action("ask the system account", "$SYS.REQ.SERVER.PING", NOBODY),
     Action("answer into an inbox", "_INBOX.submitter.x", WORKERS | OPERATOR | {"agent-node"}),
@@ -117,7 +124,7 @@ ACTIONS = (
     Action("take look-ups", "cb.registry.find", OPERATOR | {"registry"}, is_heard=True),
     Action("take registrations", "cb.registry.register.*", OPERATOR | {"registry"}, is_heard=True),
     Action("take asks to a node", "cb.ask.node.*", OPERATOR | {"agent-node"}, is_heard=True),
-    Action("hear how groups are", "cb.group.>", frozenset(USERS), is_heard=True),
+    Action("hear how groups are", "cb.group.>", frozenset(USERS) - {"approver"}, is_heard=True),
     Action("take orders of a group of gpu", "cb.ctl.worker.worker-gpu.g", OPERATOR | {"worker-gpu"}, is_heard=True),
     Action("hear which labels are asked for", "cb.ctl.pools", WORKERS | OPERATOR, is_heard=True),
     Action("answer discovery", "$SRV.>", WORKERS, is_heard=True),

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 from typing import Any
 
 import pytest
 from msgspec import Struct
+from msgspec.structs import replace
 
+from callboard.agents import approvals
 from callboard.agents.approval import COMPANIONS, approve
-from callboard.agents.errors import ApprovalDeniedError
-from callboard.agents.petition import DenyIt, GrantIt, Show, SuggestIt
+from callboard.agents.errors import ApprovalDeniedError, ApprovalRefusedError
+from callboard.agents.petition import Decision, DenyIt, GrantIt, Show, Spend, SuggestIt
 from callboard.runtime import subjects
 from callboard.runtime.actor.actor import Actor
 from callboard.runtime.actor.handler import on
+from callboard.runtime.errors import NotFoundError
 from callboard.runtime.retry import RetryPolicy
-from tests.support.actors import events_of, parked
+from tests.support.actors import events_of, parked, record_of
 from tests.support.eventually import eventually
-from tests.support.world import World
+from tests.support.world import QUICK, World
 
 
 class Refund(Struct):
@@ -114,3 +119,169 @@ async def test_a_denial_and_a_suggestion_end_it(callboard_world: World) -> None:
     second = next(iter({*await waiting_for(world, 2)} - {first}))
     assert (await decide(world, second, SuggestIt(by="ops", suggestion="half of it"), "Suggest"))["ok"]
     assert await waiting == "no: half of it"
+
+
+async def test_the_first_decision_stands_and_the_second_is_told_of_it(callboard_world: World) -> None:
+    world = callboard_world
+    await world.start(Till)
+    waiting = pay(world, "a")
+    (approval,) = await waiting_for(world)
+    shown = await approvals.show(world.bus, approval[:6])
+    decisions = await asyncio.gather(
+        *(approvals.grant(world.bus, approval, by="ann", role="ops", hash=shown.entry.hash) for _ in range(2)),
+        approvals.deny(world.bus, approval, by="bob", role="ops"),
+        return_exceptions=True,
+    )
+    refused = [each for each in decisions if isinstance(each, ApprovalRefusedError)]
+    assert len(refused) == 2, decisions
+    assert {each.why for each in refused} == {"decided"}
+    assert " by ann at " in str(refused[0]) or " by bob at " in str(refused[0])
+    standing = (await approvals.show(world.bus, approval)).entry.by
+    assert await waiting == ("ann 10" if standing == "ann" else "no: ")
+
+
+async def test_a_grant_names_what_was_shown(callboard_world: World) -> None:
+    world = callboard_world
+    await world.start(Till)
+    waiting = pay(world, "a")
+    (approval,) = await waiting_for(world)
+    hash_ = (await approvals.show(world.bus, approval)).entry.hash
+    changed = ("0" if hash_[0] != "0" else "1") + hash_[1:]
+    for given in (changed, "", hash_[:12]):
+        with pytest.raises(ApprovalRefusedError, match="the hash that was shown") as caught:
+            await approvals.grant(world.bus, approval, by="ops", hash=given)
+        assert caught.value.why == "hash"
+    with pytest.raises(ApprovalRefusedError, match="only ops may decide this, not ann"):
+        await approvals.grant(world.bus, approval, by="ann", hash=hash_)
+    with pytest.raises(ApprovalRefusedError, match="needs the name"):
+        await approvals.grant(world.bus, approval, by="", hash=hash_)
+    with pytest.raises(ApprovalRefusedError, match="there is no such approval"):
+        await approvals.grant(world.bus, "nobody", by="ops", hash=hash_)
+    with pytest.raises(NotFoundError, match="there is no approval 'nobody'"):
+        await approvals.show(world.bus, "nobody")
+    assert not waiting.done()
+    await approvals.grant(world.bus, approval, by="ops", hash=hash_)
+    assert await waiting == "ops 10"
+
+
+async def test_a_payload_changed_by_one_byte_is_refused_and_asked_again(callboard_world: World) -> None:
+    world = callboard_world
+    await world.start(Till)
+    waiting = pay(world, "a")
+    (first,) = await waiting_for(world)
+    await parked(world, "till/t")
+    # between the question and the deed the sum changes: what runs then is not what was shown
+    amounts["a"] = 11
+    await approvals.grant(world.bus, first, by="ops", hash=(await approvals.show(world.bus, first)).entry.hash)
+    second = next(iter({*await waiting_for(world, 2)} - {first}))
+    found = await approvals.show(world.bus, second)
+    assert found.entry.payload == {"order": "a", "amount": 11}
+    assert not waiting.done()
+
+    async def withdrawn() -> bool:
+        return (await approvals.show(world.bus, first)).entry.status == "withdrawn"
+
+    await eventually(withdrawn)
+    await approvals.grant(world.bus, second, by="ops", hash=found.entry.hash)
+    assert await waiting == "ops 11"
+    assert (await approvals.show(world.bus, second)).entry.status == "used"
+    assert quotes == ["a"]
+
+
+async def test_a_grant_is_used_once(callboard_world: World) -> None:
+    world = callboard_world
+    await world.start(Till)
+    waiting = pay(world, "a")
+    (approval,) = await waiting_for(world)
+    hash_ = (await approvals.show(world.bus, approval)).entry.hash
+    await approvals.grant(world.bus, approval, by="ops", hash=hash_)
+    assert await waiting == "ops 10"
+    door = world.client.actor("petition/1")
+    again = await door.ask(Spend(approval=approval, hash=hash_, by="till/t/99/approval"))
+    assert (again["ok"], again["error"]["code"]) == (False, "used")
+    same = await door.ask(
+        Spend(approval=approval, hash=hash_, by=(await approvals.show(world.bus, approval)).entry.used_by)
+    )
+    assert same["ok"]
+    # one payload asked for twice by one turn is two questions: a second turn has its own
+    other = pay(world, "a")
+    second = next(iter({*await waiting_for(world, 2)} - {approval}))
+    await approvals.deny(world.bus, second, by="ops", reason="once is enough")
+    assert await other == "no: once is enough"
+
+
+async def test_a_forged_word_of_a_decision_is_not_believed(callboard_world: World) -> None:
+    world = callboard_world
+    await world.start(Till)
+    waiting = pay(world, "a")
+    (approval,) = await waiting_for(world)
+    await parked(world, "till/t")
+    await world.client.actor("till/t").tell(Decision(approval=approval, status="granted"))
+
+    async def asked() -> bool:
+        record = await record_of(world, "till/t")
+        return [wait.waits for wait in record.parked] == [1]
+
+    await eventually(asked)
+    assert not waiting.done()
+    hash_ = (await approvals.show(world.bus, approval)).entry.hash
+    await approvals.grant(world.bus, approval, by="ops", hash=hash_)
+    assert await waiting == "ops 10"
+
+
+async def test_a_decision_by_a_timer_is_refused(callboard_world: World) -> None:
+    world = callboard_world
+    await world.start(Till)
+    waiting = pay(world, "a")
+    (approval,) = await waiting_for(world)
+    hash_ = (await approvals.show(world.bus, approval)).entry.hash
+    await world.client.actor(f"approval/{approval}").tell(GrantIt(by="ops", hash=hash_), type="Grant", delay_s=1)
+
+    async def refused() -> bool:
+        said = await events_of(world, f"approval/{approval}")
+        return ("approval.refused", {"code": "not_allowed", "by": "ops", "wanted": "granted"}) in said
+
+    await eventually(refused, within_s=10)
+    assert not waiting.done()
+    await approvals.deny(world.bus, approval, by="ops")
+    assert await waiting == "no: "
+
+
+async def test_it_waits_for_its_requester_and_for_its_own_host(callboard_world: World) -> None:
+    world = callboard_world
+    first = await world.start(Till)
+    waiting = pay(world, "a")
+    (approval,) = await waiting_for(world)
+    await parked(world, "till/t")
+    await first.kill()
+    people = await world.start(*COMPANIONS)
+    hash_ = (await approvals.show(world.bus, approval)).entry.hash
+    await approvals.grant(world.bus, approval, by="ops", hash=hash_)
+    # nobody hosts the requester: the word of it waits as mail
+    assert not waiting.done()
+    await people.kill()
+    await world.start(Till, options=replace(QUICK, hosts_companions=False))
+    await eventually(lambda: quotes == ["a"])
+
+    async def tried() -> bool:
+        return [wait.waits for wait in (await record_of(world, "till/t")).parked] == [1]
+
+    await eventually(tried, within_s=20)
+    await world.start(*COMPANIONS)
+    assert await waiting == "ops 10"
+    assert quotes == ["a"]
+
+
+async def test_any_language_decides_with_a_plain_request(callboard_world: World) -> None:
+    world = callboard_world
+    await world.start(Till)
+    waiting = pay(world, "a")
+    (approval,) = await waiting_for(world)
+    subject = f"cb.ask.approval.{approval}"
+    shown = json.loads((await world.bus.request(subject, b"{}", headers={"Cb-Type": "Show"}, timeout_s=10)).data)
+    canonical = json.dumps(shown["payload"], sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    assert shown["hash"] == hashlib.sha256(canonical.encode()).hexdigest()
+    body = {"by": "ops", "hash": shown["hash"], "reason": "fine"}
+    said = await world.bus.request(subject, json.dumps(body).encode(), headers={"Cb-Type": "Grant"}, timeout_s=10)
+    assert json.loads(said.data)["status"] == "granted"
+    assert await waiting == "ops 10"

@@ -16,14 +16,19 @@ from callboard.agents import runs
 from callboard.agents.flow import Flow, flow
 from callboard.agents.message import AgentResult, Task
 from callboard.agents.run import Run
-from callboard.agents.stopper import Stopper
+from callboard.agents.run_record import run_address
+from callboard.agents.stopper import STOPPER, Stopper, StopRun, cancel
 from callboard.runtime.actor.actor import Actor
 from callboard.runtime.actor.handler import on
 from callboard.runtime.actor.turn_api import current_turn
 from callboard.runtime.config import TopologySettings
+from callboard.runtime.errors import SimulationError
 from callboard.runtime.simulation.run import Simulation, run
 from callboard.runtime.simulation.world import World, open_world
+from callboard.runtime.worker_options import WorkerOptions
 
+# With a class of the test's own in a companion's place.
+ALONE = WorkerOptions(hosts_registry=False, hosts_companions=False)
 # From the acknowledged order to the last sign of life: noticing a death, taking over, a few looks.
 STOPPED_S = 30.0
 WORKS_S = 600.0
@@ -71,6 +76,15 @@ async def above(run: Run, job: Job) -> str:
 PARTS: tuple[type[Actor], ...] = (Digger, below, above, Stopper)
 
 
+class Hasty(Actor, name=STOPPER):
+    """Gives the order once and looks no further: what a command that only sends it would do."""
+
+    @on
+    async def stop(self, m: StopRun) -> None:
+        if m.seq == 0:
+            _ = await cancel(current_turn().bus, run_address(m.run), m.reason)
+
+
 def play(scene: Callable[[World], Awaitable[None]], seed: int) -> None:
     async def main(simulation: Simulation) -> None:
         Alive.seen.clear()
@@ -81,9 +95,9 @@ def play(scene: Callable[[World], Awaitable[None]], seed: int) -> None:
     run(main, seed, max_time_s=WORKS_S + 300.0)
 
 
-async def all_dig(world: World) -> None:
+async def all_dig(world: World, *parts: type[Actor]) -> None:
     for name in "abc":
-        await world.start(*PARTS, name=name)
+        await world.start(*(parts or PARTS), name=name, options=ALONE if parts else None)
     name = await runs.start(world.client, above, Job("gold"), id="1")
     assert name == "above/1"
 
@@ -108,24 +122,44 @@ async def all_stop(world: World) -> None:
     assert not Alive.done
 
 
+async def cancelled_while_one_dies(world: World) -> None:
+    dice = world.simulation.dice("crash")
+    victim = dice.choice("abc")
+    early_s = dice.choice([0.0, 0.0, 0.5, 1.5])
+    if early_s:
+        # it is taken over, or about to be, when the order comes
+        world.crash(victim)
+        await asyncio.sleep(early_s)
+    await runs.cancel(world.client, "above/1", reason="enough")
+    if not early_s:
+        await asyncio.sleep(dice.uniform(0.0, 1.5))
+        world.crash(victim)
+    await all_stop(world)
+
+
 @pytest.mark.parametrize("seed", range(24))
 def test_parent_cancelled_and_all_stop(seed: int) -> None:
     async def scene(world: World) -> None:
         await all_dig(world)
-        dice = world.simulation.dice("crash")
-        victim = dice.choice("abc")
-        early_s = dice.choice([0.0, 0.0, 0.5, 1.5])
-        if early_s:
-            # it is taken over, or about to be, when the order comes
-            world.crash(victim)
-            await asyncio.sleep(early_s)
-        await runs.cancel(world.client, "above/1", reason="enough")
-        if not early_s:
-            await asyncio.sleep(dice.uniform(0.0, 1.5))
-            world.crash(victim)
-        await all_stop(world)
+        await cancelled_while_one_dies(world)
 
     play(scene, seed)
+
+
+def test_an_order_that_is_given_once_does_not_stop_all() -> None:
+    """The other side of the test above: it finds a canceller that does not look again."""
+
+    async def scene(world: World) -> None:
+        await all_dig(world, Digger, below, above, Hasty)
+        await cancelled_while_one_dies(world)
+
+    failed = 0
+    for seed in range(4):
+        try:
+            play(scene, seed)
+        except (AssertionError, TimeoutError, SimulationError):
+            failed += 1
+    assert failed
 
 
 def test_without_the_order_they_dig_to_the_end() -> None:

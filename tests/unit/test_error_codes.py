@@ -39,6 +39,7 @@ CODES = {
     "SandboxMissingError": "sandbox_missing",
     "SandboxLimitError": "sandbox_limit",
     "ApprovalDeniedError": "approval_denied",
+    "ApprovalRefusedError": "approval_refused",
     "ApprovalMismatchError": "approval_mismatch",
     "FlowError": "flow",
     "AgentFailedError": "agent_failed",

@@ -56,6 +56,20 @@ async def test_a_lapsed_claim_that_has_not_begun_is_neither_kept_nor_claimed_to_
     assert claim.extended_at < clock.monotonic()
 
 
+@pytest.mark.parametrize(
+    ("turn", "asker", "must_yield"),
+    [(1, "a", True), (1, "z", True), (2, "a", True), (2, "z", False), (3, "a", False), (1, "w", False)],
+)
+def test_a_claim_yields_to_who_goes_first_and_asks_after_it_has_asked(turn: int, asker: str, must_yield: bool) -> None:
+    """The other's delivery lay in a socket when we asked, so that it did not say that it has one."""
+    keeper, claim = keeper_and_claim(FakeClock(), Stage.SCREENING)
+    claim.delivery = Delivery("cb.task.plot", b"{}", None, "token", 7, 2, 0, 0)
+    assert keeper.holds("~7", seq=7, turn=turn, worker=asker) is (turn == 3 or (turn == 2 and asker == "z"))
+    assert claim.must_yield is must_yield
+    claim.is_chosen = True
+    assert keeper.holds("~7", seq=7, turn=1, worker="a"), "it is decided: who asks from now on yields"
+
+
 class SilentBus(MemoryBus):
     """Its server takes everything and passes nothing on once ``is_silent``; ``forced`` counts reconnects."""
 

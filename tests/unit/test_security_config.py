@@ -60,7 +60,7 @@ def test_no_seed_stands_in_what_the_servers_read(tmp_path: Path) -> None:
     folder = Folder(tmp_path)
     folder.write(planned())
     seeds = [path.read_text("utf-8").strip() for path in tmp_path.rglob("seed")]
-    assert len(seeds) == 6
+    assert len(seeds) == 7
     text = (tmp_path / "accounts.conf").read_text("utf-8") + folder.config_file("cb-1").read_text("utf-8")
     assert not [seed for seed in seeds if seed in text]
 

@@ -22,7 +22,7 @@ __all__ = ["COMPANIONS", "Escalation", "Grant", "approve"]
 
 ID_BYTES = 5
 # Approvals may be hosted elsewhere: who cannot be asked is asked again, and nothing is held meanwhile.
-_AWAY_S = 15.0
+_AWAY_S = 5.0
 
 
 class Grant(Struct, frozen=True, kw_only=True):

@@ -104,19 +104,21 @@ class UnexpectedPromptError(ModelError):
 
 
 class BudgetExceededError(CallboardError):
-    """Raised when a call would go beyond a budget, before it is made; what was done so far is kept.
+    """Raised when a call would go beyond a budget, before it is made, or when one runs out in the middle of an answer.
 
     Attributes:
         scope: Whose budget, such as ``run/7f3a`` or ``agent-day/planner/2026-11-21``.
-        unit: ``tokens``, ``usd`` or ``seconds``.
+        unit: ``tokens``, ``usd`` or ``seconds``; "" where it is something else, such as parents in a circle.
+        partial: What had come of the answer, "" if the call was not made.
     """
 
     code = "budget_exceeded"
 
-    def __init__(self, message: str, *, scope: str = "", unit: str = "") -> None:
+    def __init__(self, message: str, *, scope: str = "", unit: str = "", partial: str = "") -> None:
         super().__init__(message)
         self.scope = scope
         self.unit = unit
+        self.partial = partial
 
 
 class ToolError(CallboardError):
@@ -219,6 +221,22 @@ class ApprovalDeniedError(CallboardError):
         self.approval = approval
         self.reason = reason
         self.suggestion = suggestion
+
+
+class ApprovalRefusedError(CallboardError):
+    """Raised when a person's decision is not taken: another came first, the hash is not what was shown.
+
+    Attributes:
+        approval: Id of the approval.
+        why: ``unknown``, ``decided``, ``hash``, ``not_allowed``.
+    """
+
+    code = "approval_refused"
+
+    def __init__(self, message: str, *, approval: str = "", why: str = "") -> None:
+        super().__init__(message)
+        self.approval = approval
+        self.why = why
 
 
 class ApprovalMismatchError(CallboardError):

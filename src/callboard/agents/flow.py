@@ -231,11 +231,15 @@ def _made(function: Any, name: str, timeout_s: float, patience_s: float, options
     if parameters[1].annotation is inspect.Parameter.empty:
         _refuse(function, f"does not say what a job is: annotate {parameters[1].name}, such as `: Job` or `: dict`")
 
-    @functools.wraps(function)
     async def start(self: Flow, job: object) -> RunResult:
         return await self.attempt_at(job)
 
-    start.__annotations__ = _annotations(function)
+    kind = _job_type(function, parameters[1].name)
+    if isinstance(kind, str):
+        # the runtime resolves it later, where the function stands
+        start = functools.wraps(function)(start)
+    else:
+        start.__annotations__ = {"job": kind, "return": RunResult}
     label = name or function.__name__.replace("_", "-").lower()
     body = {
         "start": on(start),
@@ -250,15 +254,15 @@ def _made(function: Any, name: str, timeout_s: float, patience_s: float, options
     return cast("type[Flow]", new_class(function.__name__, (Flow,), given, lambda space: space.update(body)))
 
 
-def _annotations(function: FunctionType) -> dict[str, Any]:
-    """Return the annotations with types for names where they exist by now, locals around the function included."""
+def _job_type(function: FunctionType, parameter: str) -> Any:  # noqa: ANN401 - an annotation
+    """Return what a job is: the annotation as a type where its names exist by now, locals around it included."""
     frame = sys._getframe(2)  # noqa: SLF001 - whoever wrote the decorator
     while frame.f_back is not None and frame.f_globals.get("__name__") == __name__:
         frame = frame.f_back
     try:
-        return get_type_hints(function, localns=dict(frame.f_locals), include_extras=True)
+        return get_type_hints(function, localns=dict(frame.f_locals), include_extras=True)[parameter]
     except NameError:
-        return dict(function.__annotations__)
+        return function.__annotations__[parameter]
 
 
 def _refuse(function: object, why: str) -> NoReturn:

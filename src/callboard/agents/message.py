@@ -48,6 +48,7 @@ class AgentResult(Struct, frozen=True, kw_only=True, omit_defaults=True):
         usage: Tokens of all its calls.
         cost_usd: Exact price of all its calls; None where a price is not known.
         model: The model that answered last, ``provider/model``.
+        note: What else there is to say, such as that no model was configured.
     """
 
     status: Status
@@ -58,6 +59,7 @@ class AgentResult(Struct, frozen=True, kw_only=True, omit_defaults=True):
     usage: Usage = Usage()
     cost_usd: Decimal | None = None
     model: str = ""
+    note: str = ""
 
     @property
     def is_done(self) -> bool:

@@ -171,7 +171,7 @@ def run_address(run: str) -> Address:
         InvalidNameError: If it is no such name.
     """
     flow, slash, key = run.partition("/")
-    if not slash or not key:
+    if not slash or not key or not flow.removeprefix(PREFIX):
         message = f"{run[:80]!r} names no run: it reads <flow>/<id>, such as digest/7f3a; see `callboard runs ls`"
         raise InvalidNameError(message, name=run[:80])
     return address.parse(f"{PREFIX}{flow.removeprefix(PREFIX)}/{key}")

@@ -10,6 +10,7 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, SecretStr, model_validator
 
+from callboard.agents.sandbox_settings import SandboxSettings
 from callboard.runtime.config import Settings
 from callboard.runtime.config_field import Bytes, Count, Seconds, SecondsOrZero, Section, refuse
 
@@ -118,28 +119,6 @@ class BudgetSettings(Section):
         if self.critical_share < self.warn_share:
             refuse("critical_share", f"must be at least warn_share ({self.warn_share:g}), is {self.critical_share:g}")
         return self
-
-
-class SandboxSettings(Section):
-    """The sandbox of agents that name none, and the most that any run may use.
-
-    Attributes:
-        name: It is never replaced by a weaker one: where it is missing, nothing runs.
-        time_s, cpu_s: Wall and processor time of a run.
-        memory_bytes: Memory of all its processes.
-        output_bytes: Of each of its two streams.
-        file_bytes: Largest file that it may write.
-        processes, open_files: At a time.
-    """
-
-    name: Literal["subprocess", "bubblewrap", "docker"] = "subprocess"
-    time_s: Seconds = 60.0
-    cpu_s: Seconds = 60.0
-    memory_bytes: Bytes = 512 << 20
-    output_bytes: Bytes = 1 << 20
-    file_bytes: Bytes = 64 << 20
-    processes: Count = 64
-    open_files: Count = 256
 
 
 class AgentSettings(Section):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from callboard.runtime.config import Settings
     from callboard.runtime.errors import CallboardError
-    from callboard.runtime.loader import Parts
+    from callboard.runtime.loader import Parts, Skipped
     from callboard.runtime.worker import Worker
 
 
@@ -52,7 +52,8 @@ def command(
 
     Runs a NATS server here, unless one runs on this folder already or --nats names one. What is stored stays: an actor
     goes on where it was. A turn that runs while its file changes ends with the code it began with; a file that cannot
-    be imported is reported, and the code before it goes on.
+    be imported is reported, and the code before it goes on. FILE may be a folder: each of its .py files is served, and
+    new ones are from when they are saved; one that cannot be used is reported and left out.
     """
     from callboard.runtime import host
 
@@ -147,6 +148,13 @@ class _Teller:
             emit({"event": "failed", "files": [str(file) for file in files], **said}, file=self._out)
         else:
             note(f"{_names(files)} changed and cannot be used, the code before it goes on:\n{error}")
+
+    def skipped(self, part: Skipped) -> None:
+        if self._session.json:
+            said = {"code": part.error.code, "message": str(part.error)}
+            emit({"event": "skipped", "name": part.name, **said}, file=self._out)
+        else:
+            note(f"{part.name} cannot be used and is left out:\n{part.error}")
 
 
 def _names(files: list[Path]) -> str:

@@ -38,6 +38,8 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "ask": ("ask", "Ask an actor and print its answer."),
     "tell": ("tell", "Put a message into an actor's mailbox."),
     "agents": ("agents", "List actors and agents, look into them, pause, resume and kill them."),
+    "approvals": ("approvals", "List what agents ask of people, and grant, deny or suggest."),
+    "ctx": ("ctx", "Read, set, watch what agents share: the shared context."),
     "find": ("find", "Find who can do something, or pick the least busy one."),
     "runs": ("runs", "Start, list, show, cancel and retry runs of flows."),
     "watch": ("watch", "Watch a run: its agents, and the words of their models as they are made."),
@@ -53,6 +55,8 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "provision": ("provision", "Create or update streams; --plan shows the difference."),
     "nats": ("nats", "Write configuration for NATS servers of your own: TLS, users, accounts."),
     "tenant": ("tenant", "Make, list, suspend and remove isolated tenants."),
+    "cost": ("cost", "Add up what calls of models have cost, by agent, model or run."),
+    "budget": ("budget", "Limit what runs, agents and tenants may spend, and see how they stand."),
     "top": ("top", "Watch pools, actors, workers and streams, live."),
     "doctor": ("doctor", "Check server, streams, disk, clock and workers, and say what to do."),
     "config": ("config", "Show every setting and where it came from."),
@@ -88,6 +92,8 @@ _STATUS: Final[dict[str, int]] = {
     "registry_away": UNREACHABLE,
     "duplicate_agent": REFUSED,
     "ask_timeout": UNFINISHED,
+    "budget_exceeded": REFUSED,
+    "approval_refused": REFUSED,
 }
 
 _HINTS: Final[dict[str, str]] = {

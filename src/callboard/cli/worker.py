@@ -15,6 +15,8 @@ from callboard.cli.output import SPAN, emit, note
 from callboard.cli.session import Session, example, global_options, json_option, pass_session
 
 if TYPE_CHECKING:
+    from typing import TextIO
+
     from callboard.runtime.config import Settings
     from callboard.runtime.loader import Parts
     from callboard.runtime.worker import Worker
@@ -117,7 +119,10 @@ def start(
     group_port: int | None,
     **flags: Any,  # noqa: ANN401
 ) -> None:
-    """Serve the capabilities and actors of each MODULE: a dotted name, or the path of a .py file.
+    """Serve the capabilities, actors and agents of each MODULE: a dotted name, the path of a .py file, or a folder.
+
+    Of a folder every .py file is served; one that cannot be is reported and left out. @installed serves what installed
+    packages offer by entry points of the group callboard.agents.
 
     SIGTERM or Ctrl-C drains: nothing new is taken, running tasks may finish, the rest is handed back. A second one
     stops at once. A process that crashes is started again. Several of these, here or on other hosts, share the work.
@@ -254,6 +259,7 @@ def _serve(
         # what modules and handlers print must not stand between the events
         sys.stdout = sys.stderr
     parts = load_parts(modules)
+    _tell_skipped(session, parts, out, is_quiet=is_quiet)
 
     def on_ready(worker: Worker) -> None:
         host.settle_memory()
@@ -280,6 +286,16 @@ def _serve(
     work = serve(capabilities=parts.capabilities, actors=parts.actors, on_ready=on_ready, parent_fd=parent_fd)
     host.run_loop(work)
     host.leave(0)
+
+
+def _tell_skipped(session: Session, /, parts: Parts, out: TextIO, *, is_quiet: bool) -> None:
+    """Say which files of a folder, and which entry points, are not served, and why."""
+    for each in () if is_quiet else parts.skipped:
+        if session.json:
+            said = {"name": each.name, "code": each.error.code, "message": str(each.error)}
+            emit({"event": "skipped", **said}, file=out)
+        else:
+            note(f"{each.name} cannot be used and is left out:\n{each.error}")
 
 
 def serving(worker: Worker, parts: Parts) -> str:

@@ -198,8 +198,11 @@ class Admission:
                 await self._clock.sleep(WATCH_S)
 
     async def _ready(self, claim: Claim) -> None:
-        if claim.linked_at != self._bus.connected_at or self._keeper.has_lapsed(claim):
-            # the link was lost while it was asked about: the broker hands it out again, to us or to somebody else
+        # in this order: the keeper's thread, asked about it, marks it first and looks then whether it was chosen
+        claim.is_chosen = True
+        if claim.must_yield or claim.linked_at != self._bus.connected_at or self._keeper.has_lapsed(claim):
+            # the link was lost while it was asked about: the broker hands it out again, to us or to somebody else; or
+            # whoever goes first with it asks as well
             self._settler.drop(claim)
             return
         if self._host.is_closed:

@@ -38,6 +38,8 @@ class Claim:
         extended_at: Monotonic seconds when the lease was last known to be ours: arrival or latest extension.
         must_ask: The worker is too young to know whether it is a first delivery.
         is_doubtful: It says that it is a first delivery, and the broker may have forgotten an earlier one.
+        must_yield: Somebody who goes first with the same task asks about it too: it will not be run here.
+        is_chosen: It has been decided that it runs here; whoever asks from now on is told that it is held.
         is_stale: Its lease was once overdue: somebody else may have got the task, whatever was extended since.
         linked_at: ``Bus.connected_at`` of the link it came by.
         number: Next attempt record's number.
@@ -53,8 +55,8 @@ class Claim:
     __slots__ = (
         "arrived_at", "attempt", "capability", "claimed_at", "context_deadline", "crashes", "delivery", "ends_at",
         "extended_at", "is_doubtful", "is_json", "is_restart", "is_stale", "is_suspect", "lane", "linked_at",
-        "must_ask", "number", "own_id", "payload", "problem", "ready_at", "reply_to", "stage", "started_at",
-        "stop_reason", "stop_text", "task_id", "token",
+        "is_chosen", "must_ask", "must_yield", "number", "own_id", "payload", "problem", "ready_at", "reply_to",
+        "stage", "started_at", "stop_reason", "stop_text", "task_id", "token",
     )  # fmt: skip
 
     def __init__(self, delivery: Delivery, *, capability: str, lane: Lane, now_s: float, now: datetime) -> None:
@@ -77,6 +79,8 @@ class Claim:
         self.is_suspect = False
         self.is_doubtful = False
         self.must_ask = False
+        self.must_yield = False
+        self.is_chosen = False
         self.is_stale = False
         self.linked_at = 0.0
         self.started_at: float | None = None

@@ -12,7 +12,7 @@ from callboard.runtime.actor.definition import ActorType, with_companions
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 from callboard.runtime.config import Settings
 from callboard.runtime.errors import CallboardError, ConfigError
-from callboard.runtime.loader import Parts, load_parts
+from callboard.runtime.loader import Parts, Skipped, load_parts
 from callboard.runtime.reload import Reloader, Sources
 from callboard.runtime.worker import Worker
 
@@ -30,6 +30,10 @@ class Told(Protocol):
 
     def failed(self, files: list[Path], error: CallboardError) -> None:
         """These files changed and cannot be used; the code before them goes on."""
+        ...
+
+    def skipped(self, part: Skipped) -> None:
+        """A file of a folder, or an entry point, cannot be used; everything else is served without it."""
         ...
 
 
@@ -95,7 +99,11 @@ class Development:
         self._settings = settings
         self._told = told
         sources = Sources(targets, cwd=Path.cwd())
-        self._reloader = Reloader(sources, lambda: load_parts(targets), clock=clock)
+        self._targets = tuple(targets)
+        self._reloader = Reloader(sources, self._load, clock=clock)
+        # of folders: what could be used once is not left out when it is broken
+        self._whole: frozenset[str] = frozenset()
+        self._skipped: frozenset[str] = frozenset()
         self._live: LiveWorker | None = None
         self._worker: Worker | None = None
         self._next: Parts | None = None
@@ -120,6 +128,15 @@ class Development:
             if watching is not None:
                 watching.cancel()
                 await asyncio.wait([watching])
+
+    def _load(self) -> Parts:
+        parts = load_parts(self._targets, whole=self._whole)
+        self._whole = frozenset(parts.sources.values())
+        said = {f"{each.name}: {each.error}": each for each in parts.skipped}
+        for text in said.keys() - self._skipped:
+            self._told.skipped(said[text])
+        self._skipped = frozenset(said)
+        return parts
 
     async def _watch(self) -> None:
         await self._reloader.run(self._apply, reloaded=self._told.reloaded, failed=self._told.failed)

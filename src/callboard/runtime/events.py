@@ -119,6 +119,10 @@ HEALTH_SERVED: Final = "callboard.v1.health.served"  # info: host, port
 HEALTH_FAILED: Final = "callboard.v1.health.failed"  # error: check, code; a check itself broke
 LOG_WITHHELD: Final = "callboard.v1.log.withheld"  # stands in for an event that could not be redacted or rendered
 
+# --- agents ------------------------------------------------------------------------------------------------------
+
+MODEL_DEFAULTED: Final = "callboard.v1.model.defaulted"  # warning: model, message; none is configured, once a process
+
 CATALOGUE: Final[frozenset[str]] = frozenset(
     value for name, value in list(globals().items()) if name.isupper() and isinstance(value, str)
 )

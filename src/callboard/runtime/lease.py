@@ -119,7 +119,7 @@ class LeaseKeeper:
 
         Of two deliveries that are both being asked about, the message that came first goes before the other; of one
         message the earlier delivery; of two that both look like the first (their server forgot one), the worker whose
-        name is smaller.
+        name is smaller. A question from who goes first, heard while we ask ourselves, makes our claim yield.
         """
         goes_first = asker is not None or bool(worker and self.worker < worker)
         for claim in list(self.claims.values()):
@@ -130,9 +130,12 @@ class LeaseKeeper:
             if claim.is_stale and claim.stage in (Stage.SCREENING, Stage.READY):
                 # it will not be run here
                 continue
-            if claim.stage in (Stage.RUNNING, Stage.SETTLING, Stage.READY):
-                return True
             mine, other = (claim.delivery.seq, claim.delivery.delivered if turn else 0), (seq, turn)
+            if seq and turn and worker not in (None, self.worker) and (other, worker) < (mine, self.worker):
+                # our own question was answered before this delivery was seen there: it lay in a socket
+                claim.must_yield = True
+            if claim.is_chosen or claim.stage in (Stage.RUNNING, Stage.SETTLING, Stage.READY):
+                return True
             if seq and (mine < other or (mine == other and turn and goes_first)):
                 return True
         return False

@@ -16,6 +16,7 @@ from typing import Generic, Protocol, TypeVar
 
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 from callboard.runtime.errors import CallboardError
+from callboard.runtime.loader import is_folder
 
 P = TypeVar("P")
 P_contra = TypeVar("P_contra", contravariant=True)
@@ -50,10 +51,15 @@ class Sources:
     """
 
     def __init__(self, targets: Sequence[str], *, cwd: Path) -> None:
-        """Watch the folder of the first target that is a file, else ``cwd``, whose modules are named with dots."""
+        """Watch the first target that is a folder, the folder of the first that is a file, else ``cwd``.
+
+        Of a target that is a folder every Python file counts always.
+        """
         files = [Path(target) for target in targets if target.endswith(".py")]
-        self.folder = (files[0].parent if files else cwd).resolve()
+        folders = [Path(target) for target in targets if is_folder(target)]
+        self.folder = next(iter([*folders, *(file.parent for file in files)]), cwd).resolve()
         self.is_wide = False
+        self._folders = [folder.resolve() for folder in folders]
         self._named = {path.resolve() for path in files}
 
     def modules(self) -> dict[str, ModuleType]:
@@ -71,6 +77,7 @@ class Sources:
         files = {Path(module.__file__).resolve() for module in self.modules().values() if module.__file__}
         if self.is_wide:
             files.update(path.resolve() for path in self.folder.glob("*.py"))
+        files.update(path for folder in self._folders for path in folder.glob("*.py"))
         return _stamps(files | self._named)
 
     def _is_here(self, path: Path) -> bool:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from decimal import Decimal
 from typing import cast
 
 import msgspec
 
-from callboard.agents.errors import ModelError, ModelTransientError
+from callboard.agents.errors import BudgetExceededError, ModelError, ModelTransientError
 from callboard.agents.llm import estimate, notes
+from callboard.agents.llm.allowance import Allowance, price_of
 from callboard.agents.llm.base import Completion, Delta, Model, Prompt, Usage, fingerprint
 from callboard.agents.llm.record import ModelCall, ModelFailure, ModelInput, provider_of
 from callboard.agents.llm.tokens import TokensEnd, TokenWriter
@@ -131,27 +134,41 @@ class _Call:
         self._began_s = 0.0
         self._first_s = 0.0
         self._text: list[str] = []
+        self._allowance: Allowance
 
     async def make(self) -> ModelCall:
         """Ask the model and return the record of the call."""
         self._text.clear()
         self._first_s = 0.0
-        input_ = await self._begin()
+        step, nonce = current_step().id, ids.new_token()
+        self._allowance = Allowance(
+            self._turn,
+            self._model,
+            self._prompt,
+            self._budgets,
+            step=step,
+            nonce=nonce,
+            timeout_s=self._timeout_s,
+        )
+        await self._allowance.begin()
+        input_ = await self._begin(step, nonce)
         self._began_s = self._turn.clock.monotonic()
         with notes.taken() as noted:
             try:
-                completion = await self._published(input_)
-            except ModelError as error:
+                completion = await self._timed(input_)
+            except (ModelError, BudgetExceededError) as error:
                 await self._fail(input_, noted, error)
                 raise
-        return self._record(input_, noted, completion)
+        found = self._record(input_, noted, completion)
+        await self._allowance.settle(found.usage, cost_usd=found.cost_usd, seconds=found.latency_s)
+        return found
 
-    async def _begin(self) -> ModelInput:
+    async def _begin(self, step: str, nonce: str) -> ModelInput:
         """Record that this attempt begins, after those that other hosts began and did not bring to an end."""
         prompt = self._prompt
         mine = ModelInput(
-            step=current_step().id,
-            nonce=ids.new_token(),
+            step=step,
+            nonce=nonce,
             run=self._run,
             agent=self._agent,
             model=self._model.name,
@@ -167,9 +184,25 @@ class _Call:
             if found.nonce == mine.nonce:
                 return found
 
+    async def _timed(self, input_: ModelInput) -> Completion:
+        """Let the call take no longer than the budgets have time."""
+        limit_s = self._allowance.seconds_left
+        try:
+            async with asyncio.timeout(limit_s) as limit:
+                return await self._published(input_)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            scopes = " or ".join(self._budgets)
+            text = f"the answer was stopped after {limit_s:.3g} s: no more wall time is left in {scopes}"
+            raise BudgetExceededError(text, scope=self._budgets[0], unit="seconds") from error
+
     async def _published(self, input_: ModelInput) -> Completion:
-        if not self._stream:
+        if not self._stream and not self._budgets:
             return await self._model.complete(self._prompt, timeout_s=self._timeout_s, key=input_.step)
+        if not self._stream:
+            # in pieces all the same: a budget may run out in the middle
+            return await self._streamed(input_, None)
         writer = TokenWriter(
             self._turn.bus,
             self._turn.clock,
@@ -181,13 +214,14 @@ class _Call:
         async with writer:
             try:
                 completion = await self._streamed(input_, writer)
-            except ModelError as error:
+            except (ModelError, BudgetExceededError) as error:
                 await writer.end(TokensEnd(error=error.code))
                 raise
             await writer.end(TokensEnd(finish=completion.finish, usage=completion.usage))
         return completion
 
-    async def _streamed(self, input_: ModelInput, writer: TokenWriter) -> Completion:
+    async def _streamed(self, input_: ModelInput, writer: TokenWriter | None) -> Completion:
+        spent = _Count()
         parts = self._model.stream(self._prompt, timeout_s=self._timeout_s, key=input_.step)
         async with aclosing(cast("AsyncGenerator[Delta | Completion]", parts)) as open_parts:
             async for part in open_parts:
@@ -196,7 +230,9 @@ class _Call:
                 if not self._text:
                     self._first_s = self._turn.clock.monotonic() - self._began_s
                 self._text.append(part.text)
-                writer.put(part.text)
+                if writer is not None:
+                    writer.put(part.text)
+                await self._allowance.cover(spent.add(part.text))
         message = f"{self._model.name}: the stream ended before the answer did"
         raise ModelTransientError(message, model=self._model.name)
 
@@ -223,30 +259,52 @@ class _Call:
             completion=completion,
         )
 
-    async def _fail(self, input_: ModelInput, noted: notes.Notes, error: ModelError) -> None:
+    async def _fail(self, input_: ModelInput, noted: notes.Notes, error: ModelError | BudgetExceededError) -> None:
+        """Record that nothing came of it, and charge what came."""
         text = "".join(self._text)
+        usage = Usage()
+        if text:
+            usage = Usage(input_tokens=input_.estimated_tokens, output_tokens=estimate.text_tokens(text))
+        if isinstance(error, BudgetExceededError):
+            error.partial = text
         failure = ModelFailure(
             step=input_.step,
             attempt=input_.attempt,
             run=self._run,
             agent=self._agent,
-            model=error.model or self._model.name,
+            model=(error.model if isinstance(error, ModelError) else "") or self._model.name,
             category=self._category,
             code=error.code,
             message=str(error)[:_MESSAGE_CHARS],
-            usage=self._spent(input_),
+            usage=usage,
+            cost_usd=price_of(self._model, usage) if text else Decimal(0),
             at=input_.at,
             latency_s=self._turn.clock.monotonic() - self._began_s,
             text=text,
             switches=tuple(noted.switches),
         )
         _ = await self._turn.step(f"{self._name} failure", _told, failure, key=str(input_.attempt))
+        await self._allowance.settle(usage, cost_usd=failure.cost_usd, seconds=failure.latency_s)
 
-    def _spent(self, input_: ModelInput) -> Usage:
-        if not self._text:
-            return Usage()
-        text = "".join(self._text)
-        return Usage(input_tokens=input_.estimated_tokens, output_tokens=estimate.text_tokens(text))
+
+class _Count:
+    """Tokens of a text that comes in pieces; counted piece by piece they would be too many."""
+
+    _STRETCH = 256
+
+    def __init__(self) -> None:
+        self._whole = 0
+        self._rest = ""
+
+    def add(self, text: str) -> int:
+        """Take a further piece and return the tokens so far."""
+        self._rest += text
+        rest = estimate.text_tokens(self._rest)
+        if len(self._rest) < self._STRETCH:
+            return self._whole + rest
+        self._whole += rest
+        self._rest = ""
+        return self._whole
 
 
 async def _numbered(record: ModelInput) -> ModelInput:

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from callboard.agents.errors import ModelTransientError
 from callboard.agents.llm.base import Completion, Finish, Message, Prompt, ToolCall, Usage
-from callboard.agents.llm.estimate import prompt_tokens, text_tokens
+from callboard.agents.llm.usage import estimated
 
 _NOT_NAME = re.compile(r"[^A-Za-z0-9_-]+")
 _FINISH: Final[dict[str, Finish]] = {
@@ -151,15 +151,16 @@ class Gathering:
         """Return the answer as far as it came."""
         text, refusal = "".join(self._text), "".join(self._refusal)
         calls = tuple(call.close(number) for number, call in enumerate(self._calls))
-        usage = _usage(self._usage)
-        return Completion(
+        counted = _usage(self._usage)
+        made = Completion(
             text=text or refusal,
             tool_calls=calls,
-            usage=usage or _estimate(self._prompt, text or refusal, calls),
+            usage=counted or Usage(),
             model=f"{self._provider}/{self._model}",
             finish=_finish(self._finish, has_calls=bool(calls), is_refused=bool(refusal)),
-            is_estimated=usage is None,
+            is_estimated=counted is None,
         )
+        return made if counted else msgspec.structs.replace(made, usage=estimated(self._prompt, made))
 
     def _fragment(self, call: Call) -> None:
         """Add a fragment to the call of its index. Without an index, a name begins a call and anything else goes on.
@@ -274,11 +275,6 @@ def _usage(counted: Counted | None) -> Usage | None:
         output_tokens=counted.completion_tokens or 0,
         cached_tokens=(details.cached_tokens or 0) if details is not None else 0,
     )
-
-
-def _estimate(prompt: Prompt, text: str, calls: tuple[ToolCall, ...]) -> Usage:
-    output = text_tokens(text) + sum(text_tokens(call.name) + text_tokens(call.arguments) for call in calls)
-    return Usage(input_tokens=prompt_tokens(prompt), output_tokens=output)
 
 
 def _finish(reason: str | None, *, has_calls: bool, is_refused: bool) -> Finish:

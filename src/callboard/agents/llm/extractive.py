@@ -16,8 +16,9 @@ from typing import Any
 import msgspec
 
 from callboard.agents.llm import estimate, usage
-from callboard.agents.llm.base import Completion, Delta, Message, ModelFacts, Prompt, ToolCall, ToolSpec
+from callboard.agents.llm.base import Completion, Delta, Message, ModelFacts, Prompt, ToolCall, ToolSpec, Usage
 from callboard.agents.llm.embed import embed_texts
+from callboard.agents.settings import AgentSettings
 
 NAME = "extractive"
 _SENTENCES = 5
@@ -79,12 +80,21 @@ class Extractive:
         """See ``Model``."""
         return estimate.prompt_tokens(prompt)
 
+    def cost(self, usage: Usage) -> Decimal | None:  # noqa: ARG002 - as a model with a price has it
+        """Return 0: it costs nothing."""
+        return Decimal(0)
+
     async def embed(self, texts: Sequence[str]) -> list[list[float]]:
         """See ``Model``: the offline vectors."""
         return embed_texts(texts)
 
     async def close(self) -> None:
         """Nothing is open."""
+
+
+def build(name: str, settings: AgentSettings) -> Extractive:  # noqa: ARG001 - a factory's signature
+    """Return the model; there is one, whatever follows its name."""
+    return Extractive()
 
 
 # --- answers

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -17,7 +17,6 @@ from callboard.agents.errors import (
     ModelTransientError,
 )
 from callboard.agents.llm import fault
-from callboard.agents.llm.patience import Patience
 from callboard.agents.settings import ProviderSettings
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 
@@ -32,39 +31,43 @@ class Http:
     """
 
     def __init__(
-        self, provider: ProviderSettings, *, base_url: str, model: str, is_local: bool, clock: Clock = SYSTEM_CLOCK
+        self,
+        *,
+        model: str,
+        base_url: str,
+        provider: ProviderSettings,
+        headers: Mapping[str, str],
+        secrets: Sequence[str] = (),
+        is_local: bool = False,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        headers = {name: value.get_secret_value() for name, value in provider.headers.items()}
-        key = provider.api_key.get_secret_value().strip() if provider.api_key is not None else ""
-        if key:
-            headers.setdefault("Authorization", f"Bearer {key}")
-        self._secrets = tuple(text for text in (key, *headers.values()) if text)
         self._model = model
         self._provider = provider
+        self._secrets = secrets
         self._clock = clock
         # A redirect would take the key elsewhere. A proxy of the environment does not see this machine's own addresses.
         self._http = httpx.AsyncClient(
             base_url=base_url.rstrip("/") + "/",
-            headers=headers,
+            headers=dict(headers),
             timeout=httpx.Timeout(provider.idle_s, connect=provider.connect_s, pool=None),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=32),
             follow_redirects=False,
             trust_env=not is_local,
         )
 
-    @property
-    def secrets(self) -> tuple[str, ...]:
-        """Texts that no error may show."""
-        return self._secrets
-
-    async def post(self, path: str, body: Mapping[str, Any], *, patience: Patience, key: str = "") -> bytes:
+    async def post(self, path: str, body: Mapping[str, Any], *, silence_s: float, key: str = "") -> bytes:
         """Send a request and return the whole answer. Cancelling closes the connection.
+
+        Args:
+            path: Below the base URL.
+            body: Sent as JSON.
+            silence_s: Longest silence; before a whole answer it may last as long as the call.
+            key: Idempotency key.
 
         Raises:
             ModelError: As ``fault`` has it.
         """
-        # the silence before a whole answer may last as long as the call
-        async with self._opened(path, body, silence_s=patience.left_s, key=key) as response:
+        async with self._opened(path, body, silence_s=silence_s, key=key) as response:
             chunks = [chunk async for chunk in self._chunks(response)]
         return b"".join(chunks)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Final
@@ -18,16 +17,6 @@ FALLBACK: Final = "extractive"
 Factory = Callable[[str, AgentSettings], Model]
 """Makes the model of a whole name, ``prefix/rest``, and may refuse with ``ModelSetupError``. It makes no request."""
 
-# Each module has a `build`, which is a Factory; it is imported when it is asked for.
-_MODULES: Final = {
-    "openai": "callboard.agents.llm.openai",
-    "ollama": "callboard.agents.llm.openai",
-    "anthropic": "callboard.agents.llm.litellm",
-    "litellm": "callboard.agents.llm.litellm",
-    "scripted": "callboard.agents.llm.scripted",
-    "extractive": "callboard.agents.llm.extractive",
-}
-_KINDS: Final = {"openai": "callboard.agents.llm.openai", "litellm": "callboard.agents.llm.litellm"}
 _registered: dict[str, Factory] = {}
 _made: dict[str, tuple[AgentSettings, Model]] = {}
 
@@ -68,7 +57,7 @@ def register(prefix: str, factory: Factory) -> None:
 
 def providers(settings: AgentSettings) -> list[str]:
     """Return the prefixes that names may have here, sorted."""
-    return sorted({*_MODULES, *settings.providers, *_registered, *entry_points(group=GROUP).names})
+    return sorted({*_BUILT_IN, *settings.providers, *_registered, *entry_points(group=GROUP).names})
 
 
 def _make(name: str, settings: AgentSettings) -> Model:
@@ -84,16 +73,11 @@ def _factory(name: str, settings: AgentSettings) -> Factory:
         found: Factory = point.load()
         return found
     provider = settings.providers.get(prefix)
-    if prefix in _MODULES and (provider is None or "kind" not in provider.model_fields_set):
-        return _build_of(_MODULES[prefix])
+    if prefix in _BUILT_IN and (provider is None or "kind" not in provider.model_fields_set):
+        return _BUILT_IN[prefix]
     if provider is not None:
-        return _build_of(_KINDS[provider.kind])
+        return _KINDS[provider.kind]
     raise _unknown(name, settings)
-
-
-def _build_of(module: str) -> Factory:
-    found: Factory = importlib.import_module(module).build
-    return found
 
 
 def _unknown(name: str, settings: AgentSettings) -> ModelSetupError:
@@ -102,3 +86,41 @@ def _unknown(name: str, settings: AgentSettings) -> ModelSetupError:
     hint = f"set agents.providers.{prefix or 'name'}.base_url in callboard.yaml for a provider of your own"
     wrong = f"there is no provider {prefix!r}" if slash else "names are written provider/model"
     return ModelSetupError(f"model {name!r}: {wrong}; providers here are {known}; {hint}", model=name)
+
+
+# Each imports its adapter when it is asked for one.
+
+
+def _openai(name: str, settings: AgentSettings) -> Model:
+    from callboard.agents.llm.openai import OpenAiModel  # noqa: PLC0415
+
+    return OpenAiModel(name, settings=settings)
+
+
+def _litellm(name: str, settings: AgentSettings) -> Model:
+    from callboard.agents.llm.litellm import LitellmModel  # noqa: PLC0415
+
+    return LitellmModel(name, settings=settings)
+
+
+def _scripted(name: str, settings: AgentSettings) -> Model:  # noqa: ARG001 - a Factory
+    from callboard.agents.llm import scripted  # noqa: PLC0415
+
+    return scripted.load(name.partition("/")[2])
+
+
+def _extractive(name: str, settings: AgentSettings) -> Model:  # noqa: ARG001 - a Factory
+    from callboard.agents.llm.extractive import Extractive  # noqa: PLC0415
+
+    return Extractive()
+
+
+_KINDS: Final[dict[str, Factory]] = {"openai": _openai, "litellm": _litellm}
+_BUILT_IN: Final[dict[str, Factory]] = {
+    "openai": _openai,
+    "ollama": _openai,
+    "anthropic": _litellm,
+    "litellm": _litellm,
+    "scripted": _scripted,
+    "extractive": _extractive,
+}

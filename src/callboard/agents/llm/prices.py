@@ -69,12 +69,16 @@ def table(settings: PricesSettings, *, built_in: Table = BUILT_IN) -> Table:
     return found
 
 
-def cost(usage: Usage, model: str, *, table: Table = BUILT_IN, is_local: bool = False) -> Decimal | None:
-    """Return the exact price of a call in US dollars, or None if the model has no price. A local model costs nothing.
+def cost(usage: Usage, model: str | Price | None, *, table: Table = BUILT_IN, is_local: bool = False) -> Decimal | None:
+    """Return the exact price of a call in US dollars, or None if the model has no price.
 
-    A dated name (``gpt-4o-2024-08-06``) has the price of the name before the date.
+    Args:
+        usage: Its tokens.
+        model: ``provider/model``, or its price where that was found already.
+        table: All prices.
+        is_local: Whether a model without a price costs nothing.
     """
-    price = find(model, table=table)
+    price = find(model, table=table) if isinstance(model, str) else model
     if price is None:
         return _ZERO if is_local else None
     cached_usd = price.input_usd if price.cached_usd is None else price.cached_usd
@@ -85,7 +89,10 @@ def cost(usage: Usage, model: str, *, table: Table = BUILT_IN, is_local: bool = 
 
 
 def find(model: str, *, table: Table = BUILT_IN) -> Price | None:
-    """Return the price of ``provider/model``: its own, that of its undated name, its provider's, or None."""
+    """Return the price of ``provider/model``: its own, that of its undated name, its provider's, or None.
+
+    The undated name of ``gpt-4o-2024-08-06`` is ``gpt-4o``.
+    """
     provider, _, name = model.partition("/")
     undated = f"{provider}/{_DATE.sub('', name)}"
     return next((table[candidate] for candidate in (model, undated, f"{provider}/*") if candidate in table), None)

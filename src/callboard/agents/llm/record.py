@@ -13,6 +13,8 @@ from callboard.runtime.errors import DecodeError
 
 # Every record begins with it, so that one look tells them from what other steps return.
 MARK = b'{"record":"model_'
+# Code of a switch away from a model that was not asked at all.
+BREAKER_OPEN = "breaker_open"
 
 
 class Switch(Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -21,6 +21,7 @@ from callboard.agents.errors import (
 from callboard.agents.llm import estimate, usage
 from callboard.agents.llm.base import Completion, Delta, Finish, ModelFacts, Prompt, ToolCall, Usage
 from callboard.agents.llm.embed import embed_texts
+from callboard.agents.settings import AgentSettings
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 
 PREFIX = "scripted"
@@ -45,7 +46,7 @@ class Say(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_
         cut_after: Pieces of the stream after which it breaks off; -1 for never.
         finish: How it ends; by default ``tool_calls`` with some, else ``stop``.
         usage: Tokens; counted from prompt and answer when None.
-        cost_usd: Price, exact.
+        cost_usd: Price, exact; None for the tokens' by the price of the script.
     """
 
     text: str = ""
@@ -60,7 +61,7 @@ class Say(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_
     cut_after: int = -1
     finish: Finish | None = None
     usage: Usage | None = None
-    cost_usd: Decimal | None = Decimal(0)
+    cost_usd: Decimal | None = None
 
 
 class Script(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -71,11 +72,13 @@ class Script(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unkno
             holds, so that a process that takes over goes on where the other was.
         calls: File that gets one line a call, "" for none; relative to the script.
         facts: What is known about the model.
+        usd_per_token: Price of each token, of the prompt and of the answer.
     """
 
     answers: tuple[Say, ...]
     calls: str = ""
     facts: ModelFacts = ModelFacts(is_local=True, has_schema=True)
+    usd_per_token: Decimal = Decimal(0)
 
 
 Answer = str | ToolCall | Sequence[ToolCall] | Say | ModelError | Callable[[Prompt], "str | Say"]
@@ -97,6 +100,7 @@ class Scripted:
         clock: Clock = SYSTEM_CLOCK,
         calls: Path | None = None,
         by_conversation: bool = False,
+        usd_per_token: Decimal = Decimal(0),
     ) -> None:
         """Take a script.
 
@@ -109,6 +113,7 @@ class Scripted:
             calls: File that gets one line of JSON a call: number, model, digest of the prompt.
             by_conversation: Choose among the answers in order by the number of messages of the assistant in the prompt,
                 not by the number of calls: then a call that is repeated gets the same answer.
+            usd_per_token: Price of each token, of the prompt and of the answer.
 
         Raises:
             ModelSetupError: If an answer has a ``when`` that is no expression, or an ``error`` that does not exist.
@@ -121,6 +126,7 @@ class Scripted:
         self._clock = clock
         self._calls = calls
         self._by_conversation = by_conversation
+        self._usd_per_token = usd_per_token
         self._used = 0
         for answer in answers:
             if isinstance(answer, Say):
@@ -187,6 +193,10 @@ class Scripted:
         """See ``Model``."""
         return estimate.prompt_tokens(prompt)
 
+    def cost(self, usage: Usage) -> Decimal | None:
+        """Return what so many tokens cost: ``usd_per_token`` of the script."""
+        return usage.tokens * self._usd_per_token
+
     async def embed(self, texts: Sequence[str]) -> list[list[float]]:
         """See ``Model``: the offline vectors."""
         return embed_texts(texts)
@@ -252,10 +262,11 @@ class Scripted:
             tool_calls=calls,
             model=self._name,
             finish=said.finish or ("tool_calls" if calls else "stop"),
-            cost_usd=said.cost_usd,
             is_estimated=said.usage is None,
         )
-        return msgspec.structs.replace(made, usage=said.usage or usage.estimated(prompt, made))
+        used = said.usage or usage.estimated(prompt, made)
+        cost_usd = self.cost(used) if said.cost_usd is None else said.cost_usd
+        return msgspec.structs.replace(made, usage=used, cost_usd=cost_usd)
 
     def _cut(self) -> ModelTransientError:
         return ModelTransientError(f"{self._name}: the stream was cut off, as its script says", model=self._name)
@@ -285,8 +296,27 @@ def load(path: str | Path, *, clock: Clock = SYSTEM_CLOCK) -> Scripted:
         raise ModelSetupError(text, model=f"{PREFIX}/{path}") from error
     calls = file.parent / script.calls if script.calls else None
     return Scripted(
-        script.answers, name=f"{PREFIX}/{path}", facts=script.facts, clock=clock, calls=calls, by_conversation=True
+        script.answers,
+        name=f"{PREFIX}/{path}",
+        facts=script.facts,
+        clock=clock,
+        calls=calls,
+        by_conversation=True,
+        usd_per_token=script.usd_per_token,
     )
+
+
+def build(name: str, settings: AgentSettings) -> Scripted:  # noqa: ARG001 - a factory's signature
+    """Return the model ``scripted/<path of a script>``.
+
+    Raises:
+        ModelSetupError: If there is no path, or no script behind it.
+    """
+    path = name.partition("/")[2]
+    if not path:
+        text = f"{name!r} names no script: write {PREFIX}/<path of a JSON file>"
+        raise ModelSetupError(text, model=name)
+    return load(path)
 
 
 def _is_rule(answer: Answer) -> bool:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from msgspec import Struct
 
 from callboard.agents.errors import PathDeniedError, SandboxMissingError
 from callboard.agents.sandbox.base import Sandbox
+from callboard.runtime.actor.actor import Actor
+from callboard.runtime.actor.turn_api import TurnApi
+
+T = TypeVar("T")
 
 
 class ToolContext(Struct, frozen=True, kw_only=True):
@@ -20,6 +27,7 @@ class ToolContext(Struct, frozen=True, kw_only=True):
         call_id: The provider's name of the call.
         folder: The one folder that the agent may use; None for none.
         sandbox: Where code of a model runs; None for none.
+        turn: The turn that calls; None in a worker pool.
     """
 
     key: str
@@ -27,6 +35,22 @@ class ToolContext(Struct, frozen=True, kw_only=True):
     call_id: str = ""
     folder: Path | None = None
     sandbox: Sandbox | None = None
+    turn: TurnApi | Actor | None = None
+
+    async def remember(self, name: str, fn: Callable[[], T]) -> T:
+        """Return what ``fn`` returned in the first run of this call that came so far: a step inside the call's step.
+
+        With it a tool that changes something decides once, and a second run can tell its own work from the state
+        before. It runs in a thread. In a worker pool, which has no journal, every run calls it.
+
+        Args:
+            name: Name within the call.
+            fn: Its annotation says what the value is read back as.
+        """
+        if self.turn is None:
+            return await asyncio.to_thread(fn)
+        found: T = await self.turn.step(name, fn)
+        return found
 
     def need_folder(self) -> Path:
         """Return the folder.

@@ -200,7 +200,11 @@ class _Call:
         if self._means.approve is None:
             text = f"{question.text} Nobody can be asked here: {cause}"
             raise ToolOutcomeUnknownError(text) from cause
-        return await self._means.approve(self._turn, question)
+        answer = await self._means.approve(self._turn, question)
+        if answer.choice not in question.choices:
+            text = f"the answer {answer.choice!r} is none of {', '.join(question.choices)}: another question's"
+            raise ApprovalMismatchError(text)
+        return answer
 
     def _question(self, kind: str, round_: int) -> ToolQuestion:
         tool = self._tool
@@ -225,6 +229,7 @@ class _Call:
             call_id=self._call.id,
             folder=means.folder,
             sandbox=means.sandbox,
+            turn=self._turn,
         )
         return await run(self._tool, arguments, context, max_chars=means.max_chars)
 

@@ -72,15 +72,6 @@ class TurnApi(Protocol):
         ...
 
     @property
-    def stop(self) -> tuple[str, str] | None:
-        """Why a turn that is being cancelled was stopped from outside, None otherwise: a word and a text for people.
-
-        ``cancel`` (by request: also kill, restart), ``deadline``, ``timeout`` end it here: what a handler that catches
-        the ``CancelledError`` returns is committed. ``drain`` and ``lost``: another host goes on with it, let it pass.
-        """
-        ...
-
-    @property
     def bus(self) -> Bus:
         """The worker's connection, for what belongs into a step's function: nothing sent here waits for the commit."""
         ...
@@ -88,6 +79,15 @@ class TurnApi(Protocol):
     @property
     def clock(self) -> Clock:
         """The worker's time."""
+        ...
+
+    @property
+    def stop(self) -> tuple[str, str] | None:
+        """Why a turn that is being cancelled was stopped from outside, None otherwise: a word and a text for people.
+
+        ``cancel`` (by request: also kill, restart), ``deadline``, ``timeout`` end it here: what a handler that catches
+        the ``CancelledError`` returns is committed. ``drain`` and ``lost``: another host goes on with it, let it pass.
+        """
         ...
 
     def idempotency_key(self, step_name: str) -> str:

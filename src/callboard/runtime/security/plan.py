@@ -95,6 +95,7 @@ class Plan(Struct, frozen=True, kw_only=True):
             *self.agents,
             User(name="registry", role="registry", types=("registry",)),
             User(name="auditor", role="auditor"),
+            User(name="approver", role="approver"),
             User(name="operator", role="operator"),
         )
 

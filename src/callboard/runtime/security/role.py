@@ -21,6 +21,10 @@ ANY = "*"
 INBOX = "_INBOX"
 """Answers to a user go below ``_INBOX.<user>``: one rule lets a worker answer all, and each hears only its own."""
 
+PEOPLE_TYPES = ("approval",)
+"""Actor types that people talk to and programs do not: what decides about a program, it shall not mail to. Its
+subjects are denied to every program's user but those that host the type."""
+
 
 class Grant(Struct, frozen=True):
     """Subjects that may be used for one purpose.
@@ -40,12 +44,14 @@ class Role(Struct, frozen=True, kw_only=True):
     Attributes:
         about: Who it is for.
         deny: Subjects that may not be published although a grant matches them.
+        is_person: Whether people stand behind it, who may decide about what programs ask.
     """
 
     name: str
     about: str
     grants: tuple[Grant, ...]
     deny: tuple[str, ...] = ()
+    is_person: bool = False
 
 
 class User(Struct, frozen=True, kw_only=True):
@@ -223,6 +229,10 @@ _AUDIT = Grant(
     ),
     ("cb.beat.>",),
 )
+_DECIDE = Grant(
+    "look at what agents ask of people, and decide it",
+    ("cb.ask.approval.*", *_gets("CB_ACTORS")),
+)
 _OPERATE = Grant(
     "do anything inside its account but speak for a worker",
     ("cb.>", "$JS.API.>", "$JS.ACK.>", "$KV.>", "$O.>", "$SRV.>", INBOX + ".>"),
@@ -279,11 +289,18 @@ ROLES: dict[str, Role] = {
             grants=(_CONNECT, _LOOK_UP, _AUDIT),
         ),
         Role(
+            name="approver",
+            about="a person who decides what agents ask for, and changes nothing else",
+            grants=(_CONNECT, _DECIDE),
+            is_person=True,
+        ),
+        Role(
             name="operator",
             about="a person who provisions, gives orders, repairs",
             grants=(_CONNECT, _OPERATE, _REPLAY),
             # results it may write: a waiting task is cancelled by one
             deny=("cb.beat.>", "cb.group.>", "cb.attempt.>", "cb.state.>", "cb.step.>", "cb.cursor.>"),
+            is_person=True,
         ),
     )
 }
@@ -300,7 +317,7 @@ def permissions(user: User) -> Permissions:
     return Permissions(
         publish=_filled(chain.from_iterable(grant.publish for grant in role.grants), user),
         subscribe=_filled(chain.from_iterable(grant.subscribe for grant in role.grants), user),
-        deny_publish=_filled(role.deny, user),
+        deny_publish=_filled((*role.deny, *_guarded(role, user)), user),
     )
 
 
@@ -316,8 +333,12 @@ def markdown() -> str:
         lines += [f"### `{role.name}`", "", f"{role.about[0].upper()}{role.about[1:]}.", ""]
         lines += ["| may | publish | hear |", "|---|---|---|"]
         lines += [f"| {grant.what} | {_cell(grant.publish)} | {_cell(grant.subscribe)} |" for grant in role.grants]
+        guarded = _guarded(role, User(name="", role=role.name))
         if role.deny:
             lines += ["", f"Never: {_cell(role.deny)}."]
+        if guarded:
+            but = ", unless the user hosts that type" if any("{type}" in each for each in _published(role)) else ""
+            lines += ["", f"Never: {_cell(guarded)}{but}."]
         lines.append("")
     return "\n".join(lines).rstrip()
 
@@ -336,6 +357,20 @@ def check(user: User) -> None:
         for name in names:
             if name != ANY:
                 subjects.check_name(name, what=what)
+
+
+def _guarded(role: Role, user: User) -> tuple[str, ...]:
+    """Return the subjects of actors for people that a grant would open to this program."""
+    if role.is_person:
+        return ()
+    hosted = set(PEOPLE_TYPES) if ANY in user.types else set(user.types) & set(PEOPLE_TYPES)
+    talks = [subject for subject in _TALK.publish if subject in _published(role)]
+    kinds = [kind for kind in PEOPLE_TYPES if kind not in hosted] if talks else []
+    return tuple(f"cb.{way}.{kind}.*" for kind in kinds for way in ("ask", "mail"))
+
+
+def _published(role: Role) -> tuple[str, ...]:
+    return tuple(chain.from_iterable(grant.publish for grant in role.grants))
 
 
 def _cell(names: Sequence[str]) -> str:

@@ -1,0 +1,43 @@
+"""Does a sandbox work on this machine? Asked by running ``true`` in it once, because nothing else tells."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from callboard.agents.errors import SandboxError, SandboxMissingError
+from callboard.agents.sandbox.base import Job, Limits, Ran
+
+_TIME_S = 30.0
+
+
+async def prove(
+    name: str, run: Callable[[Job], Awaitable[Ran]], *, folder: Path | None = None, advice: str = ""
+) -> None:
+    """Run ``true``.
+
+    Args:
+        name: Of the sandbox, for the message.
+        run: Runs a job in it.
+        folder: Where to make the folder of the run; None for the system's temporary folder.
+        advice: What to do should it fail.
+
+    Raises:
+        SandboxMissingError: If it cannot be run, or ends with anything but 0.
+    """
+    with tempfile.TemporaryDirectory(prefix="callboard-", dir=folder) as made:
+        await asyncio.to_thread(os.chmod, made, 0o755)
+        try:
+            ran = await run(Job(argv=["true"], folder=Path(made), limits=Limits(time_s=_TIME_S), label="check"))
+        except SandboxMissingError:
+            raise
+        except SandboxError as error:
+            message = f"the sandbox {name} does not work here: {error}{advice and f'; {advice}'}"
+            raise SandboxMissingError(message) from error
+    if ran.status != 0:
+        said = ran.stderr.decode(errors="replace").strip()[-500:] or ran.limit or "nothing"
+        message = f"the sandbox {name} does not work here: `true` ended with {ran.status} and said: {said}"
+        raise SandboxMissingError(f"{message}{advice and f'; {advice}'}")

@@ -1,0 +1,1 @@
+"""Tools that come with Callboard: files, search, git, Python in a sandbox, and pages of the web."""

@@ -1,0 +1,185 @@
+"""Budgets: asked before a call, watched while it streams, shared by hosts, and never left with what nobody spends."""
+
+from __future__ import annotations
+
+import asyncio
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from callboard.agents.budget import Budget
+from callboard.agents.errors import BudgetExceededError, ModelError
+from callboard.agents.llm.base import Prompt, Usage, user
+from callboard.agents.llm.call import call_model
+from callboard.agents.llm.scope import BudgetView, SetBudget, ShowBudget, agent_day
+from callboard.agents.llm.scripted import Say, Scripted
+from callboard.runtime.actor.actor import Actor
+from callboard.runtime.actor.handler import on
+from callboard.runtime.errors import AskFailedError
+from tests.support.actors import events_of
+from tests.support.world import World
+
+ASKED = "x" * 320
+
+
+class Spend(Struct):
+    scopes: list[str]
+    text: str = ASKED
+    most: int | None = None
+
+
+class Spender(Actor):
+    """Calls the model once and says how it ended."""
+
+    model: Scripted = Scripted()
+
+    @on
+    async def spend(self, m: Spend) -> dict[str, Any]:
+        prompt = Prompt(messages=(user(m.text),), max_output_tokens=m.most)
+        try:
+            found = await call_model(self, self.model, prompt, budgets=m.scopes)
+        except BudgetExceededError as error:
+            return {"scope": error.scope, "unit": error.unit, "partial": error.partial, "message": str(error)}
+        except ModelError as error:
+            return {"error": error.code}
+        return {"text": found.text}
+
+
+async def set_budget(world: World, scope: str, **limits: Any) -> None:  # noqa: ANN401 - fields of SetBudget
+    await world.client.actor(f"budget/{scope}").ask(SetBudget(**limits))
+
+
+async def view_of(world: World, scope: str) -> BudgetView:
+    return msgspec.convert(await world.client.actor(f"budget/{scope}").ask(ShowBudget()), BudgetView)
+
+
+async def spend(world: World, key: str, *scopes: str, **more: Any) -> dict[str, Any]:  # noqa: ANN401 - fields of Spend
+    found: dict[str, Any] = await world.client.actor(f"spender/{key}").ask(Spend(list(scopes), **more))
+    return found
+
+
+async def test_a_call_is_charged_to_its_scope_and_to_those_above(callboard_world: World) -> None:
+    used = Usage(input_tokens=100, output_tokens=20)
+    Spender.model = Scripted([Say(text="fine", usage=used, cost_usd=Decimal("0.0125"))])
+    await callboard_world.start(Spender, Budget)
+    await set_budget(callboard_world, "run/1", tokens=5000, parent="tenant/acme")
+    assert await spend(callboard_world, "a", "run/1", "tenant/acme") == {"text": "fine"}
+
+    for scope in ("run/1", "tenant/acme"):
+        found = await view_of(callboard_world, scope)
+        assert (found.spent.tokens, found.spent.usd, found.calls) == (120, Decimal("0.0125"), 1), scope
+        assert (found.running, found.reserved.tokens) == (0, 0)
+
+
+async def test_a_budget_of_zero_refuses_before_the_call(callboard_world: World) -> None:
+    Spender.model = Scripted(["never"])
+    await callboard_world.start(Spender, Budget)
+    await set_budget(callboard_world, "run/2", tokens=0)
+    refused = await spend(callboard_world, "a", "run/2")
+    assert (refused["scope"], refused["unit"], refused["partial"]) == ("run/2", "tokens", "")
+    assert "callboard budget set run/2 --tokens" in refused["message"]
+    assert Spender.model.calls == 0
+    assert [name for name, _ in await events_of(callboard_world, "budget/run/2")] == ["budget.refused"]
+
+
+async def test_what_a_parent_refuses_leaves_nothing_reserved_below(callboard_world: World) -> None:
+    Spender.model = Scripted(["never"])
+    await callboard_world.start(Spender, Budget)
+    await set_budget(callboard_world, "tenant/t", usd=Decimal("0.01"))
+    await set_budget(callboard_world, "run/3", parent="tenant/t")
+    Spender.model = Scripted(["never"], usd_per_token=Decimal("0.001"))
+    refused = await spend(callboard_world, "a", "run/free", "run/3")
+    assert (refused["scope"], refused["unit"]) == ("tenant/t", "usd")
+    for scope in ("run/free", "run/3"):
+        found = await view_of(callboard_world, scope)
+        assert (found.running, found.calls, found.spent.tokens) == (0, 0, 0), scope
+
+
+async def test_an_answer_is_stopped_when_the_budget_runs_out_and_its_text_is_kept(callboard_world: World) -> None:
+    Spender.model = Scripted([Say(text="word " * 4000)])
+    await callboard_world.start(Spender, Budget)
+    await set_budget(callboard_world, "run/4", tokens=3000)
+    stopped = await spend(callboard_world, "a", "run/4")
+    assert stopped["unit"] == "tokens"
+    assert 3000 < len(stopped["partial"]) < 4 * 3000
+    found = await view_of(callboard_world, "run/4")
+    assert 2900 < found.spent.tokens <= 3000 + 8
+    assert found.level in ("critical", "spent")
+
+
+async def test_a_price_that_nobody_knows_is_no_way_around_a_limit_in_dollars(callboard_world: World) -> None:
+    class Unpriced(Scripted):
+        def cost(self, usage: Usage) -> Decimal | None:
+            return None
+
+    Spender.model = Unpriced(["never"])
+    await callboard_world.start(Spender, Budget)
+    await set_budget(callboard_world, "run/5", usd=Decimal(1))
+    refused = await spend(callboard_world, "a", "run/5")
+    assert (refused["unit"], Spender.model.calls) == ("usd", 0)
+    assert "price is not known" in refused["message"]
+
+
+async def test_wall_time_ends_a_call_in_the_middle(callboard_world: World) -> None:
+    Spender.model = Scripted([Say(text="one two three", gap_s=30)])
+    await callboard_world.start(Spender, Budget)
+    await set_budget(callboard_world, "run/6", seconds=0.2)
+    stopped = await spend(callboard_world, "a", "run/6")
+    assert (stopped["unit"], stopped["partial"]) == ("seconds", "one ")
+    assert (await spend(callboard_world, "b", "run/6"))["unit"] == "seconds"
+    assert Spender.model.calls == 1
+
+
+async def test_levels_are_told_once_each(callboard_world: World) -> None:
+    answers = [Say(text="a", usage=Usage(input_tokens=tokens)) for tokens in (500, 350, 50, 60, 40)]
+    Spender.model = Scripted(answers)
+    await callboard_world.start(Spender, Budget)
+    await set_budget(callboard_world, "run/7", tokens=1000)
+    for number in range(5):
+        await spend(callboard_world, str(number), "run/7", text="x", most=1)
+    events = [name for name, _ in await events_of(callboard_world, "budget/run/7")]
+    assert events == ["budget.warn", "budget.critical", "budget.spent"]
+
+
+async def test_a_day_of_an_agent_has_the_limits_of_its_kind(callboard_world: World) -> None:
+    Spender.model = Scripted(["never"])
+    await callboard_world.start(Spender, Budget)
+    await set_budget(callboard_world, "agent-day/spender", tokens=10)
+    today = agent_day("spender", callboard_world.clock.now())
+    assert (await spend(callboard_world, "a", today))["scope"] == today
+
+
+async def test_parents_in_a_circle_are_named(callboard_world: World) -> None:
+    Spender.model = Scripted(["never"])
+    await callboard_world.start(Spender, Budget)
+    await set_budget(callboard_world, "one", parent="two")
+    await set_budget(callboard_world, "two", parent="one")
+    refused = await spend(callboard_world, "a", "one")
+    assert "one -> two -> one" in refused["message"]
+
+
+async def test_a_scope_that_can_be_none_is_refused_in_words(callboard_world: World) -> None:
+    await callboard_world.start(Spender, Budget)
+    caught = None
+    try:
+        await spend(callboard_world, "a", "run//x")
+    except AskFailedError as error:
+        caught = error
+    assert caught is not None
+    assert "no scope of a budget" in str(caught)
+
+
+async def test_two_hosts_pass_a_limit_by_no_more_than_one_call(callboard_world: World) -> None:
+    Spender.model = Scripted([Say(text="ok", usage=Usage(input_tokens=100, output_tokens=2), gap_s=0.01, always=True)])
+    await callboard_world.start(Spender, Budget)
+    await callboard_world.start(Spender, Budget)
+    await set_budget(callboard_world, "run/8", tokens=1000)
+    found = await asyncio.gather(*(spend(callboard_world, str(number), "run/8", most=2) for number in range(40)))
+    done = [one for one in found if "text" in one]
+    assert len(done) == Spender.model.calls
+    stands = await view_of(callboard_world, "run/8")
+    assert stands.spent.tokens == 102 * len(done)
+    assert 1000 - 2 * 106 <= stands.spent.tokens <= 1000 + 102
+    assert stands.refused == 40 - len(done) > 0
