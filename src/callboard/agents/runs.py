@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import AsyncGenerator, Mapping
 from datetime import datetime, timedelta
 from decimal import Decimal
+from types import TracebackType
 from typing import Any
 
 import msgspec
@@ -262,21 +263,38 @@ async def changes(bus: Bus, run: str) -> AsyncGenerator[RunView, None]:
         NotFoundError: If there is no such run.
     """
     actor = run_address(run)
-    found = await show(bus, run)
+    found = await _shown(bus, run)
     yield found
-    info = await bus.stream_info(subjects.ACTORS)
     wanted = (f"cb.step.{actor.type}.{actor.token}.*.*.*.*", subjects.state(actor.type, actor.key))
-    start_seq = info.last_seq + 1 if info is not None else None
-    # what came between the two looks
-    before, found = found, await show(bus, run)
-    if found != before:
-        yield found
-    stored = bus.read(subjects.ACTORS, subjects=wanted, start_seq=start_seq, follow=True)
-    async with contextlib.aclosing(stored) as news:  # type: ignore[type-var] # adapters give generators
-        while not found.has_ended:
-            _ = await anext(news)
-            found = await _shown(bus, run)
-            yield found
+    start_seq = 0
+    while not found.has_ended:
+        # where the link broke while reading was begun, it begins again where it stood
+        with link_lost():
+            if not start_seq:
+                info = await bus.stream_info(subjects.ACTORS)
+                start_seq = info.last_seq + 1 if info is not None else 1
+                # what came between the two looks
+                found = await show(bus, run)
+                yield found
+            stored = bus.read(subjects.ACTORS, subjects=wanted, start_seq=start_seq, follow=True)
+            async with contextlib.aclosing(stored) as news:  # type: ignore[type-var] # adapters give generators
+                while not found.has_ended:
+                    start_seq = (await anext(news)).seq + 1
+                    found = await _shown(bus, run)
+                    yield found
+            return
+        await SYSTEM_CLOCK.sleep(_LOOK_MAX_S)
+
+
+class link_lost:  # noqa: N801 - used as a function is
+    """Let an error pass that only says that the broker cannot be asked now."""
+
+    def __enter__(self) -> None:
+        """Begin."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> bool:
+        """End; returns whether it was such an error."""
+        return isinstance(error, BusError) and error.retryable
 
 
 # --- inside
@@ -285,11 +303,8 @@ async def changes(bus: Bus, run: str) -> AsyncGenerator[RunView, None]:
 async def _shown(bus: Bus, run: str) -> RunView:
     """Return the run as soon as the broker answers: the link may be lost for a while."""
     while True:
-        try:
+        with link_lost():
             return await show(bus, run)
-        except BusError as error:
-            if not error.retryable:
-                raise
         await SYSTEM_CLOCK.sleep(_LOOK_MAX_S)
 
 

@@ -10,11 +10,13 @@ from callboard.agents import runs
 from callboard.agents.llm.tokens import Chunk, read_chunks
 from callboard.agents.runs import RunView
 from callboard.runtime.bus.base import Bus
+from callboard.runtime.clock import SYSTEM_CLOCK
 from callboard.runtime.errors import NotFoundError
 
 News = RunView | Chunk
 
 _WAITING = 256
+_PAUSE_S = 0.5
 
 
 async def watch(bus: Bus, run: str, *, after_seq: int = 0) -> AsyncGenerator[News, None]:
@@ -84,7 +86,12 @@ async def _rest(news: asyncio.Queue[News | None], bus: Bus, run: str, seen: int)
 
 
 async def _chunks(bus: Bus, run: str, after_seq: int, *, follow: bool) -> AsyncGenerator[Chunk, None]:
-    # where no model ever spoke there may be no stream of tokens at all
-    with contextlib.suppress(NotFoundError):
-        async for chunk in read_chunks(bus, run, after_seq=after_seq, follow=follow):
-            yield chunk
+    while True:
+        with runs.link_lost():
+            # where no model ever spoke there may be no stream of tokens at all
+            with contextlib.suppress(NotFoundError):
+                async for chunk in read_chunks(bus, run, after_seq=after_seq, follow=follow):
+                    after_seq = chunk.seq
+                    yield chunk
+            return
+        await SYSTEM_CLOCK.sleep(_PAUSE_S)
