@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from msgspec import Struct
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -37,6 +36,7 @@ from callboard.runtime.config_field import (
     refuse,
     size,
 )
+from callboard.runtime.config_source import Shown
 from callboard.runtime.errors import ConfigError
 
 DEFAULT_FILE = Path("callboard.yaml")
@@ -353,14 +353,6 @@ class ActorSettings(Section):
             )
             refuse("event_ttl_s", reason)
         return self
-
-
-class Shown(Struct, frozen=True):
-    """One line of ``callboard config show``; secrets are already hidden."""
-
-    key: str
-    value: str
-    origin: str
 
 
 class RegistrySettings(Section):
