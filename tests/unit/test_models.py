@@ -63,7 +63,10 @@ def test_what_is_set_counts_before_what_is_known() -> None:
     ("name", "words"),
     [
         ("gpt-5", "names are written provider/model"),
-        ("nobody/model", "there is no provider 'nobody'; providers here are anthropic, empty, extractive, litellm, mine"),
+        (
+            "nobody/model",
+            "there is no provider 'nobody'; providers here are anthropic, empty, extractive, litellm, mine",
+        ),
         ("mine/", "names no model"),
         ("/x", "there is no provider ''"),
         ("openai/gpt-5", "OPENAI_API_KEY"),
