@@ -43,7 +43,7 @@ def price_of(model: Model, usage: Usage) -> Decimal | None:
     """Return what so many tokens cost with a model; None if nobody knows."""
     if isinstance(model, Priced):
         return model.cost(usage)
-    return prices.cost(usage, model.name, is_local=model.facts.is_local)
+    return prices.cost(usage, prices.find(model.name), is_local=model.facts.is_local)
 
 
 async def open_scope(turn: TurnApi, scope: str, limits: Limits | None = None, *, parent: str = "") -> None:
