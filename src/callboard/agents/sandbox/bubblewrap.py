@@ -31,6 +31,8 @@ _ADVICE = (
     "kernel.apparmor_restrict_unprivileged_userns (Ubuntu) 0 or a profile for bwrap; in a container, allow them there"
 )
 _ETC = "alternatives ld.so.cache ld.so.conf ld.so.conf.d localtime mime.types nsswitch.conf ssl ca-certificates".split()
+_FROZEN = "acpi bus driver fs irq mtrr scsi sys sysrq-trigger tty".split()
+_HIDDEN = "kallsyms kcore keys kmsg kpagecgroup kpagecount kpageflags sched_debug timer_list timer_stats".split()
 
 
 class BubblewrapSandbox:
@@ -50,7 +52,7 @@ class BubblewrapSandbox:
             SandboxMissingError: If ``bwrap`` is not installed, or may not make namespaces.
         """
         if not self._is_checked:
-            await proof.prove(self.name, self._run, advice=_ADVICE)
+            await proof.prove(self.name, self._run, folders=self._settings.folders, advice=_ADVICE)
             self._is_checked = True
 
     async def run(self, job: Job) -> Ran:
@@ -113,6 +115,12 @@ class BubblewrapSandbox:
         for name in _ETC:
             yield from ("--ro-bind-try", f"/etc/{name}", f"/etc/{name}")
         yield from ("--proc", "/proc", "--dev", "/dev")
+        # Root's own id may write these without any power, and bwrap leaves them open then.
+        for name in _FROZEN:
+            yield from ("--ro-bind-try", f"/proc/{name}", f"/proc/{name}")
+        for name in _HIDDEN:
+            if Path("/proc", name).exists():
+                yield from ("--ro-bind", "/dev/null", f"/proc/{name}")
         for place in ("/dev/shm", "/tmp"):  # noqa: S108 - its private one
             yield from ("--size", str(settings.tmp_bytes), "--tmpfs", place)
         for each in (*landlock.python(), *map(str, settings.readable)):
