@@ -36,6 +36,8 @@ async def resolve(host: str, port: int) -> Sequence[str]:
 def is_public(address: Address) -> bool:
     """Return whether an address is one of the public internet, also the one that is packed into it."""
     if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is not None:
+            return is_public(address.ipv4_mapped)
         packed = _packed(address)
         if any(not is_public(inner) for inner in packed):
             return False
@@ -110,8 +112,6 @@ class Guard(httpx.AsyncBaseTransport):
 
 def _packed(address: ipaddress.IPv6Address) -> list[Address]:
     found: list[Address] = []
-    if address.ipv4_mapped is not None:
-        found.append(address.ipv4_mapped)
     if address.sixtofour is not None:
         found.append(address.sixtofour)
     if address.teredo is not None:
