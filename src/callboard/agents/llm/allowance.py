@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from decimal import Decimal
-from typing import Protocol, runtime_checkable
 
 import msgspec
 from msgspec import UNSET
 
 from callboard.agents.errors import BudgetExceededError
-from callboard.agents.llm import prices
 from callboard.agents.llm.base import Model, Prompt, Usage
+from callboard.agents.llm.price import price_of
 from callboard.agents.llm.scope import (
     LONGEST_CALL_S,
     TYPE,
@@ -28,22 +27,6 @@ from callboard.runtime.actor.turn_api import TurnApi
 # What an answer is expected to need where nobody says; a longer one asks for more while it comes.
 EXPECTED_OUTPUT_TOKENS = 1024
 _MARGIN_S = 60.0
-
-
-@runtime_checkable
-class Priced(Protocol):
-    """A model that knows its price before it is asked."""
-
-    def cost(self, usage: Usage) -> Decimal | None:
-        """Return the exact price of so many tokens in US dollars; None if it is not known."""
-        ...
-
-
-def price_of(model: Model, usage: Usage) -> Decimal | None:
-    """Return what so many tokens cost with a model; None if nobody knows."""
-    if isinstance(model, Priced):
-        return model.cost(usage)
-    return prices.cost(usage, prices.find(model.name), is_local=model.facts.is_local)
 
 
 async def open_scope(turn: TurnApi, scope: str, limits: Limits | None = None, *, parent: str = "") -> None:

@@ -201,6 +201,7 @@ _RESULTS = Grant(
     "fetch the result of a task whose name it knows",
     ("$JS.API.DIRECT.GET.CB_LEDGER.cb.result.>",),
 )
+_WATCH = Grant("follow the tokens of running models", _reads("CB_TOKENS"))
 _ENTER = Grant("enter the agents of its actor types in the registry", ("$KV.CB_REGISTRY.agent.{type}.*",))
 _DESK = Grant(
     "keep the registry: answer look-ups, enter agents of all types",
@@ -269,6 +270,7 @@ ROLES: dict[str, Role] = {
                 _PICK,
                 _STORE_BLOBS,
                 _HOST,
+                _WATCH,
                 _SWEEP,
                 _ENTER,
             ),
@@ -286,7 +288,7 @@ ROLES: dict[str, Role] = {
         Role(
             name="auditor",
             about="a person or program that reads the record and the dead letters",
-            grants=(_CONNECT, _LOOK_UP, _AUDIT),
+            grants=(_CONNECT, _LOOK_UP, _WATCH, _AUDIT),
         ),
         Role(
             name="approver",
