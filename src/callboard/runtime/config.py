@@ -13,6 +13,7 @@ from typing import Annotated, Literal, Self
 
 from msgspec import Struct
 from pydantic import (
+    BaseModel,
     BeforeValidator,
     Field,
     PrivateAttr,
@@ -22,7 +23,7 @@ from pydantic import (
 )
 
 from callboard.runtime import config_error, config_source
-from callboard.runtime.config_block import BLOCKS, Blocks, Kind, leaves, split
+from callboard.runtime.config_block import BLOCKS, Blocks, Kind, found, leaves, split
 from callboard.runtime.config_field import (
     Bytes,
     BytesOrZero,
@@ -451,6 +452,21 @@ class Settings(Section):
             lines.append(Shown(key, text, self._origin(key)))
         return lines
 
+    def shown_block(
+        self, name: str, kind: type[BaseModel], *, variables: Mapping[str, str] | None = None
+    ) -> list[Shown]:
+        """Return the settings of ``block`` as ``shown`` does ours.
+
+        Raises:
+            ConfigError: As ``block``.
+        """
+        origins = {key: value.origin for key, value in self._blocks.values(name, variables=variables or {}).items()}
+        section = self.block(name, kind, variables=variables)
+        return [
+            Shown(key, "********" if isinstance(value, SecretStr) else _text(value), origins.get(key, "default"))
+            for key, value in found(section, name)
+        ]
+
     def _origin(self, key: str) -> str:
         # worker.labels may have been set as one value or label by label.
         exact = self._origins.get(key)
@@ -473,7 +489,7 @@ def _files(file: Path | str | Sequence[Path | str] | None, env: Mapping[str, str
 
 def _text(value: object) -> str:
     match value:
-        case None:
+        case None | ():
             return "-"
         case float():
             return f"{value:g}" if abs(value) < 1e5 else str(int(value) if value.is_integer() else value)  # noqa: PLR2004

@@ -48,6 +48,8 @@ _CLASSES: Final[dict[str, type[ModelError]]] = {
 }
 # How it begins the text of an error, before what the provider said.
 _PREFIX: Final = re.compile(r"^litellm\.\w+: (?:\w+: )?(?:\w+Exception - )?")
+# Its price depends on the length of the prompt: one number would be wrong.
+_BY_LENGTH: Final = re.compile(r"(?:input|output)_cost_per_token_above_\w+_tokens$")
 _importing = threading.Lock()
 
 
@@ -191,10 +193,10 @@ def _import() -> Any:  # noqa: ANN401 - it has no types that hold
 
 
 def _listed(lite: Any, model: str) -> prices.Price | None:  # noqa: ANN401 - as above
-    """Return the price in litellm's own list, exactly as it is written there."""
+    """Return the price in litellm's own list, exactly as it is written there; None if there is not one number."""
     listed = lite.model_cost
     line = listed.get(model) or listed.get(model.partition("/")[2])
-    if not line or line.get("input_cost_per_token") is None:
+    if not line or line.get("input_cost_per_token") is None or any(_BY_LENGTH.match(field) for field in line):
         return None
     costs = [line.get(f"{kind}_cost_per_token") for kind in ("input", "output")]
     cached = line.get("cache_read_input_token_cost")
