@@ -23,7 +23,9 @@ IMAGE = "callboard-sandbox-test:1"
 PYTHON = "/py/bin/python3"
 _START_S = 60.0
 _POLL_S = 0.05
-_NOT_NEEDED = re.compile(r"/(__pycache__|test|tests|idlelib|site-packages|ensurepip|tkinter|lib2to3|config-[^/]*|turtledemo|_tkinter.*|_test.*|distutils)(/|$)|\.a$")
+_NOT_NEEDED = re.compile(
+    r"/(__pycache__|test|tests|idlelib|site-packages|ensurepip|tkinter|lib2to3|config-[^/]*|turtledemo|_tkinter.*|_test.*|distutils)(/|$)|\.a$"
+)
 
 
 class EngineRefused(Exception):  # noqa: N818 - a reason to skip, not an error of the product
@@ -53,9 +55,9 @@ class Engine:
         """Start it, and wait until it answers."""
         binary = shutil.which("dockerd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
         if os.geteuid() != 0:
-            raise EngineRefused("not root")
+            raise EngineRefused("not root")  # noqa: EM101 - a reason to skip
         if binary is None:
-            raise EngineRefused("no dockerd: install docker.io")
+            raise EngineRefused("no dockerd: install docker.io")  # noqa: EM101 - a reason to skip
         command = [binary, "--data-root", self._in("data"), "--exec-root", self._in("exec"), "-p", self._in("pid")]
         command += ["-H", self.url, "--iptables=false", "--ip6tables=false", "--bridge=none", "--storage-driver=vfs"]
         with (self.folder / "log").open("wb") as log:
@@ -63,7 +65,7 @@ class Engine:
         deadline = time.monotonic() + _START_S
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
-                raise EngineRefused(f"dockerd does not start: {self.log.strip()[-300:]}")
+                raise EngineRefused(f"dockerd does not start: {self.log.strip()[-300:]}")  # noqa: EM102 - a reason to skip
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(_POLL_S)
 
@@ -74,7 +76,7 @@ class Engine:
             answer = client.post("/images/create", params=where, content=_tree(), timeout=120)
         answer.raise_for_status()
         if "error" in answer.text:
-            raise EngineRefused(f"no image: {answer.text[-300:]}")
+            raise EngineRefused(f"no image: {answer.text[-300:]}")  # noqa: EM102 - a reason to skip
 
     def containers(self) -> list[str]:
         """Return the names of all containers."""
@@ -131,7 +133,9 @@ def _tree() -> bytes:
     libraries = sorted(_libraries([executable, *_modules(where)]))
     made = io.BytesIO()
     with tarfile.open(fileobj=made, mode="w") as tar:
-        _make_folders(tar, "bin", "etc", "proc", "py/bin", "py/lib", *(str(Path(name).parent)[1:] for name in libraries))
+        _make_folders(
+            tar, "bin", "etc", "proc", "py/bin", "py/lib", *(str(Path(name).parent)[1:] for name in libraries)
+        )
         tar.add(executable, PYTHON[1:])
         tar.add(where, f"py/lib/{where.name}", filter=lambda each: None if _NOT_NEEDED.search(each.name) else each)
         for library in libraries:

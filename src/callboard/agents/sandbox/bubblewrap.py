@@ -1,4 +1,4 @@
-"""The sandbox ``bubblewrap``: a process with namespaces of its own; sees the system's programs, its folder, and nothing else.
+"""The sandbox ``bubblewrap``: a process with namespaces of its own; sees programs, its folder, and nothing else.
 
 Stronger than ``subprocess``: the rest of the disk, other processes and every network are not refused but absent. The
 kernel is the machine's own; system calls that only an attacker needs are filtered. The sum of memory and processes is
@@ -30,9 +30,30 @@ _ADVICE = (
     "allow user namespaces: user.max_user_namespaces must not be 0, kernel.unprivileged_userns_clone (Debian) 1, "
     "kernel.apparmor_restrict_unprivileged_userns (Ubuntu) 0 or a profile for bwrap; in a container, allow them there"
 )
-_ETC = "alternatives ld.so.cache ld.so.conf ld.so.conf.d localtime mime.types nsswitch.conf ssl ca-certificates".split()
-_FROZEN = "acpi bus driver fs irq mtrr scsi sys sysrq-trigger tty".split()
-_HIDDEN = "kallsyms kcore keys kmsg kpagecgroup kpagecount kpageflags sched_debug timer_list timer_stats".split()
+_ETC = [
+    "alternatives",
+    "ld.so.cache",
+    "ld.so.conf",
+    "ld.so.conf.d",
+    "localtime",
+    "mime.types",
+    "nsswitch.conf",
+    "ssl",
+    "ca-certificates",
+]
+_FROZEN = ["acpi", "bus", "driver", "fs", "irq", "mtrr", "scsi", "sys", "sysrq-trigger", "tty"]
+_HIDDEN = [
+    "kallsyms",
+    "kcore",
+    "keys",
+    "kmsg",
+    "kpagecgroup",
+    "kpagecount",
+    "kpageflags",
+    "sched_debug",
+    "timer_list",
+    "timer_stats",
+]
 
 
 class BubblewrapSandbox:
@@ -94,8 +115,8 @@ class BubblewrapSandbox:
         found = shutil.which(self._settings.bubblewrap.binary)
         if found is None:
             message = (
-                f"the sandbox bubblewrap needs {self._settings.bubblewrap.binary}, which is not here: install the package "
-                "bubblewrap, or set sandbox.bubblewrap.binary; nothing is run in a weaker sandbox instead"
+                f"the sandbox bubblewrap needs {self._settings.bubblewrap.binary}, which is not here: install the "
+                "package bubblewrap, or set agents.sandbox.bubblewrap.binary; nothing is run in a weaker one instead"
             )
             raise SandboxMissingError(message)
         return found

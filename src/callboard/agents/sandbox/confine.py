@@ -237,5 +237,5 @@ def _tasks_of(uid: int) -> int:
         if entry.name.isdecimal():
             with contextlib.suppress(OSError):
                 if entry.stat().st_uid == uid:
-                    found += len(os.listdir(f"{entry.path}/task"))
+                    found += len(list(os.scandir(f"{entry.path}/task")))
     return found

@@ -107,7 +107,7 @@ def user_of(folder: Path, settings: DockerSettings) -> str:
     if not may_write:
         message = (
             f"the folder {folder} belongs to root, as which nothing runs in a container, and user {uid} may not write "
-            f"it: `chown {uid}:{gid} {folder}`, or set sandbox.docker.user"
+            f"it: `chown {uid}:{gid} {folder}`, or set agents.sandbox.docker.user"
         )
         raise SandboxError(message)
     return f"{uid}:{gid}"
@@ -149,7 +149,7 @@ def _network(job: Job, settings: DockerSettings) -> str:
             return name
     message = (
         f"no Docker network lets through exactly {', '.join(sorted(asked))}: make one whose gateway or proxy does, and "
-        "name it with its hosts in sandbox.docker.networks; Callboard opens no network itself"
+        "name it with its hosts in agents.sandbox.docker.networks; Callboard opens no network itself"
     )
     raise SandboxError(message)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, cast
 from uuid import uuid4
 
 from callboard.agents.errors import SandboxError, SandboxMissingError
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from aiodocker import Docker, DockerError
     from aiodocker.containers import DockerContainer
     from aiodocker.stream import Stream
+    from aiodocker.types import JSONObject
 
 _ABSENT, _IN_HAND = 404, 409  # gone already; another takes it away just now
 _NO_ENGINE = 900  # aiodocker's own number for an engine that cannot be reached
@@ -48,7 +49,7 @@ class DockerSandbox:
         """Run ``true`` once, and take away containers whose owner is dead.
 
         Raises:
-            SandboxMissingError: If the extra is not installed, no image is set or it is not there, or no engine answers.
+            SandboxMissingError: If the extra is not installed, no image is set or is not there, or no engine answers.
         """
         if self._is_checked:
             return
@@ -101,14 +102,14 @@ class DockerSandbox:
             raise SandboxMissingError(message) from error
         if not self._settings.docker.image:
             message = (
-                "the sandbox docker needs an image: set sandbox.docker.image to one that the engine has; none is pulled, "
-                "and nothing is run in a weaker sandbox instead"
+                "the sandbox docker needs an image: set agents.sandbox.docker.image to one that the engine has; none "
+                "is pulled, and nothing is run in a weaker sandbox instead"
             )
             raise SandboxMissingError(message)
         try:
             self._client = Docker(url=self._settings.docker.url)
         except ValueError as error:
-            message = f"sandbox.docker.url cannot be used: {error}; write it like unix:///var/run/docker.sock"
+            message = f"agents.sandbox.docker.url cannot be used: {error}; write it like unix:///var/run/docker.sock"
             raise SandboxMissingError(message) from error
         return self._client
 
@@ -130,7 +131,7 @@ class DockerSandbox:
         try:
             try:
                 # By its name it is found again, also when it is cancelled before the engine has answered.
-                made = await docker.containers.create(body, name=name)
+                made = await docker.containers.create(cast("JSONObject", body), name=name)
                 return await self._watch(made, job, began_s)
             finally:
                 ending = asyncio.create_task(_remove(docker.containers.container(name)), name="sandbox container")
@@ -185,8 +186,8 @@ class DockerSandbox:
         settings = self._settings.docker
         if error.status == _NO_ENGINE:
             message = (
-                f"no Docker engine answers at {settings.url}: start one, or set sandbox.docker.url; nothing is run in a "
-                f"weaker sandbox instead ({error.message})"
+                f"no Docker engine answers at {settings.url}: start one, or set agents.sandbox.docker.url; nothing "
+                f"is run in a weaker sandbox instead ({error.message})"
             )
             raise SandboxMissingError(message) from error
         if error.status == _ABSENT and "image" in error.message.lower():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ async def prove(
         SandboxMissingError: If it cannot be run, or ends with anything but 0.
     """
     with tempfile.TemporaryDirectory(prefix="callboard-", dir=next(iter(folders), None)) as made:
-        Path(made).chmod(mode)
+        await asyncio.to_thread(Path(made).chmod, mode)
         try:
             ran = await run(Job(argv=["true"], folder=Path(made), limits=Limits(time_s=_TIME_S), label="check"))
         except SandboxMissingError:
@@ -44,4 +45,5 @@ async def prove(
     if ran.status != 0:
         said = ran.stderr.decode(errors="replace").strip()[-500:] or ran.limit or "nothing"
         message = f"the sandbox {name} does not work here: `true` ended with {ran.status} and said: {said}"
-        raise SandboxMissingError(f"{message}{advice and f'; {advice}'}")
+        message += advice and f"; {advice}"
+        raise SandboxMissingError(message)

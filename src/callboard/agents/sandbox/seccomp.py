@@ -93,22 +93,71 @@ _NUMBERS = {
     "unshare": (272, 97),
     "userfaultfd": (323, 282),
 }
-_ALWAYS_REFUSED = (
-    "acct add_key adjtimex bpf chroot clock_adjtime clock_settime delete_module finit_module fsconfig fsmount fsopen "
-    "fspick init_module ioperm iopl kcmp kexec_file_load kexec_load keyctl mount mount_setattr move_mount move_pages "
-    "name_to_handle_at open_by_handle_at open_tree perf_event_open pidfd_getfd pivot_root process_madvise "
-    "process_vm_readv process_vm_writev ptrace quotactl reboot request_key setns settimeofday swapoff swapon umount2 "
-    "unshare userfaultfd"
-).split()
-# Their users fall back. clone3's flags lie in memory, where a filter cannot look; io_uring makes calls past the filter; the
-# others hold memory that is no process's, so that nobody who adds up processes sees it.
-_ABSENT = "clone3 io_uring_enter io_uring_register io_uring_setup memfd_create memfd_secret msgget semget shmget".split()
+_ALWAYS_REFUSED = [
+    "acct",
+    "add_key",
+    "adjtimex",
+    "bpf",
+    "chroot",
+    "clock_adjtime",
+    "clock_settime",
+    "delete_module",
+    "finit_module",
+    "fsconfig",
+    "fsmount",
+    "fsopen",
+    "fspick",
+    "init_module",
+    "ioperm",
+    "iopl",
+    "kcmp",
+    "kexec_file_load",
+    "kexec_load",
+    "keyctl",
+    "mount",
+    "mount_setattr",
+    "move_mount",
+    "move_pages",
+    "name_to_handle_at",
+    "open_by_handle_at",
+    "open_tree",
+    "perf_event_open",
+    "pidfd_getfd",
+    "pivot_root",
+    "process_madvise",
+    "process_vm_readv",
+    "process_vm_writev",
+    "ptrace",
+    "quotactl",
+    "reboot",
+    "request_key",
+    "setns",
+    "settimeofday",
+    "swapoff",
+    "swapon",
+    "umount2",
+    "unshare",
+    "userfaultfd",
+]
+# Their users fall back. clone3's flags lie in memory, where a filter cannot look; io_uring makes calls past the filter;
+# the others hold memory that is no process's, so that nobody who adds up processes sees it.
+_ABSENT = [
+    "clone3",
+    "io_uring_enter",
+    "io_uring_register",
+    "io_uring_setup",
+    "memfd_create",
+    "memfd_secret",
+    "msgget",
+    "semget",
+    "shmget",
+]
 
 _Code = list[tuple[int, int, int, int]]
 
 
 class Rules(Struct, frozen=True, kw_only=True):
-    """What a filter refuses beyond what all refuse (tracing, mounting, namespaces, modules, keys, clocks, nameless memory).
+    """What a filter refuses beyond what all refuse (tracing, mounting, namespaces, keys, nameless memory).
 
     Attributes:
         has_sockets: Let sockets of this machine and the internet be made; right only in a network of its own.
