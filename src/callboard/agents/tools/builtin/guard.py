@@ -94,12 +94,14 @@ class Guard(httpx.AsyncBaseTransport):
         if not url.host or url.userinfo:
             raise _denied(url, "it names no host, or holds a password")
         port = url.port or _PORTS[url.scheme]
+        # as it goes over the wire: other alphabets have other digits
+        host = url.raw_host.decode("ascii")
         try:
-            addresses = await self._resolve(url.host, port)
+            addresses = await self._resolve(host, port)
         except (OSError, UnicodeError) as error:
             message = f"{url.host[:200]} cannot be resolved: {error}"
             raise ToolError(message) from error
-        if f"{url.host.lower()}:{port}" not in self._allow:
+        if f"{host.lower()}:{port}" not in self._allow:
             for address in addresses:
                 if not is_public(ipaddress.ip_address(address.partition("%")[0])):
                     raise _denied(url, f"{url.host} is {address}, which is not on the public internet")
@@ -123,7 +125,7 @@ def _packed(address: ipaddress.IPv6Address) -> list[Address]:
 
 def _to(request: httpx.Request, address: str) -> httpx.Request:
     """Return the request as it goes to an address; the host's name stays in its header and for its certificate."""
-    extensions = {**request.extensions, "sni_hostname": request.url.host}
+    extensions = {**request.extensions, "sni_hostname": request.url.raw_host.decode("ascii")}
     # the header was made from the URL and stays
     return httpx.Request(
         request.method,
