@@ -293,6 +293,7 @@ class TopologySettings(Section):
         dead_max_bytes: Dead letters; beyond it they wait with their lease held.
         tokens_max_bytes: Token streams, in memory.
         result_ttl_s, audit_ttl_s, dead_ttl_s, token_ttl_s: How long each is kept.
+        context_history: Changes of each key of the shared context that are kept.
         dedup_window_s: How long a repeated ``Nats-Msg-Id`` is recognised by the broker.
         actor_max_consumers: Readers of the actor stream; the server's own default would be 1,000.
     """
@@ -308,6 +309,7 @@ class TopologySettings(Section):
     audit_ttl_s: Annotated[float, Field(ge=3600)] = 30 * DAY_S
     dead_ttl_s: Annotated[float, Field(ge=3600)] = 90 * DAY_S
     token_ttl_s: Annotated[float, Field(ge=1)] = 600.0
+    context_history: Annotated[int, Field(ge=1, le=64)] = 64
     dedup_window_s: Annotated[float, Field(ge=1, le=3600)] = 120.0
     actor_max_consumers: Annotated[int, Field(ge=64)] = 4096
 

@@ -91,6 +91,7 @@ PARTITION_UNPLACED: Final = "callboard.v1.partition.unplaced"  # debug: code, me
 # --- registry ----------------------------------------------------------------------------------------------------
 
 REGISTRY_LED: Final = "callboard.v1.registry.led"  # info: agents; this worker answers look-ups from now on
+CONTEXT_UNSWEPT: Final = "callboard.v1.context.unswept"  # warning: scope, code, message; what is over stays for now
 REGISTRY_UNHOSTED: Final = "callboard.v1.registry.unhosted"  # warning: worker, message; look-ups go to other workers
 REGISTRY_DUPLICATED: Final = "callboard.v1.registry.duplicated"  # error: actor, code, holder; two claim one address
 REGISTRY_UNWRITTEN: Final = "callboard.v1.registry.unwritten"  # debug: actor, code; tried again

@@ -33,7 +33,6 @@ BLOBS = "OBJ_CB_BLOBS"
 FULL_SHARE = 0.8
 LOW_HOURS = 24.0
 
-CONTEXT_HISTORY = 64
 CONFIG_HISTORY = 10
 UNLIMITED = -1
 
@@ -104,7 +103,7 @@ def declared(
         # No rollup: with it, whoever may write one record deletes all of them in one write.
         _bucket(REGISTRY, settings, allow_msg_ttl=True, allow_rollup=False),
         # History and message TTL do not go together: the older revision comes back when the newer one expires.
-        _bucket(CONTEXT, settings, history=CONTEXT_HISTORY),
+        _bucket(CONTEXT, settings, history=settings.context_history, allow_atomic=True),
         _bucket(CONFIG, settings, history=CONFIG_HISTORY),
         _objects(settings),
     )
@@ -322,6 +321,7 @@ def _bucket(
     history: int = 1,
     allow_msg_ttl: bool = False,
     allow_rollup: bool = True,
+    allow_atomic: bool = False,
 ) -> StreamConfig:
     """Return the stream of a key-value bucket as NATS clients make it."""
     return StreamConfig(
@@ -333,6 +333,7 @@ def _bucket(
         allow_direct=True,
         allow_msg_ttl=allow_msg_ttl,
         allow_rollup=allow_rollup,
+        allow_atomic=allow_atomic,
         deny_delete=True,
     )
 

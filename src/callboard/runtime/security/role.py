@@ -84,7 +84,13 @@ def _gets(stream: str) -> tuple[str, ...]:
 
 def _reads(stream: str) -> tuple[str, ...]:
     """Return what it takes to read a stream in order, by a consumer of our own that ends with us."""
-    names = ("CONSUMER.CREATE.{}.*", "CONSUMER.MSG.NEXT.{}.*", "CONSUMER.INFO.{}.*", "CONSUMER.DELETE.{}.*")
+    names = (
+        "CONSUMER.CREATE.{}.*",
+        "CONSUMER.CREATE.{}.*.>",
+        "CONSUMER.MSG.NEXT.{}.*",
+        "CONSUMER.INFO.{}.*",
+        "CONSUMER.DELETE.{}.*",
+    )
     return (*_gets(stream), *("$JS.API." + name.format(stream) for name in names))
 
 
@@ -139,9 +145,24 @@ _LIVE = Grant(
         "cb.ctl.freed",
     ),
 )
-_SETTINGS = Grant(
-    "read live settings and shared context",
-    (*_reads("KV_CB_CONFIG"), *_reads("KV_CB_CONTEXT")),
+_SETTINGS = Grant("read live settings", _reads("KV_CB_CONFIG"))
+
+
+def _shares(*scopes: str) -> tuple[str, ...]:
+    """Return what it takes to read and write parts of the shared context: keys are told apart by subject alone."""
+    keys = tuple(f"$KV.CB_CONTEXT.{scope}.>" for scope in scopes)
+    names = ("STREAM.INFO.{}", "CONSUMER.MSG.NEXT.{}.*", "CONSUMER.INFO.{}.*", "CONSUMER.DELETE.{}.*")
+    return (
+        *keys,
+        *("$JS.API." + name.format("KV_CB_CONTEXT") for name in names),
+        *(f"$JS.API.DIRECT.GET.KV_CB_CONTEXT.{key}" for key in keys),
+        *(f"$JS.API.CONSUMER.CREATE.KV_CB_CONTEXT.*.{key}" for key in keys),
+    )
+
+
+_SHARE = Grant(
+    "read and write the shared context, and what its own actor types keep there",
+    _shares("global", "run", "private.{type}"),
 )
 _PULL = Grant(
     "pull tasks of its capabilities, and see where some wait",
@@ -253,7 +274,7 @@ ROLES: dict[str, Role] = {
         Role(
             name="worker",
             about="the workers of one pool: serve its capabilities",
-            grants=(_CONNECT, _LIVE, _SETTINGS, _PULL, _RECORD, _SUBMIT, _TALK, _LOOK_UP, _PICK, _STORE_BLOBS),
+            grants=(_CONNECT, _LIVE, _SETTINGS, _SHARE, _PULL, _RECORD, _SUBMIT, _TALK, _LOOK_UP, _PICK, _STORE_BLOBS),
         ),
         Role(
             name="host",
@@ -262,6 +283,7 @@ ROLES: dict[str, Role] = {
                 _CONNECT,
                 _LIVE,
                 _SETTINGS,
+                _SHARE,
                 _PULL,
                 _RECORD,
                 _SUBMIT,
