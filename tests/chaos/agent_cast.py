@@ -74,6 +74,7 @@ def note(run: str, number: int, context: ToolContext) -> str:
     Args:
         run: The run.
         number: Number of the note.
+        context: The call.
     """
     _die(run, number, "before")
     (folder() / "notes" / f"{run}-{number}").write_text(context.key)
@@ -89,6 +90,7 @@ def send(run: str, number: int, context: ToolContext) -> str:
     Args:
         run: The run.
         number: Number of the letter.
+        context: The call.
     """
     _die(run, number, "before")
     _write("send", run, number=number, key=context.key)

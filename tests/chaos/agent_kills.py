@@ -1,9 +1,9 @@
 """Kill the worker of an agent at every step of its run: is a model call paid twice, is an effect had twice?
 
-``python -m tests.chaos.agent_kills`` runs it by hand and prints a table. A run of the agent has ten steps: five calls of
-the model and five of tools, of which one must not be repeated. Each round takes one of them, kills the worker process in
-it with SIGKILL, and lets another go on: in a call of the model while the provider thinks, in a call of a tool before its
-effect, and after it, before anybody could record it. Server, provider and workers are real.
+``python -m tests.chaos.agent_kills`` runs it by hand and prints a table. A run of the agent has ten steps: five calls
+of the model and five of tools, of which one must not be repeated. Each round takes one of them, kills the worker
+process in it with SIGKILL, and lets another go on: in a call of the model while the provider thinks, in a call of a
+tool before its effect, and after it, before anybody could record it. Server, provider and workers are real.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Row(Struct, frozen=True, kw_only=True):
         again = 0 if self.point.kind != "note" else 2 if self.point.number <= SIDE_BY_SIDE else 1
         wrong = {
             f"the run did not end: {self.status}": not self.status.startswith("done"),
-            "it was not killed": self.runs < 2,  # noqa: PLR2004 - begun, and begun again
+            "it was not killed": self.runs < 2,
             f"{self.paid_twice} calls of the model were paid twice": self.paid_twice > 0,
             f"{self.calls} calls of the model": not MODEL_CALLS <= self.calls <= MODEL_CALLS + allowed,
             f"{self.keys} keys for {NOTES} notes": self.keys != NOTES,
@@ -133,13 +133,12 @@ def script(run: str) -> list[Say]:
     def want(name: str, number: int) -> Want:
         return Want(name, {"run": run, "number": number})
 
-    says = [
+    return [
         Say(when=f"[{run}]", answered=0, tools=(want("note", 1), want("note", 2))),
         *(Say(when=f"[{run}]", answered=done, tools=(want("note", done + 1),)) for done in (2, 3)),
         Say(when=f"[{run}]", answered=4, tools=(want("send", LETTER),)),
         Say("all is done", when=f"[{run}]", answered=5),
     ]
-    return says
 
 
 def run_of(call: Call) -> str:
@@ -150,7 +149,7 @@ def run_of(call: Call) -> str:
 
 def number_of(call: Call) -> int:
     """Return which question of its run a call is, 1-based."""
-    return 1 + sum(message["role"] == "assistant" for message in call.body["messages"])
+    return 1 + len([message for message in call.body["messages"] if message["role"] == "assistant"])
 
 
 class Theatre:
@@ -244,18 +243,18 @@ class Theatre:
     async def _decide(self, run: str) -> bool:
         """Look what became of the letter, as a person would, and say so; return whether anybody was asked."""
 
-        async def pending() -> list[tuple[str, dict[str, str]]]:
+        async def pending() -> list[ActorRef]:
             counts = await self.bus.subject_counts(subjects.ACTORS, "cb.state.approval.*")
             found = []
             for subject in counts:
                 ref = ActorRef(self.bus, f"approval/{subjects.unescape(subject.rpartition('.')[2])}")
                 entry = await ref.ask({}, type="Show")
                 if entry["requester"] == f"clerk/{run}" and entry["status"] == "pending":
-                    found.append((ref, entry))
+                    found.append(ref)
             return found
 
         await eventually(pending, within_s=WITHIN_S, what="a question about the letter", every_s=0.2)
-        ((ref, _),) = await pending()
+        (ref,) = await pending()
         # whether it was sent or not, nobody shall send it now
         _ = await ref.ask({"by": "chaos", "suggestion": "it was seen to"}, type="Suggest")
         return True

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from callboard.agents.agent import Agent
 from callboard.runtime.actor.actor import Actor
@@ -81,24 +82,26 @@ def describe(actor: type[Actor], *, source: str = "") -> Entry:
         ActorDefinitionError: If it cannot be used.
     """
     kind = ActorType.of(actor)
-    shared = {
-        "name": kind.name,
-        "capabilities": tuple(kind.capabilities),
-        "messages": {name: _line(handler.doc) for name, handler in kind.handlers.items()},
-        "source": source,
-    }
+    found = Entry(
+        name=kind.name,
+        kind="actor",
+        about=_first(inspect.getdoc(actor) or ""),
+        capabilities=tuple(kind.capabilities),
+        messages={name: _line(handler.doc) for name, handler in kind.handlers.items()},
+        source=source,
+    )
     if not issubclass(actor, Agent):
-        return Entry(kind="actor", about=_first(inspect.getdoc(actor) or ""), **shared)
+        return found
     own = actor.profile
     permitted = [tool.name for tool in own.permissions.visible(own.tools)]
-    return Entry(
+    return replace(
+        found,
         kind="agent",
         about=_first(actor.instructions),
         models=tuple(each if isinstance(each, str) else each.name for each in own.models),
         tools=tuple(permitted),
         denied=tuple(tool.name for tool in own.tools if tool.name not in permitted),
         output="" if own.output is None else getattr(own.output, "__name__", str(own.output)),
-        **shared,
     )
 
 
