@@ -123,7 +123,7 @@ async def test_litellm_shows_no_key(caplog: pytest.LogCaptureFixture, *, stream:
         assert CANARY in provider.calls[0].headers["authorization"]
     assert isinstance(found, ModelError)
     assert CANARY not in str(found) + repr(vars(found)) + repr(far)
-    assert CANARY not in "".join(traceback.format_exception_only(found))
+    assert CANARY not in "".join(traceback.format_exception(found))
     assert CANARY not in caplog.text
 
 

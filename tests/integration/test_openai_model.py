@@ -19,6 +19,7 @@ from callboard.agents.errors import (
     ModelOutputError,
     ModelRateError,
     ModelRefusedError,
+    ModelRequestError,
     ModelSetupError,
     ModelTimeoutError,
     ModelTransientError,
@@ -178,6 +179,26 @@ async def test_a_wrong_key_is_not_tried_again() -> None:
         calls = len(provider.calls)
     assert isinstance(error, ModelAuthError)
     assert calls == 1
+
+
+@pytest.mark.parametrize(
+    "field", [{"api_key": "sk-\u00e9"}, {"api_key": "a\r\nX-Evil: 1"}, {"headers": {"X-A": "a\nEvil"}}]
+)
+async def test_a_key_that_no_header_can_hold_is_refused_by_name(field: dict[str, object]) -> None:
+    settings = AgentSettings.model_validate({"providers": {"near": {"base_url": "http://127.0.0.1:9/v1"} | field}})
+    with pytest.raises(ModelSetupError, match=rf"agents\.providers\.near\.{next(iter(field))}") as caught:
+        OpenAiModel("near/small", settings=settings)
+    assert "sk-" not in str(caught.value)
+    assert "Evil" not in str(caught.value)
+
+
+async def test_half_a_character_in_a_prompt_is_told() -> None:
+    async with Provider() as provider:
+        asked = model(provider)
+        with pytest.raises(ModelRequestError, match="half a character"):
+            await asked.complete(Prompt(messages=(user("a\ud800b"),)))
+        await asked.close()
+        assert provider.calls == []
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -7,6 +7,7 @@ import io
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -94,6 +95,15 @@ class Engine:
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
             self._process.wait(_START_S)
+        # What a killed engine leaves: its containerd, the shims of its containers, and mounts below its folder.
+        for entry in Path("/proc").iterdir():
+            with contextlib.suppress(OSError):
+                if entry.name.isdecimal() and bytes(self.folder) in (entry / "cmdline").read_bytes():
+                    os.kill(int(entry.name), signal.SIGKILL)
+        mounted = Path("/proc/self/mounts").read_text("utf-8").splitlines()
+        for place in sorted((line.split()[1] for line in mounted), reverse=True):
+            if Path(place).is_relative_to(self.folder):
+                subprocess.run(["umount", "--lazy", place], check=False)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _in(self, name: str) -> str:

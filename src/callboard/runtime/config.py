@@ -57,6 +57,8 @@ class NatsSettings(Section):
             nothing is said to a server without TLS.
         inbox_prefix: Where answers arrive; with permissions, one of its own for each user.
         connect_deadline_s: How long start-up waits for the first connection.
+        is_guest: The user may hand in mail and delayed tasks only (``cb.tell``, ``Cb-Not-Before``), and not write where
+            the server holds those of others. ``callboard nats config`` sets it for the users that it is true of.
     """
 
     url: str = "nats://127.0.0.1:4222"
@@ -70,6 +72,7 @@ class NatsSettings(Section):
     tls_key_file: Path | None = None
     inbox_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$")] = "_INBOX"
     connect_deadline_s: Seconds = 10.0
+    is_guest: bool = False
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -75,6 +75,7 @@ TURN_INTERRUPTED: Final = "callboard.v1.turn.interrupted"  # info: actor, seq, r
 TURN_UNNOTED: Final = "callboard.v1.turn.unnoted"  # warning: actor, event_name, code; an event of it was not stored
 HANDLER_ABANDONED: Final = "callboard.v1.handler.abandoned"  # error: actor, seq; it swallows every cancellation
 MAIL_DEAD_LETTERED: Final = "callboard.v1.mail.dead_lettered"  # error: actor, seq, attempts, code
+POST_UNREAD: Final = "callboard.v1.post.unread"  # warning: type, code, message; mail that was handed in waits
 MAIL_REFUSED: Final = "callboard.v1.mail.refused"  # warning: actor, mails, policy, problem; the mailbox is full
 REPLY_REFUSED: Final = "callboard.v1.reply.refused"  # warning: subject; an answer was wanted where only workers write
 HOOK_FAILED: Final = "callboard.v1.hook.failed"  # warning: actor, hook, type

@@ -84,6 +84,7 @@ def connector(settings: Settings) -> Connect:
             tls_cert=_path(nats.tls_cert_file),
             tls_key=_path(nats.tls_key_file),
             inbox_prefix=nats.inbox_prefix,
+            is_guest=nats.is_guest,
             connect_deadline_s=nats.connect_deadline_s,
             on_event=_log_event,
         )

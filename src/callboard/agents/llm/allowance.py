@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from decimal import Decimal
+from functools import reduce
 
 import msgspec
 from msgspec import UNSET
@@ -22,6 +23,7 @@ from callboard.agents.llm.scope import (
     Settle,
     check_scope,
 )
+from callboard.runtime.actor.ref import ActorRef
 from callboard.runtime.actor.turn_api import TurnApi
 
 # What an answer is expected to need where nobody says; a longer one asks for more while it comes.
@@ -124,25 +126,25 @@ class Allowance:
         """Say what the call has spent; the second time nothing happens."""
         message = Settle(id=self._id, spent=Amount(tokens=usage.tokens, usd=cost_usd, seconds=seconds))
         held, self._held = self._held, []
-        for scope in held:
-            _ = await self._turn.ask(f"{TYPE}/{scope}", message, idempotency_key=f"{self._id}/settle")
+        # at once and not with the turn's commit, which may be an hour away or never come; repeated it is harmless
+        mailed = (ActorRef(self._turn.bus, f"{TYPE}/{scope}", clock=self._turn.clock).tell(message) for scope in held)
+        _ = await self._turn.gather(*mailed)
 
     async def _reserve(self, least: Amount, want: Amount) -> None:
-        covered = want
-        for scope in self._scopes:
-            message = Reserve(id=self._id, step=self._step, least=least, want=want, lasts_s=self._lasts_s)
-            key = f"{self._id}/{self._rounds}"
-            answer = await self._turn.ask(f"{TYPE}/{scope}", message, idempotency_key=key)
-            grant = msgspec.convert(answer, Grant)
+        message = Reserve(id=self._id, step=self._step, least=least, want=want, lasts_s=self._lasts_s)
+        key = f"{self._id}/{self._rounds}"
+        asked = (self._turn.ask(f"{TYPE}/{scope}", message, idempotency_key=key) for scope in self._scopes)
+        grants = [msgspec.convert(answer, Grant) for answer in await self._turn.gather(*asked)]
+        self._rounds += 1
+        # whoever said yes holds something, also where another said no
+        given = [scope for scope, grant in zip(self._scopes, grants, strict=True) if grant.ok]
+        self._held = list(dict.fromkeys([*self._held, *given]))
+        for grant in grants:
             if not grant.ok:
                 raise BudgetExceededError(grant.message, scope=grant.scope, unit=grant.unit)
-            if scope not in self._held:
-                self._held.append(scope)
-            covered = smaller(covered, grant.amount)
-            if grant.seconds_left is not None:
-                self.seconds_left = min(grant.seconds_left, self.seconds_left or grant.seconds_left)
-        self._covered = covered
-        self._rounds += 1
+        self._covered = reduce(smaller, (grant.amount for grant in grants), want)
+        if self._rounds == 1:
+            self.seconds_left = min((one for grant in grants if (one := grant.seconds_left) is not None), default=None)
 
     def _amount(self, output_tokens: int) -> Amount:
         usage = Usage(input_tokens=self._input_tokens, output_tokens=output_tokens)

@@ -153,7 +153,8 @@ class LitellmModel(Adapter):
         try:
             return await answer
         except (lite.exceptions.openai.OpenAIError, lite.exceptions.httpx.HTTPError, *_FOREIGN) as error:
-            raise self._fault(error) from error
+            # "from None": its own text repeats what the provider said, which may hold the key
+            raise self._fault(error) from None
 
     def _fault(self, error: BaseException) -> ModelError:
         cause = getattr(error, "original_exception", None) or error  # of a stream that broke off

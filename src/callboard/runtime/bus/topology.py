@@ -22,6 +22,7 @@ LEDGER = "CB_LEDGER"
 ACTORS = "CB_ACTORS"
 AUDIT = "CB_AUDIT"
 GAPS = "CB_AUDIT_GAPS"
+POST = "CB_POST"
 DEAD = "CB_DEAD"
 TOKENS = "CB_TOKENS"
 REGISTRY = "KV_CB_REGISTRY"
@@ -98,6 +99,7 @@ def declared(
         *_task_streams(settings),
         _dead(settings),
         _actors(settings),
+        _post(settings),
         *(_audit_streams(settings) if audit else ()),
         _tokens(settings),
         # No rollup: with it, whoever may write one record deletes all of them in one write.
@@ -268,6 +270,20 @@ def _actors(settings: TopologySettings) -> StreamConfig:
     )
 
 
+def _post(settings: TopologySettings) -> StreamConfig:
+    return StreamConfig(
+        name=POST,
+        # Headers are not limited, subjects are: whoever may write into a stream with schedules may delete all of it
+        # by a roll-up. Users who only give work write here, where the server refuses that; a host makes mail of it.
+        subjects=("cb.tell.*.*",),
+        replicas=settings.replicas,
+        discard="new",
+        duplicate_window_s=settings.dedup_window_s,
+        allow_direct=True,
+        deny_delete=True,
+    )
+
+
 def _audit_streams(settings: TopologySettings) -> tuple[StreamConfig, ...]:
     audit = StreamConfig(
         name=AUDIT,
@@ -347,7 +363,6 @@ def _objects(settings: TopologySettings) -> StreamConfig:
         replicas=settings.replicas,
         discard="new",
         allow_direct=True,
-        allow_rollup=True,
     )
 
 
