@@ -11,7 +11,6 @@ from callboard.agents.flow import flow
 from callboard.agents.message import AgentResult, Task
 from callboard.agents.run import Run
 from callboard.agents.run_record import RunResult
-from callboard.agents.stopper import Stopper
 from callboard.runtime.actor.actor import Actor
 from callboard.runtime.actor.handler import on
 from callboard.runtime.actor.ref import ActorRef
@@ -50,14 +49,14 @@ async def ask(world: World, address: str, job: object, *, timeout_s: float = 20.
 
 
 async def test_in_a_row_each_agent_gets_the_task_and_what_came_before(callboard_world: World) -> None:
-    await callboard_world.start(Scribe, rows, Stopper)
+    await callboard_world.start(Scribe, rows)
     found = await ask(callboard_world, "run-rows/1", Job("dig"))
     assert found.status == "done"
     assert found.output == ["a: dig ()", "b: dig (scribe)", "c: dig (scribe,scribe-2)"]
 
 
 async def test_side_by_side(callboard_world: World) -> None:
-    await callboard_world.start(Scribe, sides, Stopper)
+    await callboard_world.start(Scribe, sides)
     found = await ask(callboard_world, "run-sides/1", Job("dig"))
     assert found.output == {
         "scribe": "0: dig ()",

@@ -6,6 +6,7 @@ asks the same agent the same question under the same id, and gets the answer tha
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
@@ -19,7 +20,6 @@ from callboard.agents.branch import Branch
 from callboard.agents.errors import AgentFailedError
 from callboard.agents.message import AgentResult, Status, Task
 from callboard.agents.run_record import ANSWERED, ASKED, AgentRun, Begun, Outcome, RunResult, RunState
-from callboard.agents.stopper import client_here
 from callboard.runtime import codec
 from callboard.runtime.actor import step
 from callboard.runtime.actor.actor import Actor
@@ -39,6 +39,7 @@ from callboard.runtime.errors import (
     TurnFencedError,
 )
 from callboard.runtime.registry.handle import AgentHandle
+from callboard.runtime.registry.message import SERVED, Served
 
 T = TypeVar("T")
 
@@ -117,7 +118,7 @@ class Asking:
         self.missing: list[str] = []
         self.kept: dict[str, Any] = dict(state.kept)
         self.outcomes: dict[str, list[Outcome]] = {}
-        self.clock = client_here().clock
+        self.clock = turn.clock
         self._attempt = begun.attempt
         self._root = Scope("", inherited.deadline)
 
@@ -230,7 +231,8 @@ class Asking:
         try:
             value = await self._patiently(lambda: self._ask(begun, branch))
             took_s = self.clock.monotonic() - began_s
-        except (AskTimeoutError, TaskTimeoutError, DeadlineError) as error:
+        except (AskTimeoutError, TaskTimeoutError, DeadlineError, NoHostError) as error:
+            # nobody hosts it any more: whether it had the question is not known
             found = replace(begun, status="lost", error=_text(error))
         except AskFailedError as error:
             is_late = error.cause_code == DeadlineError.code
@@ -245,25 +247,30 @@ class Asking:
             if not result.is_done:
                 found = replace(found, error=f"{result.status}: {result.reason}")
         if begun.capability and begun.agent:
-            client_here().lookups.served(begun.agent, took_s)
+            await self._served(begun.agent, took_s)
         return replace(found, input=None, ended_at=self.clock.now())
 
     async def _ask(self, begun: AgentRun, branch: Branch) -> object:
         left_s = ((begun.until or self.clock.now()) - self.clock.now()).total_seconds()
         if left_s <= 0:
-            message = f"no time is left to ask {begun.agent or begun.capability}"
-            raise DeadlineError(message)
+            text = f"no time is left to ask {begun.agent or begun.capability}"
+            raise DeadlineError(text)
         message = self._message(begun, branch)
         if not begun.agent:
             value = message if branch.value is not UNSET else UNSET
             return await self.turn.call(begun.capability, value, timeout_s=left_s, key=begun.ask)
         return await self.turn.ask(begun.agent, message, timeout_s=left_s, idempotency_key=begun.ask)
 
+    async def _served(self, agent: str, took_s: float) -> None:
+        """Tell the registry how long a picked agent took, or that it failed; a loss harms nobody."""
+        with contextlib.suppress(BusError):
+            await self.turn.bus.publish(SERVED, codec.encode(Served(address=agent, s=took_s)))
+
     def _message(self, begun: AgentRun, branch: Branch) -> object:
         value = Task(branch.value) if isinstance(branch.value, str) and begun.agent else branch.value
         if not isinstance(value, Task):
             return {} if value is UNSET else value
-        budgets = tuple(dict.fromkeys((*value.budgets, *self.inherited.budgets)))
+        budgets = tuple(dict.fromkeys((*self.inherited.budgets, *value.budgets)))
         context = {**value.context, **branch.context}
         return replace(value, context=context, run=self.inherited.run, agent_run=begun.name, budgets=budgets)
 

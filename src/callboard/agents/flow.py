@@ -16,6 +16,7 @@ from msgspec.structs import replace
 
 from callboard.agents.asking import Asking, Inherited, Journaled, cut
 from callboard.agents.message import Task
+from callboard.agents.petition import Approval, Petition
 from callboard.agents.run import Run
 from callboard.agents.run_log import marked
 from callboard.agents.run_record import (
@@ -30,7 +31,7 @@ from callboard.agents.run_record import (
     run_name,
     spent,
 )
-from callboard.agents.stopper import STOPPER, Stopper, StopRun, client_here
+from callboard.agents.stopper import STOPPER, Stopper, StopRun
 from callboard.runtime import codec
 from callboard.runtime.actor.actor import Actor
 from callboard.runtime.actor.handler import on
@@ -64,7 +65,7 @@ class Flow(Actor, abstract=True, state_limit_bytes=STATE_BYTES):
     """
 
     State: ClassVar[Any] = RunState
-    companions: ClassVar[Sequence[type[Actor]]] = (Stopper,)
+    companions: ClassVar[Sequence[type[Actor]]] = (Stopper, Approval, Petition)
     function: ClassVar[Function]
     timeout_s: ClassVar[float] = DAY_S
     patience_s: ClassVar[float] = PATIENCE_S
@@ -84,7 +85,7 @@ class Flow(Actor, abstract=True, state_limit_bytes=STATE_BYTES):
     # --- inside
 
     def _begin(self) -> Begun:
-        mail, now = self.mail, client_here().clock.now()
+        mail, now = self.mail, current_turn().clock.now()
         end = now + timedelta(seconds=self.timeout_s)
         parents = self._ancestors()
         return Begun(
@@ -105,7 +106,7 @@ class Flow(Actor, abstract=True, state_limit_bytes=STATE_BYTES):
         scopes = [f"run/{begun.run}", *(f"run/{name}" for name in reversed(self._ancestors()))]
         if isinstance(job, Task):
             scopes += job.budgets
-        clock = client_here().clock
+        clock = current_turn().clock
         began_at = begun.began_at or clock.now()
         deadline = begun.deadline or began_at + timedelta(seconds=self.timeout_s)
         margin_s = min(MARGIN_MAX_S, MARGIN_SHARE * (deadline - began_at).total_seconds())
@@ -122,7 +123,7 @@ class Flow(Actor, abstract=True, state_limit_bytes=STATE_BYTES):
         Raises:
             BaseException: What is to be tried again here, or goes on elsewhere.
         """
-        clock = client_here().clock
+        clock = current_turn().clock
         left_s = ((begun.deadline or clock.now()) - clock.now()).total_seconds()
         work = asyncio.ensure_future(type(self).function(run, job))
         try:
@@ -163,7 +164,7 @@ class Flow(Actor, abstract=True, state_limit_bytes=STATE_BYTES):
         state.attempt = begun.attempt
         state.begun = begun
         state.result = result
-        state.ended_at = client_here().clock.now()
+        state.ended_at = current_turn().clock.now()
         state.joins = asking.outcomes
         state.agents = [cut(_closed(part, result)) for part in marked(parts, state.joins)]
         state.kept = {} if result.status == "done" else _fitting(asking.kept)
@@ -230,11 +231,15 @@ def _made(function: Any, name: str, timeout_s: float, patience_s: float, options
     if parameters[1].annotation is inspect.Parameter.empty:
         _refuse(function, f"does not say what a job is: annotate {parameters[1].name}, such as `: Job` or `: dict`")
 
-    @functools.wraps(function)
     async def start(self: Flow, job: object) -> RunResult:
         return await self.attempt_at(job)
 
-    start.__annotations__ = _annotations(function)
+    kind = _job_type(function, parameters[1].name)
+    if isinstance(kind, str):
+        # the runtime resolves it later, where the function stands
+        start = functools.wraps(function)(start)
+    else:
+        start.__annotations__ = {"job": kind, "return": RunResult}
     label = name or function.__name__.replace("_", "-").lower()
     body = {
         "start": on(start),
@@ -249,15 +254,15 @@ def _made(function: Any, name: str, timeout_s: float, patience_s: float, options
     return cast("type[Flow]", new_class(function.__name__, (Flow,), given, lambda space: space.update(body)))
 
 
-def _annotations(function: FunctionType) -> dict[str, Any]:
-    """Return the annotations with types for names where they exist by now, locals around the function included."""
+def _job_type(function: FunctionType, parameter: str) -> Any:  # noqa: ANN401 - an annotation
+    """Return what a job is: the annotation as a type where its names exist by now, locals around it included."""
     frame = sys._getframe(2)  # noqa: SLF001 - whoever wrote the decorator
     while frame.f_back is not None and frame.f_globals.get("__name__") == __name__:
         frame = frame.f_back
     try:
-        return get_type_hints(function, localns=dict(frame.f_locals), include_extras=True)
+        return get_type_hints(function, localns=dict(frame.f_locals), include_extras=True)[parameter]
     except NameError:
-        return dict(function.__annotations__)
+        return function.__annotations__[parameter]
 
 
 def _refuse(function: object, why: str) -> NoReturn:

@@ -15,22 +15,24 @@ from callboard.runtime.errors import InputError
 How = Literal["collect", "vote", "first", "reduce"]
 
 
-def check(names: Sequence[str], *, how: str, quorum: int | None, cap: int | None, deadline_s: float | None) -> None:
-    """Refuse a join that cannot be meant.
+def check(
+    count: int, *, names: Sequence[str], how: str, quorum: int | None, cap: int | None, deadline_s: float | None
+) -> None:
+    """Refuse a join of ``count`` branches that cannot be meant; ``names`` are those that they were given.
 
     Raises:
         InputError: Saying what is wrong and what to give.
     """
     wrong = ""
-    twice = sorted(name for name, count in Counter(names).items() if count > 1)
-    if not names:
+    twice = sorted(name for name, times in Counter(names).items() if times > 1)
+    if not count:
         wrong = "it has no branches: give at least one"
     elif twice:
         wrong = f"two branches are named {twice[0]!r}: give each a name= of its own"
     elif how not in get_args(How):
         wrong = f"join is {how!r}: take one of {', '.join(get_args(How))}"
-    elif quorum is not None and not 1 <= quorum <= len(names):
-        wrong = f"quorum is {quorum} and there are {len(names)} branches: take 1 to {len(names)}, or leave it out"
+    elif quorum is not None and not 1 <= quorum <= count:
+        wrong = f"quorum is {quorum} and there are {count} branches: take 1 to {count}, or leave it out"
     elif cap is not None and cap < 1:
         wrong = f"cap is {cap}: take 1 or more branches at a time, or leave it out for all"
     elif deadline_s is not None and deadline_s <= 0:

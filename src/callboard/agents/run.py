@@ -13,14 +13,16 @@ import msgspec
 from msgspec import UNSET
 from msgspec.structs import replace
 
+from callboard.agents import approval
 from callboard.agents import join as joins
+from callboard.agents.approval import Grant
 from callboard.agents.asking import Asking, Scope, scope_now
 from callboard.agents.branch import Branch, Choose, Joined, Next, Trail, Whom, as_branch
 from callboard.agents.errors import AgentFailedError, FlowError
 from callboard.agents.join import How
 from callboard.agents.message import AgentResult, Task
 from callboard.agents.run_record import JOINED, JOINING, Join, Outcome
-from callboard.agents.stopper import cancel, client_here
+from callboard.agents.stopper import cancel
 from callboard.runtime import codec
 from callboard.runtime.actor import address as addresses
 from callboard.runtime.actor import function, step
@@ -173,8 +175,7 @@ class Run:
         """
         todo = [as_branch(each, value) for each in branches]
         named = [each.name for each in todo if each.name]
-        joins.check(named or [each.label for each in todo], how=join, quorum=None, cap=cap, deadline_s=deadline_s)
-        joins.check([str(at) for at in range(len(todo))], how=join, quorum=quorum, cap=cap, deadline_s=deadline_s)
+        joins.check(len(todo), names=named, how=join, quorum=quorum, cap=cap, deadline_s=deadline_s)
         if join == "reduce" and into is None:
             message = "parallel: join='reduce' needs into=, a function of the list of results or an agent"
             raise InputError(message)
@@ -273,6 +274,14 @@ class Run:
     def progress(self, percent: float | None = None, *, stage: str | None = None, text: str | None = None) -> bool:
         """Tell watchers how far the run is; not stored."""
         return self._turn.progress(percent, stage=stage, text=text)
+
+    async def approve(self, payload: object, **how: Any) -> Grant:  # noqa: ANN401 - as approval.approve
+        """Ask people whether ``payload`` may be done, and wait without holding anything. See ``approval.approve``.
+
+        Raises:
+            ApprovalDeniedError: If the answer was no.
+        """
+        return await approval.approve(self._turn, payload, **how)
 
     async def wait_for(self, kind: type[Any] | str, *, timeout: str | float | None = None) -> Any:  # noqa: ANN401, ASYNC109
         """Park the run until a message of ``kind`` comes to ``run-<flow>/<id>``, for minutes or months."""
@@ -392,8 +401,7 @@ class Run:
         names = [each.name for each in outcomes if each.status in ("lost", "cancelled")]
         for part in self._asking.open_parts(names):
             if part.agent:
-                bus = client_here().bus
-                _ = await cancel(bus, addresses.parse(part.agent), "no longer needed", id=part.ask)
+                _ = await cancel(self._turn.bus, addresses.parse(part.agent), "no longer needed", id=part.ask)
 
     async def _reduced(self, into: Reduce | None, results: dict[str, Any], value: object) -> Any:  # noqa: ANN401
         if isinstance(into, (str, Branch)):

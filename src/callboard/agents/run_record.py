@@ -34,7 +34,8 @@ class AgentRun(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     Attributes:
         name: Name within the run, such as ``summarise-2`` or ``review[1]/check``.
-        status: ``lost``: no answer came in time, or its join no longer waited. ``cancelled``: the run was.
+        status: ``lost``: no answer came in time, nobody hosts it, or its join no longer waited.
+            ``cancelled``: the run was.
         agent: Who, ``type/key``; "" for a pool.
         capability: What was asked for, "" where somebody was named.
         try_: Number of the agent that was asked, 1-based; above 1 a former one had failed.
@@ -170,7 +171,7 @@ def run_address(run: str) -> Address:
         InvalidNameError: If it is no such name.
     """
     flow, slash, key = run.partition("/")
-    if not slash or not key:
+    if not slash or not key or not flow.removeprefix(PREFIX):
         message = f"{run[:80]!r} names no run: it reads <flow>/<id>, such as digest/7f3a; see `callboard runs ls`"
         raise InvalidNameError(message, name=run[:80])
     return address.parse(f"{PREFIX}{flow.removeprefix(PREFIX)}/{key}")

@@ -41,6 +41,8 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "approvals": ("approvals", "List what agents ask of people, and grant, deny or suggest."),
     "ctx": ("ctx", "Read, set, watch what agents share: the shared context."),
     "find": ("find", "Find who can do something, or pick the least busy one."),
+    "runs": ("runs", "Start, list, show, cancel and retry runs of flows."),
+    "watch": ("watch", "Watch a run: its agents, and the words of their models as they are made."),
     "submit": ("submit", "Submit a task and, if you like, wait for its result."),
     "tasks": ("tasks", "List, show, watch and cancel tasks."),
     "dead": ("dead", "List, show, requeue and discard dead letters."),
