@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator
 
 from callboard.agents import runs
 from callboard.agents.llm.tokens import Chunk, read_chunks
-from callboard.agents.runs import RunView
+from callboard.agents.run_view import RunView
 from callboard.runtime.bus.base import Bus
 from callboard.runtime.clock import SYSTEM_CLOCK
 from callboard.runtime.errors import NotFoundError
