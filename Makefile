@@ -7,6 +7,7 @@ SHELL := /bin/sh
 .DELETE_ON_ERROR:
 
 VENV := .venv
+VENV_LLM := .venv-llm
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 EDITABLE = $(PIP) install --no-deps --no-build-isolation --editable .
@@ -61,7 +62,13 @@ test-root: $(VENV)/.dev ## power cuts, full disks and more, as root, one after t
 .PHONY: test-all
 test-all: $(VENV)/.dev ## every test this machine can run
 	@$(BIN)/python -m pytest -q -n $(JOBS) -m "not root" $(PYTEST_ARGS)
+	@$(MAKE) --no-print-directory test-llm
 	@$(MAKE) --no-print-directory test-root ROOT_TESTS=root
+
+.PHONY: test-llm
+test-llm: $(VENV_LLM)/.made ## the tests of models through litellm, in an environment of its own (250 MB)
+	@PYTHONPATH=src $(VENV_LLM)/bin/python -m pytest -q -rs -k litellm $(LLM_TESTS) $(PYTEST_ARGS)
+LLM_TESTS := tests/contract/test_model.py tests/unit/test_lazy_models.py tests/integration/test_litellm_model.py
 
 .PHONY: chaos
 chaos: $(VENV)/.dev ## kill workers and servers under 5,000 tasks and account for each (CHAOS="--tasks 500 --seed 3")
@@ -108,11 +115,12 @@ lock: $(VENV)/.dev ## resolve the dependencies anew (UPGRADE=--upgrade takes new
 	@$(PIP) install uv
 	@$(LOCK) --group dev --group build --output-file requirements.lock pyproject.toml >/dev/null
 	@$(LOCK) --group build --constraints requirements.lock --output-file requirements-core.lock pyproject.toml >/dev/null
+	@$(LOCK) --extra llm --group dev --group build --constraints requirements.lock --output-file requirements-llm.lock pyproject.toml >/dev/null
 LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header $(UPGRADE)
 
 .PHONY: clean
 clean: ## remove .venv and everything the tools left behind
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage .coverage.*
+	rm -rf $(VENV) $(VENV_LLM) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage .coverage.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Where ensurepip is missing (Debian without python3-venv) the Python's own pip can still fill a venv made without one.
@@ -136,6 +144,12 @@ $(VENV)/.dev: requirements.lock pyproject.toml $(VENV)/.made
 	@$(PIP) install --require-hashes -r requirements.lock
 	@$(EDITABLE)
 	@touch $(VENV)/.core $@
+
+$(VENV_LLM)/.made: requirements-llm.lock $(VENV)/.made
+	@echo "Setting up $(VENV_LLM). This happens once." >&2
+	@$(BIN)/python -m venv --clear --without-pip $(VENV_LLM)
+	@$(PIP) --python $(VENV_LLM)/bin/python install --require-hashes -r requirements-llm.lock
+	@touch $@
 
 ifneq ($(wildcard $(VENV)/.made),)
 ifneq ($(shell $(BIN)/python -c 'import sys, pip; print(sys.prefix)' 2>/dev/null),$(CURDIR)/$(VENV))

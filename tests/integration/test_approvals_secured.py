@@ -101,7 +101,7 @@ async def test_an_agent_cannot_decide_about_itself(tmp_path: Path) -> None:
 
         await eventually(refused, within_s=20)
         assert (await approvals.show(approver, found.id)).entry.status == "pending"
-        with pytest.raises(PermissionDeniedError, match="cb.ask.approval"):
+        with pytest.raises(PermissionDeniedError, match=r"cb\.ask\.approval"):
             await ActorRef(own, f"approval/{found.id}").ask(
                 GrantIt(by="ops", hash=found.entry.hash), type="Grant", timeout_s=5
             )

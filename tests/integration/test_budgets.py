@@ -19,6 +19,7 @@ from callboard.runtime.actor.actor import Actor
 from callboard.runtime.actor.handler import on
 from callboard.runtime.errors import AskFailedError
 from tests.support.actors import events_of
+from tests.support.eventually import eventually
 from tests.support.world import World
 
 ASKED = "x" * 320
@@ -52,7 +53,15 @@ async def set_budget(world: World, scope: str, **limits: Any) -> None:  # noqa: 
 
 
 async def view_of(world: World, scope: str) -> BudgetView:
-    return msgspec.convert(await world.client.actor(f"budget/{scope}").ask(ShowBudget()), BudgetView)
+    """Return how a scope stands when what its calls have spent has arrived there."""
+    found: list[BudgetView] = []
+
+    async def rests() -> bool:
+        found[:] = [msgspec.convert(await world.client.actor(f"budget/{scope}").ask(ShowBudget()), BudgetView)]
+        return found[0].running == 0
+
+    await eventually(rests)
+    return found[0]
 
 
 async def spend(world: World, key: str, *scopes: str, **more: Any) -> dict[str, Any]:  # noqa: ANN401 - fields of Spend
@@ -139,6 +148,7 @@ async def test_levels_are_told_once_each(callboard_world: World) -> None:
     await set_budget(callboard_world, "run/7", tokens=1000)
     for number in range(5):
         await spend(callboard_world, str(number), "run/7", text="x", most=1)
+    await view_of(callboard_world, "run/7")
     events = [name for name, _ in await events_of(callboard_world, "budget/run/7")]
     assert events == ["budget.warn", "budget.critical", "budget.spent"]
 

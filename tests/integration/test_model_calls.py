@@ -6,7 +6,7 @@ from decimal import Decimal
 
 from msgspec import Struct
 
-from callboard.agents.llm import record, tokens
+from callboard.agents.llm import record, watch
 from callboard.agents.llm.base import Prompt, Usage, user
 from callboard.agents.llm.call import call_model
 from callboard.agents.llm.scripted import Say, Scripted
@@ -79,6 +79,6 @@ async def test_a_failed_call_leaves_its_record_and_is_asked_again(callboard_worl
     assert (failed.code, failed.text, failed.attempt) == ("model_transient", "half ", 1)
     assert failed.usage.output_tokens > 0
     assert (call.attempt, call.step) == (2, failed.step)
-    chunks = [chunk async for chunk in tokens.read_chunks(callboard_world.bus, "r1", follow=False)]
+    chunks = [chunk async for chunk in watch.read_chunks(callboard_world.bus, "r1", follow=False)]
     assert [(chunk.attempt, chunk.text) for chunk in chunks if chunk.end][-1] == (2, "whole")
     assert {chunk.attempt for chunk in chunks} == {1, 2}

@@ -39,7 +39,7 @@ async def provisioned(bus: Bus) -> None:
 
 async def test_after_apply_the_plan_is_empty_and_the_promises_hold(bus: Bus) -> None:
     plan = await provision.plan(bus, WANTED)
-    assert [change.action for change in plan.changes] == ["create"] * 16
+    assert [change.action for change in plan.changes] == ["create"] * 17
     await provision.apply(bus, plan)
     again = await provision.plan(bus, WANTED)
     assert again.is_empty, render(again)
@@ -122,6 +122,8 @@ async def test_a_server_without_streams_is_refused_with_the_command_to_run(bus: 
         "stream CB_LATER does not exist",
         "stream CB_LEDGER does not exist",
         "stream CB_ACTORS does not exist",
+        "stream CB_POST does not exist",
+        "stream OBJ_CB_BLOBS does not exist",
         "stream CB_DEAD does not exist",
         provision.REMEDY,
     ]

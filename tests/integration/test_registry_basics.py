@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable
+from contextlib import suppress
 
 import msgspec
 import pytest
@@ -15,8 +17,10 @@ from callboard.runtime.actor.actor import Actor
 from callboard.runtime.actor.handler import on
 from callboard.runtime.capability import capability
 from callboard.runtime.client import Client
-from callboard.runtime.errors import RegistryAwayError, RegistryError
+from callboard.runtime.errors import BusError, RegistryAwayError, RegistryError
+from callboard.runtime.registry.actor import Lead, Led
 from callboard.runtime.registry.handle import AgentHandle
+from callboard.runtime.registry.message import FIND, Query
 from tests.support.actors import steps_of
 from tests.support.eventually import eventually
 from tests.support.world import QUICK, World
@@ -145,3 +149,42 @@ async def is_equal(found: Awaitable[object], wanted: object) -> bool:
 async def order(world: World, key: str, what: str) -> None:
     body = msgspec.json.encode({"op": what, "reason": "a test"})
     await world.bus.request(subjects.ctl_actor("scribe", key), body, timeout_s=5.0)
+
+
+async def test_an_orderly_move_of_the_leader_leaves_no_question_without_an_answer(callboard_world: World) -> None:
+    world = callboard_world
+    running = [await world.start(Scribe, options=HOSTING) for _ in range(3)]
+    assert await world.client.actor("scribe/ann").ask(Text("a")) == "ann: a"
+    lead = world.client.actor("registry/main")
+    bus = await world.connect("asker")
+    answers: list[bool] = []
+    body = msgspec.json.encode(Query(capability="summarise"))
+
+    async def ask_on() -> None:
+        while True:
+            try:
+                # whether it says that the agent is free depends on where that one is just now
+                answers.append(b'"agents"' in (await bus.request(FIND, body, timeout_s=1.0)).data)
+            except BusError:
+                answers.append(False)
+
+    async def is_known() -> bool:
+        with suppress(BusError):
+            return b"ann" in (await bus.request(FIND, body, timeout_s=1.0)).data
+        return False
+
+    await eventually(is_known)
+    asking = asyncio.create_task(ask_on())
+    try:
+        for _ in range(2):
+            leader = (await lead.ask(Lead(), returns=Led)).worker
+            old = next(each for each in running if each.worker.id == leader)
+            running.remove(old)
+            seen = len(answers)
+            await old.stop()
+            assert (await lead.ask(Lead(), returns=Led)).worker != leader
+            await eventually(lambda seen=seen: len(answers) > seen + 3)
+    finally:
+        asking.cancel()
+    assert answers.count(False) == 0, f"{answers.count(False)} of {len(answers)} questions had none"
+    await bus.close()

@@ -16,7 +16,7 @@ import pytest
 from msgspec import Struct
 from msgspec.structs import replace
 
-from callboard.runtime import events, subjects
+from callboard.runtime import backlog, events, subjects
 from callboard.runtime.actor.actor import Actor
 from callboard.runtime.actor.handler import on
 from callboard.runtime.beat import decode_beat, encode_beat
@@ -28,6 +28,7 @@ from callboard.runtime.control import Order
 from callboard.runtime.errors import BusError, PermissionDeniedError, TopologyError
 from callboard.runtime.group_beat import GroupBeat
 from callboard.runtime.host import run_worker
+from callboard.runtime.provide import ensure_consumers
 from callboard.runtime.roster import listening, live_workers, order
 from callboard.runtime.worker import Worker
 from tests.support.eventually import eventually
@@ -185,6 +186,22 @@ async def test_a_pool_by_label_that_is_not_ours_is_left_to_others(
                 record = await client.wait_record(handle, timeout_s=20)
                 assert await client.value_of(record) == "ABC"
                 assert set(mine.pools) == {"search", "search--zone_a"}
+
+
+async def test_the_parent_of_a_pool_sees_its_work_and_reads_none_of_it(tmp_path: Path) -> None:
+    plan = planned(pools=["gpu=search,search--zone_a"], has_tls=False)
+    async with secured(tmp_path, plan, "search", "search--zone_a") as servers:
+        client = Client(await servers.bus("submitter"))
+        await client.submit_many("search", ["a", "b"])
+        await client.submit("search", "c", labels={"zone": "a"})
+        parent = await servers.bus("worker-gpu")
+        await ensure_consumers(parent, ["search", "search--zone_a"], servers.settings("worker-gpu").work)
+        assert await backlog.labelled(parent, ["search"]) == {"search--zone_a": 1}
+        works = await backlog.read(parent, ["search", "search--zone_a"], with_age=False)
+        assert [(work.pending, work.deliveries) for work in works] == [(2, 0), (1, 0)]
+        assert "Violation" not in servers.log()
+        with pytest.raises(PermissionDeniedError):
+            await backlog.read(parent, ["search"])
 
 
 async def test_three_servers_talk_tls_among_themselves(tmp_path: Path) -> None:

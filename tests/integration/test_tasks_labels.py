@@ -152,3 +152,31 @@ async def test_tasks_that_nobody_fits_are_counted_until_somebody_does(
     assert work.capability == "embed--gpu_yes"
     with pytest.raises(InvalidNameError):
         await world.client.submit("embed", 1, labels={"GPU": "yes"})
+
+
+async def test_pausing_a_capability_pauses_its_pools_by_label(callboard_world: World) -> None:
+    world, ran = callboard_world, dict[int, str]()
+    embed = _embed(ran)
+    fits = await world.start(embed, options=GPU, worker_id="fits")
+    await world.client.submit(embed, 1, labels={"gpu": "yes"})
+    await world.all_recorded("embed--gpu_yes", 1)
+    await world.client.pause("embed")
+    pools = fits.worker.pools
+    await eventually(lambda: all(pool.is_paused for pool in pools.values()))
+    # one that is opened under the pause, here and in a worker that starts under it
+    await world.client.submit(embed, 2, labels={"gpu": "yes"})
+    await world.client.submit(embed, 3, labels={"zone": "a"})
+    await eventually(lambda: "embed--zone_a" in pools, within_s=20)
+    late = await world.start(embed, options=GPU, worker_id="late")
+    assert set(late.worker.pools) == set(pools)
+    assert all(pool.is_paused for running in (fits, late) for pool in running.worker.pools.values())
+    assert ran == {1: "fits"}
+    (work,) = await backlog.read(world.bus, ["embed--gpu_yes"])
+    assert (work.is_paused, work.pending, work.load) == (True, 1, 0)
+    await world.client.pause("embed--zone_a")
+    await world.client.resume("embed")
+    await eventually(lambda: 2 in ran, within_s=20)
+    assert all(running.worker.pools["embed--zone_a"].is_paused for running in (fits, late))
+    assert 3 not in ran
+    await world.client.resume("embed--zone_a")
+    await world.all_recorded("embed--zone_a", 1)

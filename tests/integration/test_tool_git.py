@@ -165,9 +165,16 @@ async def test_a_repository_inside_runs_nothing(repo: Path) -> None:
     (repo / "a.txt").write_text("two\n")
     here = context(repo)
     assert all("failed" not in text for text in await everything(here))
-    # there is nothing of it to commit, and looking for that runs nothing either
-    with pytest.raises(ToolError, match="git commit failed"):
-        await git.git_commit("Inner too", ["inner"], context(repo, "other"))
+    for paths in (["inner"], ["."], ["a.txt", "inner"]):
+        with pytest.raises(ToolError, match="repository of its own"):
+            await git.git_commit("Inner too", paths, context(repo, f"{paths}"))
+    with pytest.raises(ToolError, match="nothing to commit"):
+        await git.git_commit("Again", ["a.txt"], context(repo, "again"))
+    run(inner, "commit", "-qam", "Moved")
+    assert _ran(repo)
+    (repo.parent / "ran").unlink()
+    (repo / "a.txt").write_text("three\n")
+    assert (await git.git_commit("Third", ["a.txt"], context(repo, "third"))).endswith("Third\n")
     assert not _ran(repo)
 
 

@@ -194,11 +194,14 @@ class Provider:
         # the one who calls sends nothing more before the answer: an end of its stream is its going
         gone = asyncio.create_task(reader.read(1))
         said = asyncio.create_task(self._say(call, writer))
-        await asyncio.wait({gone, said}, return_when=asyncio.FIRST_COMPLETED)
-        call.is_left = not said.done()
-        for task in (gone, said):
-            task.cancel()
-        results = await asyncio.gather(gone, said, return_exceptions=True)
+        try:
+            await asyncio.wait({gone, said}, return_when=asyncio.FIRST_COMPLETED)
+            call.is_left = not said.done()
+        finally:
+            gone.cancel()
+            said.cancel()
+            results = await asyncio.gather(gone, said, return_exceptions=True)
+        call.is_left = call.is_left or isinstance(results[1], ConnectionError)
         return results[1] is True
 
     def _note(self, call: Call) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from callboard.runtime.autoscale import Decision, Demand, Need, Rules, decide
+from callboard.runtime.backlog import Ages, Backlog
 
 RULES = Rules(min=0, max=8, cool_down_s=30, grow_after_s=0.5)
 
@@ -30,6 +33,37 @@ def test_the_first_process_comes_at_once_and_others_when_somebody_has_waited() -
     assert _decide(9, processes=0, oldest_s=0.0).processes == 2
     assert _decide(9, processes=1, oldest_s=0.1).processes == 1
     assert _decide(9, processes=1, oldest_s=0.5).processes == 2
+
+
+def test_the_age_of_what_waits_is_known_without_reading_it() -> None:
+    """A queue that moves is no queue in which somebody waits, however often some are seen in it."""
+    ages = Ages()
+
+    def seen(now_s: float, pending: int, deliveries: int) -> float:
+        return ages.of(Backlog(capability="nap", pending=pending, deliveries=deliveries), now_s)
+
+    assert seen(0.0, 0, 5) == 0.0
+    assert seen(1.0, 3, 5) == 0.0
+    assert seen(2.0, 3, 8) == 0.0, "those three are out, and others have come"
+    assert seen(3.0, 4, 10) == 1.0, "one of the three that were seen a second ago waits still"
+    assert seen(9.0, 4, 10) == 7.0
+    assert seen(10.0, 1, 14) == 0.0
+    assert seen(11.0, 1, 14) == 1.0
+    assert seen(12.0, 1, 0) == 0.0, "a consumer that was made anew has handed out nothing"
+    assert seen(13.0, 0, 1) == 0.0
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5), st.booleans()), max_size=60))
+def test_the_age_is_never_more_than_the_true_one(steps: list[tuple[int, int, bool]]) -> None:
+    ages, queue, deliveries = Ages(), list[float](), 0
+    for now, (come, go, again) in enumerate(steps):
+        queue += [now] * come
+        out = min(go, len(queue))
+        del queue[:out]
+        # what is handed out again counts as well
+        deliveries += out + again
+        age_s = ages.of(Backlog(capability="nap", pending=len(queue), deliveries=deliveries), now)
+        assert 0.0 <= age_s <= (now - queue[0] if queue else 0.0)
 
 
 def test_slots_of_others_count() -> None:

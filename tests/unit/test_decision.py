@@ -51,7 +51,7 @@ def test_any_change_is_another_hash(other: object) -> None:
     assert decision.digest(other) != decision.digest(Pay("ann", 1))
     grant = Grant(approval="x", action="Pay", hash=decision.digest(Pay("ann", 1)), by="ann")
     grant.check(Pay("ann", 1))
-    with pytest.raises(ApprovalMismatchError, match="approval x was given for Pay .* ask for approval of what is"):
+    with pytest.raises(ApprovalMismatchError, match=r"approval x was given for Pay .* ask for approval of what is"):
         grant.check(other)
 
 

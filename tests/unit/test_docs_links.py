@@ -27,6 +27,7 @@ PRESENT = ["README.md", "LICENSE", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.
         "wire",
         "registry",
         "security",
+        "models",
     )
 ]
 

@@ -132,7 +132,7 @@ def test_the_check_of_addresses_sees_one() -> None:
     assert not _foreign("a" + PATHS[0] + "b and ~" + PATHS[0] + "b")
 
 
-@pytest.mark.parametrize("name", ["requirements.lock", "requirements-core.lock"])
+@pytest.mark.parametrize("name", ["requirements.lock", "requirements-core.lock", "requirements-llm.lock"])
 def test_a_lock_has_hashes_and_no_address(name: str) -> None:
     text = (ROOT / name).read_text("utf-8")
     assert "://" not in text
@@ -141,9 +141,10 @@ def test_a_lock_has_hashes_and_no_address(name: str) -> None:
     assert len(pins) == len(re.findall(r"^[^\s#]", text, flags=re.MULTILINE))
 
 
-def test_the_core_lock_pins_what_the_full_lock_pins() -> None:
+def test_each_lock_pins_what_the_smaller_one_pins() -> None:
     pin = re.compile(r"^(\S+==\S+)", flags=re.MULTILINE)
-    core, full = (
-        set(pin.findall((ROOT / name).read_text("utf-8"))) for name in ("requirements-core.lock", "requirements.lock")
+    core, full, llm = (
+        set(pin.findall((ROOT / name).read_text("utf-8")))
+        for name in ("requirements-core.lock", "requirements.lock", "requirements-llm.lock")
     )
-    assert core <= full
+    assert core <= full <= llm

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from callboard.agents.errors import PathDeniedError, ToolArgumentError, ToolError
 from callboard.agents.tools.builtin import files
@@ -73,6 +75,21 @@ async def test_no_path_leads_out(house: Path, path: str) -> None:
         await files.edit_file(path, SECRET, "x", context(house))
     assert sorted(house.parent.rglob("*")) == before
     assert (house.parent / "outside.txt").read_text() == SECRET
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    st.lists(
+        st.sampled_from(["..", ".", "", "/", "~", "notes", "linked", "inner", "link.txt", "a.txt", "deep.txt", "\0"])
+        | st.text(max_size=5)
+    )
+)
+def test_any_path_reads_what_is_inside_or_nothing(house: Path, parts: list[str]) -> None:
+    try:
+        found = files.read_file("/".join(parts), context(house))
+    except ToolError:
+        return
+    assert found == "one\ntwo\nthree"
 
 
 def test_links_are_named_and_not_entered(house: Path) -> None:

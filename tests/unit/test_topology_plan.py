@@ -43,7 +43,7 @@ def test_nothing_there_means_everything_is_created_sources_first() -> None:
     assert names.index("CB_ACTORS") < names.index("CB_AUDIT")
     assert names[-4:] == ["CB_WORK", "CB_WORK", "CB_WORK", "CB_LATER"]
     assert not plan.is_destructive
-    assert render(plan).endswith("Plan: 16 to create")
+    assert render(plan).endswith("Plan: 17 to create")
 
 
 def test_without_an_audit_its_streams_are_neither_made_nor_removed() -> None:

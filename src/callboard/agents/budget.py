@@ -84,7 +84,7 @@ class Ledger(Struct, kw_only=True, omit_defaults=True):
     is_set: bool = False
 
 
-class Budget(Actor, name=TYPE):
+class Budget(Actor, name=TYPE, restart_budget=1000, poison_limit=100):
     """The budget of one scope, ``budget/<scope>``. Host it wherever agents and flows are hosted.
 
     A scope looks once, when it is first used, at those of its kind, its own name without the last parts: ``run`` holds
@@ -276,7 +276,8 @@ def changed(limits: Limits, m: SetBudget) -> Limits:
     made = msgspec.structs.replace(limits, **given)
     for name in ("tokens", "usd", "seconds"):
         value = getattr(made, name)
-        if value is not None and not value >= 0:
+        is_number = not isinstance(value, Decimal) or value.is_finite()
+        if value is not None and not (is_number and value >= 0):
             text = f"a limit of {value} {name} is below nothing: give 0 or more, or none for no limit"
             raise InputError(text)
     if not 0 < made.warn <= made.critical <= 1:

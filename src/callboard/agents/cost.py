@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 from datetime import datetime
 from decimal import Decimal
 from typing import Literal
 
-from msgspec import UNSET, Raw, Struct
+from msgspec import Struct
 
 from callboard.agents.llm import record
 from callboard.agents.llm.base import Usage
+from callboard.agents.llm.history import read_calls
 from callboard.agents.llm.record import ModelCall, ModelFailure, ModelInput, Record
-from callboard.runtime import subjects
-from callboard.runtime.actor import step
-from callboard.runtime.actor.step import StepRecord
-from callboard.runtime.blobs import BlobStore
-from callboard.runtime.bus.base import Bus, Stored
-from callboard.runtime.errors import DecodeError, NotFoundError
+from callboard.runtime.bus.base import Bus
 
 By = Literal["agent", "model", "run", "category"]
 
@@ -66,32 +62,6 @@ class CostReport(Struct, frozen=True, kw_only=True):
     by: By
     rows: list[CostRow]
     total: CostRow
-
-
-async def read_calls(bus: Bus, *, since: datetime | None = None) -> AsyncIterator[Record]:
-    """Read the records of all calls, oldest first within a stream: first the audit's copies, then what is not copied.
-
-    Reads every step of every actor since then. A record that stands in both streams comes once.
-
-    Args:
-        bus: A connection that may read CB_AUDIT and CB_ACTORS.
-        since: Only what was stored after it; None for all that is kept.
-    """
-    seen: set[tuple[str, str, int]] = set()
-    blobs = BlobStore(bus)
-    for stream in (subjects.AUDIT, subjects.ACTORS):
-        try:
-            async for stored in bus.read(stream, subjects=("cb.step.>",), start_time=since):
-                found = await _record(stored, blobs)
-                if found is None:
-                    continue
-                key = (type(found).__name__, found.step, found.attempt)
-                if key not in seen:
-                    seen.add(key)
-                    yield found
-        except NotFoundError:
-            # a deployment without an audit
-            continue
 
 
 def report(records: Iterable[Record], by: By) -> CostReport:
@@ -155,20 +125,3 @@ def _add_usage(row: CostRow, usage: Usage, cost_usd: Decimal | None) -> None:
         row.usd += cost_usd
     elif usage.tokens:
         row.unpriced += 1
-
-
-async def _record(stored: Stored, blobs: BlobStore) -> Record | None:
-    """Return the record of a call that a step's message holds, None if it is another step."""
-    try:
-        found = step.decode(stored.data)
-        data = await _value(found, blobs)
-        return record.decode(data) if record.is_record(data) else None
-    except (DecodeError, NotFoundError):
-        # a step of a later version, or a large value that is gone: no call that could be counted
-        return None
-
-
-async def _value(found: StepRecord, blobs: BlobStore) -> bytes:
-    if found.blob is not UNSET:
-        return await blobs.get(found.blob)
-    return bytes(found.value) if isinstance(found.value, Raw) else b""

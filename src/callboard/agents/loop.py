@@ -29,7 +29,6 @@ from callboard.agents.tools.permission import Permissions
 from callboard.agents.window import Window
 from callboard.runtime.actor.turn_api import TurnApi
 
-
 MAX_TURNS = 12
 REPAIRS = 2
 TOOLS_AT_ONCE = 4

@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from callboard.agents.llm import models
 from callboard.agents.llm.base import Model
+from callboard.agents.sandbox import choose
 from callboard.agents.sandbox.base import Sandbox
 from callboard.agents.settings import AgentSettings
 from callboard.runtime import events, logs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -94,7 +95,7 @@ class DockerSettings(Section):
     cpus: Annotated[float, Field(gt=0, le=1024)] = 1.0
     tmp_bytes: Bytes = 64 * MIB
     runtime: str = ""
-    networks: dict[str, tuple[str, ...]] = {}
+    networks: Mapping[str, tuple[str, ...]] = Field(default_factory=dict)
     grace_s: Seconds = 30.0
 
     @model_validator(mode="after")

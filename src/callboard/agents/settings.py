@@ -5,13 +5,15 @@ It is read through ``Settings`` like all else: files, then ``CALLBOARD_AGENTS__â
 
 from __future__ import annotations
 
+import re
 from decimal import Decimal
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, SecretStr, model_validator
 
 from callboard.agents.sandbox_settings import SandboxSettings
-from callboard.runtime.config import Settings
+from callboard.runtime import config_here
+from callboard.runtime.config import Settings, Shown
 from callboard.runtime.config_field import Bytes, Count, Seconds, SecondsOrZero, Section, refuse
 
 SECTION: Final = "agents"
@@ -22,6 +24,7 @@ VARIABLES: Final = {
     "ANTHROPIC_API_KEY": "providers.anthropic.api_key",
 }
 
+_URL = re.compile(r"https?://[^\s@/?#]+(/[^\s@?#]*)?$")
 _PROVIDER = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 Usd = Annotated[Decimal, Field(ge=0, allow_inf_nan=False)]
 Tokens = Annotated[int, Field(ge=0)]
@@ -48,7 +51,7 @@ class ProviderSettings(Section):
     """
 
     kind: Literal["openai", "litellm"] = "openai"
-    base_url: Annotated[str, Field(pattern=r"^https?://[^\s@]+$")] | None = None
+    base_url: str | None = None
     api_key: SecretStr | None = None
     headers: dict[str, SecretStr] = Field(default_factory=dict)
     timeout_s: Seconds = 600.0
@@ -62,6 +65,13 @@ class ProviderSettings(Section):
     has_tools: bool | None = None
     has_schema: bool | None = None
     is_local: bool | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.base_url is not None and not _URL.match(self.base_url):
+            # said without the value, which may hold a password
+            refuse("base_url", "must look like http://host:port/v1, without user and password; those go into headers")
+        return self
 
 
 class PriceSettings(Section):
@@ -147,11 +157,20 @@ class AgentSettings(Section):
         """
         return settings.block(SECTION, AgentSettings, variables=VARIABLES)
 
-    @classmethod
-    def load(cls) -> AgentSettings:
-        """Return the section as this process's files and environment have it. Reads them again each time.
+    @staticmethod
+    def shown(settings: Settings) -> list[Shown]:
+        """Return every setting of the section as text with its origin, secrets hidden.
 
         Raises:
             ConfigError: As ``of``.
         """
-        return cls.of(Settings.load())
+        return settings.shown_block(SECTION, AgentSettings, variables=VARIABLES)
+
+    @classmethod
+    def load(cls) -> AgentSettings:
+        """Return the section as this process's settings have it: those of its worker, else files and environment.
+
+        Raises:
+            ConfigError: As ``of``.
+        """
+        return cls.of(config_here.settings())

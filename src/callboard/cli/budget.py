@@ -83,6 +83,9 @@ def set_(session: Session, /, scope: str, **given: Any) -> None:  # noqa: ANN401
     parent = named.pop("parent", None)
     limits: dict[str, Any] = {name: None if value == NONE else value for name, value in named.items()}
     if parent is not None:
+        if parent == scope:
+            text = f"{scope} cannot be its own parent"
+            raise click.UsageError(text)
         limits["parent"] = "" if parent == NONE else check_scope(parent)
     wanted = SetBudget(**limits)
 

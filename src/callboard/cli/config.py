@@ -23,7 +23,10 @@ def command() -> None:
 @pass_session
 def show(session: Session, /, prefix: str, *, origin: bool) -> None:
     """Show every setting, or those whose key begins with PREFIX. Secrets are hidden."""
-    lines = [line for line in session.settings().shown() if line.key.startswith(prefix)]
+    from callboard.agents.settings import AgentSettings
+
+    settings = session.settings()
+    lines = [line for line in [*settings.shown(), *AgentSettings.shown(settings)] if line.key.startswith(prefix)]
     if session.json:
         emit([{"key": line.key, "value": line.value, "origin": line.origin} for line in lines])
     elif origin:

@@ -30,8 +30,8 @@ def command(session: Session, /, *, bundle: bool, deep: bool) -> None:
     """Check what Callboard stands on, and say what to do about each fault.
 
     Looks at the server and its limits, syncing, streams and their headroom, consumers, disk, clocks, dead letters,
-    waiting work that nobody offers, actors and their owners, and workers. Ends with status 1 when there is a problem
-    (a warning is none).
+    waiting work that nobody offers, actors and their owners, workers, and which sandboxes work here.
+    Ends with status 1 when there is a problem (a warning is none).
 
     With --deep it stores and deletes a message, compares every stream and consumer with what is declared, and looks for
     damage, lagging replicas, tasks that wait too long, and workers that are started again and again.
@@ -47,19 +47,29 @@ def command(session: Session, /, *, bundle: bool, deep: bool) -> None:
 
 
 async def _examine(session: Session, *, is_deep: bool) -> list[Finding]:
+    from callboard.agents.sandbox import survey
+    from callboard.agents.settings import AgentSettings
     from callboard.runtime import doctor
     from callboard.runtime.host import connector
 
     settings = session.command_settings()
     findings = []
-    async for finding in doctor.examine(settings, connector(settings), is_deep=is_deep):
-        findings.append(finding)
-        if not session.json:
-            sign = click.style(_SIGNS[finding.level], fg=_COLOURS[finding.level])
-            click.echo(f"{sign}  {finding.check:<15} {finding.text}")
-            if finding.fix and finding.level != "ok":
-                click.echo(f"      {'':<15} -> {finding.fix}")
+    for checks in (
+        doctor.examine(settings, connector(settings), is_deep=is_deep),
+        survey.examine(AgentSettings.of(settings).sandbox),
+    ):
+        async for finding in checks:
+            findings.append(finding)
+            if not session.json:
+                _show(finding)
     return findings
+
+
+def _show(finding: Finding) -> None:
+    sign = click.style(_SIGNS[finding.level], fg=_COLOURS[finding.level])
+    click.echo(f"{sign}  {finding.check:<18} {finding.text}")
+    if finding.fix and finding.level != "ok":
+        click.echo(f"      {'':<18} -> {finding.fix}")
 
 
 def _bundle(session: Session, /, findings: list[Finding]) -> bytes:

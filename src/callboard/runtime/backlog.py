@@ -7,6 +7,7 @@ What is scheduled for later, long back-offs among it, waits on other subjects an
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Collection, Iterable, Mapping
 
 from msgspec import Struct
@@ -17,6 +18,8 @@ from callboard.runtime.bus.kv import Bucket
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 from callboard.runtime.control import CONFIG_BUCKET, PAUSE_PREFIX
 
+# Looks that are remembered of each capability; of more, a task that waits for long is taken for a younger one.
+MAX_LOOKS = 120
 _DEPTH = 3  # cb.task.<capability>
 
 
@@ -27,6 +30,7 @@ class Backlog(Struct, frozen=True, kw_only=True):
         pending: Tasks that no worker has.
         in_flight: Tasks handed out and not settled; those in a retry's pause of under 30 s count here.
         oldest_s: Seconds since the oldest pending task was stored; 0 when none is pending.
+        deliveries: Tasks handed out so far, each time counted.
         is_paused: Whether an operator holds it back.
     """
 
@@ -34,12 +38,38 @@ class Backlog(Struct, frozen=True, kw_only=True):
     pending: int = 0
     in_flight: int = 0
     oldest_s: float = 0.0
+    deliveries: int = 0
     is_paused: bool = False
 
     @property
     def load(self) -> int:
         """The signal: 0 while it is paused, for no process could begin anything."""
         return 0 if self.is_paused else self.pending + self.in_flight
+
+
+class Ages:
+    """How long the oldest pending task has waited at least, for those who may not read the queue.
+
+    Tasks are handed out in their order. If fewer were handed out since a look than were pending then, one of those is
+    pending still, and has waited since. What is handed out again makes it a little less, never more.
+    """
+
+    def __init__(self) -> None:
+        """Know of no look."""
+        # by capability: when it was looked, what was pending then and had been handed out by then
+        self._looks: dict[str, deque[tuple[float, int, int]]] = {}
+
+    def of(self, work: Backlog, now_s: float) -> float:
+        """Take in what was seen of a capability at ``now_s``, monotonic; return seconds, 0 when none is pending."""
+        looks = self._looks.setdefault(work.capability, deque(maxlen=MAX_LOOKS))
+        if looks and work.deliveries < looks[-1][2]:
+            # its consumer was made anew
+            looks.clear()
+        while looks and work.deliveries - looks[0][2] >= looks[0][1]:
+            looks.popleft()
+        if work.pending:
+            looks.append((now_s, work.pending, work.deliveries))
+        return now_s - looks[0][0] if looks else 0.0
 
 
 async def read(
@@ -66,7 +96,8 @@ async def read(
                 pending=sum(info.pending for info in lanes),
                 in_flight=sum(info.ack_pending for info in lanes),
                 oldest_s=max(ages, default=0.0),
-                is_paused=name in paused,
+                deliveries=sum(info.deliveries for info in lanes),
+                is_paused=not paused.isdisjoint(labels.reach(name)),
             )
         )
     return found

@@ -1,8 +1,9 @@
 """Claim checks: payloads too large for a message, kept in an object store named by their hash.
 
 Wire-compatible with the NATS object store: stream ``OBJ_<bucket>``, chunks on ``$O.<bucket>.C.<nuid>``, one metadata
-record on ``$O.<bucket>.M.<base64url name>``. The name is the SHA-256 of the content, so a repeated put changes nothing
-but the object's age.
+record on ``$O.<bucket>.M.<base64url name>``. What reads objects there reads ours; who writes must leave out the header
+that rolls the record up, which the stream refuses: with it whoever may store one object deletes them all. The name is
+the SHA-256 of the content, so a repeated put changes nothing but the object's age.
 """
 
 from __future__ import annotations
@@ -82,7 +83,6 @@ def stream_config(
         max_bytes=max_bytes,
         replicas=replicas,
         allow_direct=True,
-        allow_rollup=True,
     )
 
 
@@ -131,7 +131,8 @@ class BlobStore:
             standing, meta = await self._meta(ref.name)
             expected = standing.seq if standing is not None else 0
             if meta is not None and not meta.deleted and (meta.size, meta.digest) == (len(data), _encode(digest)):
-                # A new record makes the object young again, so that a sweep cannot take it from under this put.
+                # A new record makes the object young again, so that a sweep cannot take it from under this put. The
+                # older ones stay for that sweep: most users may not purge.
                 if await self._write_meta(meta, expected):
                     return ref
                 continue
@@ -202,8 +203,16 @@ class BlobStore:
         chunk_subjects = await self._bus.subject_counts(self._stream, self._chunk_subject(">"))
         kept: set[str] = set()
         swept = 0
+        metas: dict[str, Stored] = {}
+        repeated: set[str] = set()
         async for stored in self._bus.read(self._stream, subjects=(f"$O.{self.bucket}.M.>",)):
+            if stored.subject in metas:
+                repeated.add(stored.subject)
+            metas[stored.subject] = stored
+        for stored in metas.values():
             meta = _decode(stored)
+            if stored.subject in repeated:
+                await self._bus.purge(self._stream, subject=stored.subject, below_seq=stored.seq)
             if stored.time >= limit:
                 kept.add(meta.nuid)
             elif meta.deleted:
@@ -261,7 +270,7 @@ class BlobStore:
 
     async def _write_meta(self, meta: _Meta, expected: int) -> bool:
         meta.mtime = self._clock.now().astimezone(UTC).isoformat().replace("+00:00", "Z")
-        headers = header.build(expected_seq=expected, rollup=True)
+        headers = header.build(expected_seq=expected)
         try:
             await self._bus.store(Write(self._meta_subject(meta.name), msgspec.json.encode(meta), headers))
         except ConflictError:

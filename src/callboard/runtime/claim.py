@@ -78,9 +78,7 @@ class Claim:
         self.is_restart = False
         self.is_suspect = False
         self.is_doubtful = False
-        self.must_ask = False
-        self.must_yield = False
-        self.is_chosen = False
+        self.must_ask = self.must_yield = self.is_chosen = False
         self.is_stale = False
         self.linked_at = 0.0
         self.started_at: float | None = None

@@ -134,7 +134,12 @@ class Client(Finder):
             reply_to = await self._notice_subject() if notify else None
             extra = self._headers(id=id, deadline=deadline, reply_to=reply_to, headers=headers)
             data = await self._payload(value, extra)
-            if delay_s is not None:
+            if delay_s is not None and self._bus.is_guest:
+                # a roll-up on the subjects of schedules would delete them all, so not everybody may write there
+                due = self._clock.now() + timedelta(seconds=max(1.0, delay_s))
+                extra[header.NOT_BEFORE] = due.isoformat().replace("+00:00", "Z")
+                write = Write(subjects.task(name, lane), data, extra)
+            elif delay_s is not None:
                 due = self._clock.now() + timedelta(seconds=max(1.0, delay_s))
                 extra = {k: v for k, v in extra.items() if k != header.MSG_ID} | header.at(due, subjects.due(name))
                 extra |= {header.LANE: lane, header.TASK_ID: id or ""}
@@ -360,7 +365,10 @@ class Client(Finder):
         return True
 
     async def pause(self, capability: str, *, reason: str = "") -> None:
-        """Hold a capability back on all workers, now and after restarts, until ``resume``; running tasks go on."""
+        """Hold a capability back on all workers, now and after restarts, until ``resume``; running tasks go on.
+
+        Its pools by label are held back with it. The name of one of those holds back that one alone.
+        """
         subjects.check_name(capability, what="capability")
         await Bucket(self._bus, CONFIG_BUCKET).put(PAUSE_PREFIX + capability, reason.encode() or b"paused")
 

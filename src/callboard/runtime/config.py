@@ -13,6 +13,7 @@ from typing import Annotated, Literal, Self
 
 from msgspec import Struct
 from pydantic import (
+    BaseModel,
     BeforeValidator,
     Field,
     PrivateAttr,
@@ -22,7 +23,7 @@ from pydantic import (
 )
 
 from callboard.runtime import config_error, config_source
-from callboard.runtime.config_block import BLOCKS, Blocks, Kind, leaves, split
+from callboard.runtime.config_block import BLOCKS, Blocks, Kind, found, leaves, split
 from callboard.runtime.config_field import (
     Bytes,
     BytesOrZero,
@@ -56,6 +57,8 @@ class NatsSettings(Section):
             nothing is said to a server without TLS.
         inbox_prefix: Where answers arrive; with permissions, one of its own for each user.
         connect_deadline_s: How long start-up waits for the first connection.
+        is_guest: The user may hand in mail and delayed tasks only (``cb.tell``, ``Cb-Not-Before``), and not write where
+            the server holds those of others. ``callboard nats config`` sets it for the users that it is true of.
     """
 
     url: str = "nats://127.0.0.1:4222"
@@ -69,6 +72,7 @@ class NatsSettings(Section):
     tls_key_file: Path | None = None
     inbox_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$")] = "_INBOX"
     connect_deadline_s: Seconds = 10.0
+    is_guest: bool = False
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -292,6 +296,7 @@ class TopologySettings(Section):
         dead_max_bytes: Dead letters; beyond it they wait with their lease held.
         tokens_max_bytes: Token streams, in memory.
         result_ttl_s, audit_ttl_s, dead_ttl_s, token_ttl_s: How long each is kept.
+        context_history: Changes of each key of the shared context that are kept.
         dedup_window_s: How long a repeated ``Nats-Msg-Id`` is recognised by the broker.
         actor_max_consumers: Readers of the actor stream; the server's own default would be 1,000.
     """
@@ -307,6 +312,7 @@ class TopologySettings(Section):
     audit_ttl_s: Annotated[float, Field(ge=3600)] = 30 * DAY_S
     dead_ttl_s: Annotated[float, Field(ge=3600)] = 90 * DAY_S
     token_ttl_s: Annotated[float, Field(ge=1)] = 600.0
+    context_history: Annotated[int, Field(ge=1, le=64)] = 64
     dedup_window_s: Annotated[float, Field(ge=1, le=3600)] = 120.0
     actor_max_consumers: Annotated[int, Field(ge=64)] = 4096
 
@@ -451,6 +457,21 @@ class Settings(Section):
             lines.append(Shown(key, text, self._origin(key)))
         return lines
 
+    def shown_block(
+        self, name: str, kind: type[BaseModel], *, variables: Mapping[str, str] | None = None
+    ) -> list[Shown]:
+        """Return the settings of ``block`` as ``shown`` does ours.
+
+        Raises:
+            ConfigError: As ``block``.
+        """
+        origins = {key: value.origin for key, value in self._blocks.values(name, variables=variables or {}).items()}
+        section = self.block(name, kind, variables=variables)
+        return [
+            Shown(key, "********" if isinstance(value, SecretStr) else _text(value), origins.get(key, "default"))
+            for key, value in found(section, name)
+        ]
+
     def _origin(self, key: str) -> str:
         # worker.labels may have been set as one value or label by label.
         exact = self._origins.get(key)
@@ -473,7 +494,7 @@ def _files(file: Path | str | Sequence[Path | str] | None, env: Mapping[str, str
 
 def _text(value: object) -> str:
     match value:
-        case None:
+        case None | ():
             return "-"
         case float():
             return f"{value:g}" if abs(value) < 1e5 else str(int(value) if value.is_integer() else value)  # noqa: PLR2004

@@ -59,6 +59,22 @@ class Blocks:
             raise ConfigError(message) from None
 
 
+def found(section: object, prefix: str) -> Iterator[tuple[str, object]]:
+    """Yield the dotted key and the value of each setting below ``section``, with one line for each entry of a mapping.
+
+    A secret's value is a ``SecretStr``, which does not show what it holds.
+    """
+    match section:
+        case BaseModel():
+            for name in type(section).model_fields:
+                yield from found(getattr(section, name), f"{prefix}.{name}")
+        case dict() if section:
+            for name, item in section.items():
+                yield from found(item, f"{prefix}.{name}")
+        case _:
+            yield prefix, section
+
+
 def split(values: config_source.Values) -> tuple[config_source.Values, config_source.Values]:
     """Return the values of our own sections, and those of ``BLOCKS``."""
     foreign = {key: value for key, value in values.items() if key.partition(".")[0] in BLOCKS}

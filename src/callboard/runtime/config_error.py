@@ -67,7 +67,11 @@ def _origin(key: str, values: Values) -> str:
     if key in values:
         return values[key].origin
     below = [value.origin for other, value in values.items() if other.startswith(f"{key}.")]
-    return below[-1] if below else ""
+    if below:
+        return below[-1]
+    # an entry of a list, or a key itself: whoever set what it stands in
+    around, _, _ = key.rpartition(".")
+    return _origin(around, values) if "." in around else ""
 
 
 def _unknown(key: str, known: list[str]) -> str:

@@ -75,6 +75,7 @@ TURN_INTERRUPTED: Final = "callboard.v1.turn.interrupted"  # info: actor, seq, r
 TURN_UNNOTED: Final = "callboard.v1.turn.unnoted"  # warning: actor, event_name, code; an event of it was not stored
 HANDLER_ABANDONED: Final = "callboard.v1.handler.abandoned"  # error: actor, seq; it swallows every cancellation
 MAIL_DEAD_LETTERED: Final = "callboard.v1.mail.dead_lettered"  # error: actor, seq, attempts, code
+POST_UNREAD: Final = "callboard.v1.post.unread"  # warning: type, code, message; mail that was handed in waits
 MAIL_REFUSED: Final = "callboard.v1.mail.refused"  # warning: actor, mails, policy, problem; the mailbox is full
 REPLY_REFUSED: Final = "callboard.v1.reply.refused"  # warning: subject; an answer was wanted where only workers write
 HOOK_FAILED: Final = "callboard.v1.hook.failed"  # warning: actor, hook, type
@@ -91,6 +92,7 @@ PARTITION_UNPLACED: Final = "callboard.v1.partition.unplaced"  # debug: code, me
 # --- registry ----------------------------------------------------------------------------------------------------
 
 REGISTRY_LED: Final = "callboard.v1.registry.led"  # info: agents; this worker answers look-ups from now on
+CONTEXT_UNSWEPT: Final = "callboard.v1.context.unswept"  # warning: scope, code, message; what is over stays for now
 REGISTRY_UNHOSTED: Final = "callboard.v1.registry.unhosted"  # warning: worker, message; look-ups go to other workers
 REGISTRY_DUPLICATED: Final = "callboard.v1.registry.duplicated"  # error: actor, code, holder; two claim one address
 REGISTRY_UNWRITTEN: Final = "callboard.v1.registry.unwritten"  # debug: actor, code; tried again

@@ -62,7 +62,7 @@ class Scaling(Struct, frozen=True, kw_only=True):
         served: What each process serves.
         numbers: Of the consumers, which must exist before anybody serves them, so that work is seen.
         reads_queue: Whether its user may read the queue, to see how old the oldest task is. Without that it goes by how
-            long it has seen something wait.
+            long it has seen one of those wait that were pending when it looked.
     """
 
     rules: Rules
@@ -116,7 +116,7 @@ class GroupDesk:
         self._pools: list[str] = []
         self._pools_looked_s = -LABELS_EVERY_S
         self._refused = Refusals(clock)
-        self._pending_since_s: dict[str, float] = {}
+        self._ages = backlog.Ages()
         self._replies: set[asyncio.Task[None]] = set()
 
     # --- life
@@ -225,11 +225,9 @@ class GroupDesk:
         return True
 
     def _aged(self, found: list[Backlog]) -> list[Backlog]:
-        """Return the work with how long some of each was seen to wait, for the age of the oldest."""
-        now_s, before = self._clock.monotonic(), self._pending_since_s
-        self._pending_since_s = {work.capability: before.get(work.capability, now_s) for work in found if work.pending}
-        since_s = self._pending_since_s
-        return [msgspec.structs.replace(work, oldest_s=now_s - since_s.get(work.capability, now_s)) for work in found]
+        """Return the work with how long the oldest of each was seen to wait, which is no longer than it did."""
+        now_s = self._clock.monotonic()
+        return [msgspec.structs.replace(work, oldest_s=self._ages.of(work, now_s)) for work in found]
 
     def _demands(self, served: Served) -> list[Demand]:
         others = [beat for beat in self._alive() if beat.group != self.id and beat.status == "ready"]

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
-from callboard.runtime import endpoint, events, ids, limits, logs, subjects, tracing
+from callboard.runtime import config_here, endpoint, events, ids, limits, logs, subjects, tracing
 from callboard.runtime.actor import shutdown
 from callboard.runtime.actor.actor import Actor
 from callboard.runtime.actor.services import ActorRules
@@ -84,6 +84,7 @@ def connector(settings: Settings) -> Connect:
             tls_cert=_path(nats.tls_cert_file),
             tls_key=_path(nats.tls_key_file),
             inbox_prefix=nats.inbox_prefix,
+            is_guest=nats.is_guest,
             connect_deadline_s=nats.connect_deadline_s,
             on_event=_log_event,
         )
@@ -350,7 +351,7 @@ async def run_worker(
             on_ready(worker)
 
     signals = _signals(worker, on_signal) if has_signals else contextlib.nullcontext()
-    with signals, _lifeline(worker, parent_fd), tracing.running(settings.trace):
+    with signals, _lifeline(worker, parent_fd), tracing.running(settings.trace), config_here.using(settings):
         async with endpoint.serving(worker, settings, port=port) as surveyor:
             watchers.append(asyncio.create_task(_leave_stuck(worker), name="host-stuck"))
             if parent_fd is not None:

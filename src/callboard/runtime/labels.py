@@ -55,6 +55,11 @@ def split(name: str) -> tuple[str, dict[str, str]]:
     return found["base"], labels
 
 
+def reach(name: str) -> tuple[str, ...]:
+    """Return the names under which a pool is meant: its own, and that of its capability when it is one by label."""
+    return tuple(dict.fromkeys((name, split(name)[0])))
+
+
 def fits(labels: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
     """Return whether ``labels`` hold all that is ``wanted``."""
     return all(labels.get(key) == value for key, value in wanted.items())

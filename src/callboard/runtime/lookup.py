@@ -17,6 +17,7 @@ from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 from callboard.runtime.context import Progress
 from callboard.runtime.control import CONFIG_BUCKET, PAUSE_PREFIX
 from callboard.runtime.errors import DecodeError, NotFoundError, TaskNotFoundError
+from callboard.runtime.labels import reach
 from callboard.runtime.lease import HoldsAnswer, HoldsQuestion
 from callboard.runtime.record import AttemptRecord, TaskRecord
 
@@ -204,7 +205,7 @@ async def queues(bus: Bus, *, with_age: bool = False) -> list[Queue]:
             capability=name,
             waiting=sum(info.pending for info in infos),
             claimed=sum(info.ack_pending for info in infos),
-            paused=paused.get(name),
+            paused=next((paused[each] for each in reach(name) if each in paused), None),
             deliveries=sum(info.deliveries for info in infos),
             oldest=await _oldest(bus, [_next_of(info) for info in infos if info.pending]) if with_age else None,
         )
@@ -224,7 +225,7 @@ async def queues(bus: Bus, *, with_age: bool = False) -> list[Queue]:
             waiting=n,
             claimed=0,
             has_consumer=False,
-            paused=paused.get(name),
+            paused=next((paused[each] for each in reach(name) if each in paused), None),
             oldest=await _oldest(bus, places[name]) if with_age else None,
         )
         for name, n in unoffered.items()

@@ -336,13 +336,16 @@ class Pool:
             if claim.problem is not None:
                 raise claim.problem
             claim.context_deadline = deadline = parse_deadline(headers.get(header.DEADLINE))
+            due = parse_deadline(headers.get(header.NOT_BEFORE))
         except InputError as error:
             self._settler.settle(claim, Failed(failure_of(error)))
             return
         is_known = needs_questions(
             delivered=claim.delivery.delivered, attempt=claim.attempt, has_client_id=claim.has_client_id
         )
-        if is_known or claim.is_doubtful or claim.must_ask or header.CLAIM_CHECK in headers:
+        if due is not None and due > now:
+            self._settler.defer(claim, due)
+        elif is_known or claim.is_doubtful or claim.must_ask or header.CLAIM_CHECK in headers:
             # also when no slot is free or the pool is closed: until we know that nobody else is running it we may
             # neither hand it back nor write down that it was
             asked.append(claim)

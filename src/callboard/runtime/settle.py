@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Coroutine
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Literal, Protocol
 
 from msgspec import UNSET, Raw, Struct
@@ -143,6 +143,17 @@ class Settler:
     async def postpone(self, claim: Claim, delay_s: float) -> None:
         """Give back a claim whose next attempt is not due for ``delay_s``."""
         await self._give_back(claim, delay_s, "postponed")
+
+    def defer(self, claim: Claim, due: datetime) -> None:
+        """Have the server hold a claim that is not wanted before ``due``, then ack it. It takes no attempt."""
+        delay_s = max(0.0, (due - self._clock.now()).total_seconds())
+        self._run(claim, self._defer(claim, delay_s), "settle-deferred")
+
+    async def _defer(self, claim: Claim, delay_s: float) -> None:
+        await self._schedule(claim, delay_s, attempt=claim.attempt)
+        self._acks.append(claim.token)
+        self._forget(claim, "postponed")
+        self._flush_soon()
 
     async def reschedule(self, claim: Claim, failed: AttemptRecord) -> None:
         """Make sure that the scheduled next attempt is held by the server, then ack this one."""
@@ -287,6 +298,8 @@ class Settler:
         kept[header.TASK_ID] = claim.task_id
         kept[header.ATTEMPT] = str(attempt)
         kept[header.LANE] = claim.lane
+        # it is the schedule that waits from here on
+        kept.pop(header.NOT_BEFORE, None)
         target = subjects.due(claim.capability)
         write = Write(subjects.later(claim.task_id), claim.delivery.data, kept | header.at(due, target))
         await self._patiently(lambda: self._bus.store(write))

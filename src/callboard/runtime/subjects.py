@@ -41,6 +41,7 @@ CTL_DEAD = "cb.ctl.dead"
 ACTORS = "CB_ACTORS"
 AUDIT = "CB_AUDIT"
 GAPS = "CB_AUDIT_GAPS"
+POST = "CB_POST"
 
 # What of CB_ACTORS is copied to CB_AUDIT: all but cursors and timers, which say nothing about what an actor did.
 AUDITED = ("cb.mbox.>", "cb.step.>", "cb.event.>", "cb.state.>")
@@ -185,6 +186,11 @@ def mail(kind: str, key: str) -> str:
     return f"cb.mail.{kind}.{escape(key)}"
 
 
+def tell(kind: str, key: str | None = None) -> str:
+    """Return the subject on which those who may not write mail hand it in, to one actor or to all of a type."""
+    return f"cb.tell.{kind}.{'*' if key is None else escape(key)}"
+
+
 def mailbox(kind: str, partition: int | str, key: str | None = None) -> str:
     """Return the subject that mail is stored under: of one actor, or of all in the partition; ``*`` for any one."""
     return f"cb.mbox.{kind}.{partition}.{'*' if key is None else escape(key)}"
@@ -228,6 +234,11 @@ def timer(kind: str, key: str, name: str) -> str:
 def cursor(kind: str, partition: int) -> str:
     """Return the subject of a partition's cursor record."""
     return f"cb.cursor.{kind}.{partition}"
+
+
+def posted(kind: str) -> str:
+    """Return the subject of the record that says how far a type's post has become mail."""
+    return f"cb.cursor.{kind}.post.upto"
 
 
 def ctl_actor(kind: str, key: str | None = None) -> str:

@@ -350,16 +350,16 @@ class Worker:
         self._subscriptions.append(await micro.serve(bus, self._services, self._fire))
         self._listening_s = self._clock.monotonic()
         config = Bucket(bus, CONFIG_BUCKET)
-        for name in self.pools:
-            entry = await config.get(PAUSE_PREFIX + name)
-            if entry is not None and entry.data is not None:
-                self.pools[name].is_paused = True
+        if self._pool_set is not None:
+            await self._pool_set.read_pauses()
         self._subscriptions.append(await config.watch(PAUSE_PREFIX, self._on_pause))
 
     def _on_pause(self, entry: KvEntry) -> None:
-        pool = self.pools.get(entry.key.removeprefix(PAUSE_PREFIX))
-        if pool is not None:
-            self._fire(pool.pause() if entry.data is not None else pool.resume(), "pool-pause")
+        pools = self._pool_set
+        if pools is None:
+            return
+        for pool in pools.heard_pause(entry.key.removeprefix(PAUSE_PREFIX), is_paused=entry.data is not None):
+            self._fire(pool.pause() if pools.is_paused(pool) else pool.resume(), "pool-pause")
 
     def _on_beat(self, message: Message) -> None:
         beat = heard(message)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Sequence
 from decimal import Decimal
@@ -22,6 +23,7 @@ from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 
 EMBED_TEXTS: Final = 256
 EMBED_TOKENS: Final = 200_000
+_HEADER: Final = re.compile(r"[\x20-\x7e\t]*")
 T = TypeVar("T")
 
 
@@ -43,6 +45,7 @@ class Adapter(ABC):
         self._key = self._provider.api_key.get_secret_value().strip() if self._provider.api_key is not None else ""
         self._headers = {field: value.get_secret_value() for field, value in self._provider.headers.items()}
         self._secrets = tuple(text for text in (self._key, *self._headers.values()) if text)
+        self._refuse_odd_headers()
         self._clock = clock
         self._prices = prices.table(settings.prices)
         self._facts = facts_of(name, self._provider, url=self._url)
@@ -123,6 +126,14 @@ class Adapter(ABC):
     @abstractmethod
     async def _embedded(self, texts: list[str], patience: Patience) -> dict[int, list[float]]:
         """Make one request for the vectors of some texts, by the place of each."""
+
+    def _refuse_odd_headers(self) -> None:
+        fields = {"api_key": self._key} | {f"headers.{name}": text for name, text in self._headers.items()}
+        for field, text in fields.items():
+            if not _HEADER.fullmatch(text):
+                where = f"agents.providers.{self._label}.{field}"
+                message = f"{self._name}: {where} holds characters that no HTTP header can; copy it again"
+                raise ModelSetupError(message, model=self._name)
 
     def _price(self) -> prices.Price | None:
         """Return the price of this model: the one of the table."""

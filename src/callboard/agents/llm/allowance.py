@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from decimal import Decimal
-from typing import Protocol, runtime_checkable
+from functools import reduce
 
 import msgspec
 from msgspec import UNSET
 
 from callboard.agents.errors import BudgetExceededError
-from callboard.agents.llm import prices
 from callboard.agents.llm.base import Model, Prompt, Usage
+from callboard.agents.llm.price import price_of
 from callboard.agents.llm.scope import (
     LONGEST_CALL_S,
     TYPE,
@@ -23,27 +23,12 @@ from callboard.agents.llm.scope import (
     Settle,
     check_scope,
 )
+from callboard.runtime.actor.ref import ActorRef
 from callboard.runtime.actor.turn_api import TurnApi
 
 # What an answer is expected to need where nobody says; a longer one asks for more while it comes.
 EXPECTED_OUTPUT_TOKENS = 1024
 _MARGIN_S = 60.0
-
-
-@runtime_checkable
-class Priced(Protocol):
-    """A model that knows its price before it is asked."""
-
-    def cost(self, usage: Usage) -> Decimal | None:
-        """Return the exact price of so many tokens in US dollars; None if it is not known."""
-        ...
-
-
-def price_of(model: Model, usage: Usage) -> Decimal | None:
-    """Return what so many tokens cost with a model; None if nobody knows."""
-    if isinstance(model, Priced):
-        return model.cost(usage)
-    return prices.cost(usage, model.name, is_local=model.facts.is_local)
 
 
 async def open_scope(turn: TurnApi, scope: str, limits: Limits | None = None, *, parent: str = "") -> None:
@@ -141,25 +126,25 @@ class Allowance:
         """Say what the call has spent; the second time nothing happens."""
         message = Settle(id=self._id, spent=Amount(tokens=usage.tokens, usd=cost_usd, seconds=seconds))
         held, self._held = self._held, []
-        for scope in held:
-            _ = await self._turn.ask(f"{TYPE}/{scope}", message, idempotency_key=f"{self._id}/settle")
+        # at once and not with the turn's commit, which may be an hour away or never come; repeated it is harmless
+        mailed = (ActorRef(self._turn.bus, f"{TYPE}/{scope}", clock=self._turn.clock).tell(message) for scope in held)
+        _ = await self._turn.gather(*mailed)
 
     async def _reserve(self, least: Amount, want: Amount) -> None:
-        covered = want
-        for scope in self._scopes:
-            message = Reserve(id=self._id, step=self._step, least=least, want=want, lasts_s=self._lasts_s)
-            key = f"{self._id}/{self._rounds}"
-            answer = await self._turn.ask(f"{TYPE}/{scope}", message, idempotency_key=key)
-            grant = msgspec.convert(answer, Grant)
+        message = Reserve(id=self._id, step=self._step, least=least, want=want, lasts_s=self._lasts_s)
+        key = f"{self._id}/{self._rounds}"
+        asked = (self._turn.ask(f"{TYPE}/{scope}", message, idempotency_key=key) for scope in self._scopes)
+        grants = [msgspec.convert(answer, Grant) for answer in await self._turn.gather(*asked)]
+        self._rounds += 1
+        # whoever said yes holds something, also where another said no
+        given = [scope for scope, grant in zip(self._scopes, grants, strict=True) if grant.ok]
+        self._held = list(dict.fromkeys([*self._held, *given]))
+        for grant in grants:
             if not grant.ok:
                 raise BudgetExceededError(grant.message, scope=grant.scope, unit=grant.unit)
-            if scope not in self._held:
-                self._held.append(scope)
-            covered = smaller(covered, grant.amount)
-            if grant.seconds_left is not None:
-                self.seconds_left = min(grant.seconds_left, self.seconds_left or grant.seconds_left)
-        self._covered = covered
-        self._rounds += 1
+        self._covered = reduce(smaller, (grant.amount for grant in grants), want)
+        if self._rounds == 1:
+            self.seconds_left = min((one for grant in grants if (one := grant.seconds_left) is not None), default=None)
 
     def _amount(self, output_tokens: int) -> Amount:
         usage = Usage(input_tokens=self._input_tokens, output_tokens=output_tokens)

@@ -12,8 +12,9 @@ import msgspec
 
 from callboard.agents.errors import BudgetExceededError, ModelError, ModelTransientError
 from callboard.agents.llm import estimate, notes
-from callboard.agents.llm.allowance import Allowance, price_of
+from callboard.agents.llm.allowance import Allowance
 from callboard.agents.llm.base import Completion, Delta, Model, Prompt, Usage, fingerprint
+from callboard.agents.llm.price import price_of
 from callboard.agents.llm.record import ModelCall, ModelFailure, ModelInput, provider_of
 from callboard.agents.llm.tokens import TokensEnd, TokenWriter
 from callboard.runtime import ids

@@ -12,6 +12,7 @@ import msgspec
 from callboard.agents.errors import (
     ModelError,
     ModelOutputError,
+    ModelRequestError,
     ModelSetupError,
     ModelTimeoutError,
     ModelTransientError,
@@ -94,11 +95,12 @@ class Http:
         self, path: str, body: Mapping[str, Any], *, silence_s: float, key: str
     ) -> AsyncIterator[httpx.Response]:
         """Send a request; inside, the answer's head is here and was not a refusal. Errors of httpx become ours."""
+        content = self._encoded(body)
         headers = {"Content-Type": "application/json"} | ({"Idempotency-Key": key} if key else {})
         timeout = httpx.Timeout(silence_s, connect=self._provider.connect_s, pool=None)
         try:
             async with self._http.stream(
-                "POST", path, content=msgspec.json.encode(body), headers=headers, timeout=timeout
+                "POST", path, content=content, headers=headers, timeout=timeout
             ) as response:
                 if response.status_code != _OK:
                     raise await self._refusal(response)
@@ -112,6 +114,13 @@ class Http:
             raise ModelTransientError(self._told(what, error), model=self._model) from error
         except httpx.HTTPError as error:
             raise ModelTransientError(self._told("broke the connection", error), model=self._model) from error
+
+    def _encoded(self, body: Mapping[str, Any]) -> bytes:
+        try:
+            return msgspec.json.encode(body)
+        except UnicodeEncodeError as error:
+            message = f"{self._model}: the prompt holds half a character ({error.reason}); clean its texts first"
+            raise ModelRequestError(message, model=self._model) from error
 
     async def _refusal(self, response: httpx.Response) -> ModelError:
         body = b""

@@ -1,4 +1,4 @@
-"""What is known of well-known models without asking them: windows and abilities, as of 2025-11."""
+"""What is known of well-known models without asking them: windows and abilities, as of 2026-11."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ _WINDOWS: Final = (
     ("openai/o3", 200_000, 100_000),
     ("openai/o4-mini", 200_000, 100_000),
     ("openai/text-embedding-3", 8_191, 1),
-    ("anthropic/claude", 200_000, 32_000),
-    ("anthropic/claude-3-5", 200_000, 8_192),
-    ("anthropic/claude-3-haiku", 200_000, 4_096),
+    ("anthropic/claude", 200_000, 64_000),
     ("ollama/", 8_192, 4_096),
 )
 _LOCAL_HOSTS: Final = {"localhost", "127.0.0.1", "::1"}

@@ -48,6 +48,8 @@ _CLASSES: Final[dict[str, type[ModelError]]] = {
 }
 # How it begins the text of an error, before what the provider said.
 _PREFIX: Final = re.compile(r"^litellm\.\w+: (?:\w+: )?(?:\w+Exception - )?")
+# Its price depends on the length of the prompt: one number would be wrong.
+_BY_LENGTH: Final = re.compile(r"(?:input|output)_cost_per_token_above_\w+_tokens$")
 _importing = threading.Lock()
 
 
@@ -151,7 +153,8 @@ class LitellmModel(Adapter):
         try:
             return await answer
         except (lite.exceptions.openai.OpenAIError, lite.exceptions.httpx.HTTPError, *_FOREIGN) as error:
-            raise self._fault(error) from error
+            # "from None": its own text repeats what the provider said, which may hold the key
+            raise self._fault(error) from None
 
     def _fault(self, error: BaseException) -> ModelError:
         cause = getattr(error, "original_exception", None) or error  # of a stream that broke off
@@ -191,10 +194,10 @@ def _import() -> Any:  # noqa: ANN401 - it has no types that hold
 
 
 def _listed(lite: Any, model: str) -> prices.Price | None:  # noqa: ANN401 - as above
-    """Return the price in litellm's own list, exactly as it is written there."""
+    """Return the price in litellm's own list, exactly as it is written there; None if there is not one number."""
     listed = lite.model_cost
     line = listed.get(model) or listed.get(model.partition("/")[2])
-    if not line or line.get("input_cost_per_token") is None:
+    if not line or line.get("input_cost_per_token") is None or any(_BY_LENGTH.match(field) for field in line):
         return None
     costs = [line.get(f"{kind}_cost_per_token") for kind in ("input", "output")]
     cached = line.get("cache_read_input_token_cost")

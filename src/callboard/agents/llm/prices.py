@@ -12,7 +12,7 @@ from msgspec import Struct
 from callboard.agents.llm.base import Usage
 from callboard.agents.settings import PriceSettings, PricesSettings
 
-TAKEN_ON: Final = "2025-11-21"
+TAKEN_ON: Final = "2026-11-21"
 _MILLION: Final = Decimal(1_000_000)
 _ZERO: Final = Decimal(0)
 _DATE: Final = re.compile(r"-(?:\d{8}|\d{4}-\d{2}-\d{2}|latest)$")
@@ -35,11 +35,16 @@ def _price(input_usd: str, output_usd: str = "0", cached_usd: str | None = None)
     return Price(input_usd=Decimal(input_usd), output_usd=Decimal(output_usd), cached_usd=cached)
 
 
-# List prices as the providers published them on TAKEN_ON. They change: an operator's own stand in agents.prices.
+# List prices on TAKEN_ON, as the list of litellm 1.106.2 has them. Models whose price depends on the length of
+# the prompt have no line, for one price would be wrong. An operator's own stand in agents.prices.
 BUILT_IN: Final[Table] = {
     "openai/gpt-5": _price("1.25", "10", "0.125"),
     "openai/gpt-5-mini": _price("0.25", "2", "0.025"),
     "openai/gpt-5-nano": _price("0.05", "0.4", "0.005"),
+    "openai/gpt-5.1": _price("1.25", "10", "0.125"),
+    "openai/gpt-5.2": _price("1.75", "14", "0.175"),
+    "openai/gpt-5.4-mini": _price("0.75", "4.5", "0.075"),
+    "openai/gpt-5.4-nano": _price("0.2", "1.25", "0.02"),
     "openai/gpt-4.1": _price("2", "8", "0.5"),
     "openai/gpt-4.1-mini": _price("0.4", "1.6", "0.1"),
     "openai/gpt-4.1-nano": _price("0.1", "0.4", "0.025"),
@@ -49,10 +54,15 @@ BUILT_IN: Final[Table] = {
     "openai/o4-mini": _price("1.1", "4.4", "0.275"),
     "openai/text-embedding-3-small": _price("0.02"),
     "openai/text-embedding-3-large": _price("0.13"),
-    "anthropic/claude-opus-4-1": _price("15", "75", "1.5"),
+    "anthropic/claude-opus-5-5": _price("4", "20", "0.2"),
+    "anthropic/claude-opus-5": _price("5", "25", "0.5"),
+    "anthropic/claude-opus-4-8": _price("5", "25", "0.5"),
+    "anthropic/claude-opus-4-5": _price("5", "25", "0.5"),
+    "anthropic/claude-sonnet-5-5": _price("2", "10", "0.1"),
+    "anthropic/claude-sonnet-5": _price("2", "10", "0.2"),
+    "anthropic/claude-sonnet-4-6": _price("3", "15", "0.3"),
     "anthropic/claude-sonnet-4-5": _price("3", "15", "0.3"),
     "anthropic/claude-haiku-4-5": _price("1", "5", "0.1"),
-    "anthropic/claude-3-5-haiku": _price("0.8", "4", "0.08"),
     "ollama/*": _price("0"),
 }
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
 from typing import Self
 
 import msgspec
@@ -18,7 +17,6 @@ from callboard.agents.llm.base import Finish, Usage
 from callboard.runtime import events, logs, subjects
 from callboard.runtime.bus import header
 from callboard.runtime.bus.base import Bus, Write
-from callboard.runtime.bus.topology import TOKENS
 from callboard.runtime.clock import Clock
 from callboard.runtime.errors import BusError, DecodeError
 
@@ -166,26 +164,3 @@ class TokenWriter:
             _log.warning(events.TOKENS_GIVEN_UP, step=chunk.step, code=error.code, message=str(error))
             return
         self._next = msgspec.structs.replace(self._next, number=chunk.number + 1)
-
-
-async def read_chunks(bus: Bus, run: str, *, after_seq: int = 0, follow: bool = True) -> AsyncIterator[Chunk]:
-    """Read a run's chunks: those stored behind ``after_seq``, then those that come, without gap or repetition.
-
-    The broker keeps chunks for ten minutes. A lost connection is made good by the broker's sequences. What is no chunk
-    is passed over.
-
-    Args:
-        bus: A connection.
-        run: The run.
-        after_seq: ``seq`` of the last chunk that the reader has; 0 for all that is stored.
-        follow: Whether to wait for more at the end.
-
-    Raises:
-        NotFoundError: If there is no CB_TOKENS: ``callboard provision`` makes it.
-    """
-    start = after_seq + 1 if after_seq else None
-    stored = bus.read(TOKENS, subjects=(subject_of(run),), start_seq=start, follow=follow)
-    async with contextlib.aclosing(stored) as found:  # type: ignore[type-var] # adapters give generators
-        async for each in found:
-            with contextlib.suppress(DecodeError):
-                yield decode(each.data, seq=each.seq)

@@ -1,4 +1,4 @@
-"""The sandbox ``bubblewrap``: a process with namespaces of its own; sees the system's programs, its folder, and nothing else.
+"""The sandbox ``bubblewrap``: a process with namespaces of its own; sees programs, its folder, and nothing else.
 
 Stronger than ``subprocess``: the rest of the disk, other processes and every network are not refused but absent. The
 kernel is the machine's own; system calls that only an attacker needs are filtered. The sum of memory and processes is
@@ -30,7 +30,30 @@ _ADVICE = (
     "allow user namespaces: user.max_user_namespaces must not be 0, kernel.unprivileged_userns_clone (Debian) 1, "
     "kernel.apparmor_restrict_unprivileged_userns (Ubuntu) 0 or a profile for bwrap; in a container, allow them there"
 )
-_ETC = "alternatives ld.so.cache ld.so.conf ld.so.conf.d localtime mime.types nsswitch.conf ssl ca-certificates".split()
+_ETC = [
+    "alternatives",
+    "ld.so.cache",
+    "ld.so.conf",
+    "ld.so.conf.d",
+    "localtime",
+    "mime.types",
+    "nsswitch.conf",
+    "ssl",
+    "ca-certificates",
+]
+_FROZEN = ["acpi", "bus", "driver", "fs", "irq", "mtrr", "scsi", "sys", "sysrq-trigger", "tty"]
+_HIDDEN = [
+    "kallsyms",
+    "kcore",
+    "keys",
+    "kmsg",
+    "kpagecgroup",
+    "kpagecount",
+    "kpageflags",
+    "sched_debug",
+    "timer_list",
+    "timer_stats",
+]
 
 
 class BubblewrapSandbox:
@@ -50,7 +73,7 @@ class BubblewrapSandbox:
             SandboxMissingError: If ``bwrap`` is not installed, or may not make namespaces.
         """
         if not self._is_checked:
-            await proof.prove(self.name, self._run, advice=_ADVICE)
+            await proof.prove(self.name, self._run, folders=self._settings.folders, advice=_ADVICE)
             self._is_checked = True
 
     async def run(self, job: Job) -> Ran:
@@ -92,8 +115,8 @@ class BubblewrapSandbox:
         found = shutil.which(self._settings.bubblewrap.binary)
         if found is None:
             message = (
-                f"the sandbox bubblewrap needs {self._settings.bubblewrap.binary}, which is not here: install the package "
-                "bubblewrap, or set sandbox.bubblewrap.binary; nothing is run in a weaker sandbox instead"
+                f"the sandbox bubblewrap needs {self._settings.bubblewrap.binary}, which is not here: install the "
+                "package bubblewrap, or set agents.sandbox.bubblewrap.binary; nothing is run in a weaker one instead"
             )
             raise SandboxMissingError(message)
         return found
@@ -113,6 +136,12 @@ class BubblewrapSandbox:
         for name in _ETC:
             yield from ("--ro-bind-try", f"/etc/{name}", f"/etc/{name}")
         yield from ("--proc", "/proc", "--dev", "/dev")
+        # Root's own id may write these without any power, and bwrap leaves them open then.
+        for name in _FROZEN:
+            yield from ("--ro-bind-try", f"/proc/{name}", f"/proc/{name}")
+        for name in _HIDDEN:
+            if Path("/proc", name).exists():
+                yield from ("--ro-bind", "/dev/null", f"/proc/{name}")
         for place in ("/dev/shm", "/tmp"):  # noqa: S108 - its private one
             yield from ("--size", str(settings.tmp_bytes), "--tmpfs", place)
         for each in (*landlock.python(), *map(str, settings.readable)):

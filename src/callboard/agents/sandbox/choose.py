@@ -1,6 +1,6 @@
 """Choose a sandbox by its name; the one that is asked for, or an error, never another.
 
-From weak to strong: ``subprocess`` (refuses), ``bubblewrap`` (hides), ``docker`` (hides, and the kernel bounds the sums).
+From weak to strong: ``subprocess`` (refuses), ``bubblewrap`` (hides), ``docker`` (hides; the kernel bounds all sums).
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from callboard.agents.errors import SandboxError
 from callboard.agents.sandbox.base import Job, Ran
+from callboard.agents.sandbox.ending import settled
 from callboard.agents.sandbox.seccomp import WARDEN_MARK
 from callboard.runtime.clock import Clock
 
@@ -118,7 +119,7 @@ async def run(job: Job, confinement: Confinement, *, clock: Clock) -> Ran:
             # The end of this pipe tells the warden to kill everything; a worker that dies closes it too.
             os.close(control_end)
             control_end = -1
-            await _settled(finishing)
+            await settled(finishing)
         said = _read_all(report)
     finally:
         os.close(report)
@@ -199,19 +200,6 @@ def _written(job: Job, confinement: Confinement) -> int:
     return fd
 
 
-async def _settled(task: asyncio.Task[None]) -> None:
-    """Wait until a task has ended, also when cancelled meanwhile; the cancellation is passed on then."""
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        raise cancelled
-    task.result()
-
-
 def _read_all(fd: int) -> bytes:
     os.set_blocking(fd, False)
     with contextlib.suppress(BlockingIOError):
@@ -249,5 +237,5 @@ def _tasks_of(uid: int) -> int:
         if entry.name.isdecimal():
             with contextlib.suppress(OSError):
                 if entry.stat().st_uid == uid:
-                    found += len(os.listdir(f"{entry.path}/task"))
+                    found += len(list(os.scandir(f"{entry.path}/task")))
     return found

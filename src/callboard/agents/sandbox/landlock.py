@@ -17,12 +17,29 @@ _READ = _EXECUTE | _READ_FILE | _READ_DIR
 _WRITE = (_FIRST_RIGHTS | _REFER | _TRUNCATE) & ~(_MAKE_CHAR | _MAKE_BLOCK | _MAKE_SOCKET)
 _DEVICE = _READ_FILE | _WRITE_FILE | _TRUNCATE
 _REFER_SINCE, TRUNCATE_SINCE, _NET_SINCE, _IOCTL_SINCE, _SCOPES_SINCE = 2, 3, 4, 5, 6
-_SYSTEM = (
-    "/usr /bin /sbin /lib /lib32 /lib64 /libx32 /opt /etc/alternatives /etc/ld.so.cache /etc/ld.so.conf "
-    "/etc/ld.so.conf.d /etc/localtime /etc/mime.types /etc/nsswitch.conf /etc/passwd /etc/group /etc/ssl "
-    "/etc/ca-certificates /nix/store"
-).split()
-_DEVICES = "/dev/null /dev/zero /dev/full /dev/random /dev/urandom".split()
+_SYSTEM = [
+    "/usr",
+    "/bin",
+    "/sbin",
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/libx32",
+    "/opt",
+    "/etc/alternatives",
+    "/etc/ld.so.cache",
+    "/etc/ld.so.conf",
+    "/etc/ld.so.conf.d",
+    "/etc/localtime",
+    "/etc/mime.types",
+    "/etc/nsswitch.conf",
+    "/etc/passwd",
+    "/etc/group",
+    "/etc/ssl",
+    "/etc/ca-certificates",
+    "/nix/store",
+]
+_DEVICES = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"]
 
 
 def version() -> int:

@@ -17,14 +17,29 @@ from callboard.agents.sandbox_settings import SandboxLimits, SandboxSettings
 
 PATH = "/usr/local/bin:/usr/bin:/bin"
 MAX_ARGUMENT_BYTES = 1 << 20
+_SIGNALLED = 128
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _LOADER = ("LD_", "DYLD_", "GCONV_")
 # Whoever may write here, or above, owns the machine or the engine that runs the containers.
 _SYSTEM = tuple(
     Path(name)
-    for name in (
-        "/bin /boot /dev /etc /lib /lib32 /lib64 /proc /run /sbin /sys /usr /var/run /var/lib/docker /var/lib/containerd"
-    ).split()
+    for name in [
+        "/bin",
+        "/boot",
+        "/dev",
+        "/etc",
+        "/lib",
+        "/lib32",
+        "/lib64",
+        "/proc",
+        "/run",
+        "/sbin",
+        "/sys",
+        "/usr",
+        "/var/run",
+        "/var/lib/docker",
+        "/var/lib/containerd",
+    ]
 )
 
 
@@ -53,7 +68,8 @@ def bounded(asked: Limits, most: SandboxLimits) -> Limits:
             raise SandboxError(message)
     strange = sorted(set(asked.network) - set(most.network))
     if strange:
-        message = f"network access to {', '.join(strange)} is not allowed: the operator lists hosts in limits.network"
+        hosts = ", ".join(strange)
+        message = f"network access to {hosts} is not allowed: the operator lists hosts in agents.sandbox.limits.network"
         raise SandboxError(message)
     return Limits(
         time_s=min(asked.time_s, most.time_s),
@@ -80,7 +96,7 @@ def python_path() -> str:
 
 def ended(code: int) -> tuple[int, str]:
     """Return the status and the limit that an exit status speaks of; 128 + n stands for signal n, as shells have it."""
-    status = 128 - code if 128 < code <= 128 + signal.NSIG else code
+    status = _SIGNALLED - code if _SIGNALLED < code <= _SIGNALLED + signal.NSIG else code
     return status, {-signal.SIGXCPU: "cpu", -signal.SIGXFSZ: "files"}.get(status, "")
 
 

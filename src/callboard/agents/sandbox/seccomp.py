@@ -54,10 +54,13 @@ _NUMBERS = {
     "kexec_load": (246, 104),
     "keyctl": (250, 219),
     "kill": (62, 129),
+    "memfd_create": (319, 279),
+    "memfd_secret": (447, 447),
     "mount": (165, 40),
     "mount_setattr": (442, 442),
     "move_mount": (429, 429),
     "move_pages": (279, 239),
+    "msgget": (68, 186),
     "name_to_handle_at": (303, 264),
     "open_by_handle_at": (304, 265),
     "open_tree": (428, 428),
@@ -75,8 +78,10 @@ _NUMBERS = {
     "request_key": (249, 218),
     "rt_sigqueueinfo": (129, 138),
     "rt_tgsigqueueinfo": (297, 240),
+    "semget": (64, 190),
     "setns": (308, 268),
     "settimeofday": (164, 170),
+    "shmget": (29, 194),
     "socket": (41, 198),
     "socketpair": (53, 199),
     "swapoff": (168, 225),
@@ -88,20 +93,71 @@ _NUMBERS = {
     "unshare": (272, 97),
     "userfaultfd": (323, 282),
 }
-_ALWAYS_REFUSED = (
-    "acct add_key adjtimex bpf chroot clock_adjtime clock_settime delete_module finit_module fsconfig fsmount fsopen "
-    "fspick init_module ioperm iopl kcmp kexec_file_load kexec_load keyctl mount mount_setattr move_mount move_pages "
-    "name_to_handle_at open_by_handle_at open_tree perf_event_open pidfd_getfd pivot_root process_madvise "
-    "process_vm_readv process_vm_writev ptrace quotactl reboot request_key setns settimeofday swapoff swapon umount2 "
-    "unshare userfaultfd"
-).split()
-_IO_URING = ("io_uring_enter", "io_uring_register", "io_uring_setup")
+_ALWAYS_REFUSED = [
+    "acct",
+    "add_key",
+    "adjtimex",
+    "bpf",
+    "chroot",
+    "clock_adjtime",
+    "clock_settime",
+    "delete_module",
+    "finit_module",
+    "fsconfig",
+    "fsmount",
+    "fsopen",
+    "fspick",
+    "init_module",
+    "ioperm",
+    "iopl",
+    "kcmp",
+    "kexec_file_load",
+    "kexec_load",
+    "keyctl",
+    "mount",
+    "mount_setattr",
+    "move_mount",
+    "move_pages",
+    "name_to_handle_at",
+    "open_by_handle_at",
+    "open_tree",
+    "perf_event_open",
+    "pidfd_getfd",
+    "pivot_root",
+    "process_madvise",
+    "process_vm_readv",
+    "process_vm_writev",
+    "ptrace",
+    "quotactl",
+    "reboot",
+    "request_key",
+    "setns",
+    "settimeofday",
+    "swapoff",
+    "swapon",
+    "umount2",
+    "unshare",
+    "userfaultfd",
+]
+# Their users fall back. clone3's flags lie in memory, where a filter cannot look; io_uring makes calls past the filter;
+# the others hold memory that is no process's, so that nobody who adds up processes sees it.
+_ABSENT = [
+    "clone3",
+    "io_uring_enter",
+    "io_uring_register",
+    "io_uring_setup",
+    "memfd_create",
+    "memfd_secret",
+    "msgget",
+    "semget",
+    "shmget",
+]
 
 _Code = list[tuple[int, int, int, int]]
 
 
 class Rules(Struct, frozen=True, kw_only=True):
-    """What a filter refuses beyond what all refuse (tracing, mounting, namespaces, modules, keys, clocks, io_uring).
+    """What a filter refuses beyond what all refuse (tracing, mounting, namespaces, keys, nameless memory).
 
     Attributes:
         has_sockets: Let sockets of this machine and the internet be made; right only in a network of its own.
@@ -138,8 +194,7 @@ def _bodies(rules: Rules) -> Iterator[tuple[str, _Code]]:
     """Yield for each call what is done about it; each body ends with a decision."""
     for name in _ALWAYS_REFUSED:
         yield name, [_refuse()]
-    for name in (*_IO_URING, "clone3"):
-        # Their users fall back: clone3's flags lie in memory, where a filter cannot look.
+    for name in _ABSENT:
         yield name, [_refuse(errno.ENOSYS)]
     yield "clone", [_argument(0), (_IF_ANY, 0, 1, _NEW_NAMESPACES), _refuse(), _allow()]
     yield "ioctl", _refuse_if(1, (_TIOCSTI, _TIOCLINUX))

@@ -41,7 +41,7 @@ class SubprocessSandbox:
         if reason:
             message = f"the sandbox subprocess does not work here: {reason}; use bubblewrap or docker"
             raise SandboxMissingError(message)
-        await proof.prove(self.name, self._run)
+        await proof.prove(self.name, self._run, folders=self._settings.folders)
         self._is_checked = True
 
     async def run(self, job: Job) -> Ran:

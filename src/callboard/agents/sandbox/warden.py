@@ -1,4 +1,4 @@
-"""The warden: a small process between a worker and what runs in a sandbox. It fences, watches, and leaves nobody behind.
+"""The warden: a small process between a worker and what runs in a sandbox. It fences, watches, leaves nobody behind.
 
 It is started as a script of its own, without site packages, so it imports the standard library only: arguments are the
 descriptors of the order (JSON), of the control pipe (its end means: stop) and of the report (JSON). It is the subreaper
@@ -22,7 +22,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
-_PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 22, 24, 36, 38
+_PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _PR_CAPBSET_DROP = 1, 22, 24
+_PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 36, 38
 _PR_CAPBSET_READ = 23
 _SECCOMP_MODE_FILTER = 2
 _CAPABILITY_VERSION, _MAX_CAPABILITIES = 0x2008_0522, 64
@@ -32,6 +33,11 @@ _FILE_RIGHTS = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 14 | 1 << 15  # execute, write, r
 _NICE = 5
 _FIRST_LOOK_S, _LAST_LOOK_S = 0.01, 0.05
 _GIVE_UP_S = 20.0
+_NO_GROUP = (
+    "root's processes can be bounded by a cgroup with the controller pids only, and none can be made here: run the "
+    "worker as an ordinary user, give the folder to one, or let cgroups be written"
+)
+_STDERR_FD = 2
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -41,17 +47,23 @@ def main(arguments: Sequence[str]) -> None:
     """Run what the order says; write the report."""
     order_fd, control_fd, report_fd = map(int, arguments)
     for fd in (order_fd, control_fd, report_fd):
-        os.set_inheritable(fd, False)
+        os.set_inheritable(fd, False)  # noqa: FBT003 - takes no keyword
     with open(order_fd, "rb") as file:  # noqa: PTH123 - a descriptor, not a path
         order = json.load(file)
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     watch = Watch(order["limits"], control_fd)
-    child, failure = _start(order)
+    group = _make_group(int(order["limits"]["processes"]))
+    if not group and os.geteuid() == 0 and order["user"] is None:
+        # Root is exempt from the kernel's other bound, and a watch alone is too slow for a fork bomb.
+        child, failure = 0, _NO_GROUP
+    else:
+        child, failure = _start(order, group)
     _let_go_of_streams()
     report: dict[str, Any] = {"error": failure}
     if not failure:
         watch.until_the_end(child)
-    left = watch.kill_all(child)
+    left = watch.kill_all(child) if child else 0
+    _remove_group(group)
     report |= {"status": watch.status, "limit": watch.limit, "left": left}
     os.write(report_fd, json.dumps(report).encode())
 
@@ -146,10 +158,10 @@ class Watch:
             return "processes"
         if self._reaped_cpu_s + sum(each.cpu_s for each in found) > self._limits["cpu_s"]:
             return "cpu"
-        if sum(each.resident_bytes for each in found) > self._limits["memory_bytes"]:
-            # Pages that processes share were counted for each; the exact sum costs more, so only now.
-            if sum(each.own_bytes() for each in found) > self._limits["memory_bytes"]:
-                return "memory"
+        most = self._limits["memory_bytes"]
+        # The first sum counts shared pages for each process; the exact one costs more, so it comes second.
+        if sum(each.resident_bytes for each in found) > most and sum(each.own_bytes() for each in found) > most:
+            return "memory"
         return ""
 
 
@@ -200,16 +212,67 @@ def _signal(pids: set[int], number: signal.Signals) -> None:
             os.kill(pid, number)
 
 
+# --- a group of processes whose number the kernel bounds (cgroup); for root alone
+
+
+def _make_group(processes: int) -> str:
+    """Return the folder of a new group below this process's own, or beside it; "" where none can be made."""
+    for place in _places():
+        group = f"{place}/callboard-sandbox-{os.getpid()}"
+        with contextlib.suppress(OSError):
+            os.mkdir(group)  # noqa: PTH102
+            try:
+                _write(f"{group}/pids.max", str(processes))
+            except OSError:
+                _remove_group(group)  # a group without this bound
+            else:
+                return group
+    return ""
+
+
+def _places() -> Iterator[str]:
+    """Yield where a group may be made: of the first version's hierarchy of pids, else of the second version's one."""
+    with contextlib.suppress(OSError), open("/proc/self/cgroup", encoding="ascii") as file:  # noqa: PTH123
+        for line in file:
+            _, kinds, path = line.rstrip("\n").split(":", 2)
+            if "pids" in kinds.split(","):
+                yield f"/sys/fs/cgroup/pids{path.rstrip('/')}"
+            elif not kinds:
+                while path:
+                    yield f"/sys/fs/cgroup{path.rstrip('/')}"
+                    path = path.rpartition("/")[0]
+
+
+def _remove_group(group: str) -> None:
+    give_up_s = time.monotonic() + _GIVE_UP_S
+    while group:
+        try:
+            os.rmdir(group)  # noqa: PTH106
+        except FileNotFoundError:
+            return
+        except OSError:
+            if time.monotonic() > give_up_s:
+                return
+            select.select([], [], [], _FIRST_LOOK_S)  # the dead leave a moment later
+        else:
+            return
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w", encoding="ascii") as file:  # noqa: PTH123
+        file.write(text)
+
+
 # --- between fork and exec
 
 
-def _start(order: Mapping[str, Any]) -> tuple[int, str]:
+def _start(order: Mapping[str, Any], group: str) -> tuple[int, str]:
     """Fork and fence; return the process and what went wrong, once the program runs or could not."""
     failed_fd, tell_fd = os.pipe2(os.O_CLOEXEC)
     child = os.fork()
     if child == 0:
         try:
-            _become(order, tell_fd)
+            _become(order, group, tell_fd)
         except BaseException as error:  # noqa: BLE001 - the fork of a process must never return
             os.write(tell_fd, f"{order['argv'][0]}: {error}".encode("utf-8", "replace")[:4000])
         os._exit(127)
@@ -225,8 +288,10 @@ def _let_go_of_streams() -> None:
         os.dup2(null, fd)
 
 
-def _become(order: Mapping[str, Any], tell_fd: int) -> NoReturn:
+def _become(order: Mapping[str, Any], group: str, tell_fd: int) -> NoReturn:
     os.setsid()
+    if group:
+        _write(f"{group}/cgroup.procs", "0")
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
@@ -246,7 +311,7 @@ def _become(order: Mapping[str, Any], tell_fd: int) -> NoReturn:
         _fence(order["landlock"])
     if not handed_fd:
         _apply(filter_bytes)
-    os.execvpe(order["argv"][0], order["argv"], order["env"])
+    os.execvpe(order["argv"][0], order["argv"], order["env"])  # noqa: S606 - what a sandbox is for
 
 
 def _filter(order: Mapping[str, Any]) -> bytes:
@@ -273,7 +338,7 @@ def _hand_over(filter_bytes: bytes, fd: int, tell_fd: int) -> None:
 def _close_all_but(kept: set[int]) -> None:
     for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
         fd = int(name)
-        if fd > 2 and fd not in kept:
+        if fd > _STDERR_FD and fd not in kept:
             with contextlib.suppress(OSError):
                 os.close(fd)
 
@@ -287,7 +352,7 @@ def _limit(kind: int, value: int) -> None:
 
 
 def _give_up_powers(user: Sequence[int] | None, kept: Sequence[int]) -> None:
-    """Become the user, if one is named, and keep no capability, nor a way to one: the program has none, even as root."""
+    """Become the user, if one is named, and keep no capability nor a way to one: also root's program has none."""
     for number in set(range(_MAX_CAPABILITIES)) - set(kept):
         if _LIBC.prctl(_PR_CAPBSET_READ, number, 0, 0, 0) == 1:
             _prctl(_PR_CAPBSET_DROP, number)

@@ -84,6 +84,9 @@ async def _all(works: Sequence[Coroutine[object, object, ToolResult | None]]) ->
             task.cancel()
         await asyncio.wait(tasks)
         raise
+    # of several errors one is raised, and none is left unseen
+    for task in tasks:
+        _ = task.cancelled() or task.exception()
     return [task.result() for task in tasks]
 
 

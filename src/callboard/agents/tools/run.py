@@ -38,9 +38,9 @@ async def run(tool: Tool, arguments: Mapping[str, Any], context: ToolContext, *,
     loop = asyncio.get_running_loop()
     began_s = loop.time()
     task = asyncio.ensure_future(_called(tool, given))
-    await _ended(task, tool.timeout_s)
+    is_late = await _ended(task, tool.timeout_s)
     took_s = round(loop.time() - began_s, 6)
-    text, error = _told(tool, task)
+    text, error = _told(tool, task, is_late=is_late)
     return ToolResult(
         call_id=context.call_id, tool=tool.name, text=cut(text, max_chars=max_chars), error=error, took_s=took_s
     )
@@ -62,9 +62,11 @@ async def _called(tool: Tool, given: Mapping[str, Any]) -> object:
         raise HandlerExitError(message) from error
 
 
-async def _ended(task: asyncio.Task[object], timeout_s: float) -> None:
+async def _ended(task: asyncio.Task[object], timeout_s: float) -> bool:
+    """Wait for its end, or bring it about; return whether it was late."""
     try:
-        await asyncio.wait({task}, timeout=timeout_s)
+        done, _ = await asyncio.wait({task}, timeout=timeout_s)
+        return not done
     finally:
         if not task.done():
             task.cancel()
@@ -78,8 +80,10 @@ def _look(task: asyncio.Task[object]) -> None:
         task.exception()
 
 
-def _told(tool: Tool, task: asyncio.Task[object]) -> tuple[str, str]:
-    """Return the result's text and its error."""
+def _told(tool: Tool, task: asyncio.Task[object], *, is_late: bool) -> tuple[str, str]:
+    """Return the result's text and its error. One that ended well while it was stopped has ended well."""
+    if task.cancelled() and not is_late:
+        return f"the tool {tool.name} cancelled itself", FAILED
     if not task.done() or task.cancelled():
         text = f"the tool {tool.name} was stopped after its limit of {tool.timeout_s:g} s"
         if not tool.is_repeatable:

@@ -151,6 +151,14 @@ def mail_write(to: Address, data: bytes, headers: Mapping[str, str] | None = Non
     return Write(subjects.mail(to.type, to.key), data, dict(headers) if headers else None)
 
 
+def is_key(key: str, token: str) -> bool:
+    """Return whether ``token`` is how ``key`` stands in a subject."""
+    try:
+        return subjects.escape(key) == token
+    except InvalidNameError:
+        return False
+
+
 def wrong_key(token: str) -> InvalidNameError:
     """Return the error for a key that stands in a subject in another way than ``subjects.escape`` writes it.
 

@@ -13,12 +13,13 @@ from callboard.runtime.actor.address import Address
 from callboard.runtime.actor.cursor import Cursor
 from callboard.runtime.actor.definition import ActorType
 from callboard.runtime.actor.letter import letter_of, write_letter
-from callboard.runtime.actor.mail import Mail, mail_of, wrong_key
+from callboard.runtime.actor.mail import Mail, is_key, mail_of, wrong_key
 from callboard.runtime.actor.ports import Staged
+from callboard.runtime.actor.post import Carrier
 from callboard.runtime.actor.services import Services
 from callboard.runtime.bus import header
 from callboard.runtime.bus.base import Stored, Tail, Write
-from callboard.runtime.errors import BusError, ConflictError, DecodeError, InvalidNameError
+from callboard.runtime.errors import BusError, ConflictError, DecodeError
 from callboard.runtime.record import failure_of
 
 _log = logs.get_logger(__name__)
@@ -103,6 +104,9 @@ class Partition:
         self._is_closed = False
         self._is_left = False
         self._writing = asyncio.Lock()
+        # one of a type's hosts makes mail of its post
+        is_first = number == kind.numbers(services.rules.partitions)[0]
+        self._carrier = Carrier(services, kind.name) if is_first else None
 
     def __repr__(self) -> str:
         """Return type, number and epoch."""
@@ -119,6 +123,11 @@ class Partition:
     def is_gone(self) -> bool:
         """Whether it is another's."""
         return self.is_lost or self.is_handed
+
+    @property
+    def is_moving(self) -> bool:
+        """Whether we give it to another worker, or have done so: it was not taken from us."""
+        return not self.is_lost and (self._is_left or self.is_handed)
 
     def may_have_run(self, seq: int) -> bool:
         """Return whether another host may have begun the mail with this sequence."""
@@ -202,6 +211,7 @@ class Partition:
             self._on_mail,
             start_seq=self.cursor.upto + 1,
         )
+        self._fetch_post()
 
     @property
     def is_deaf(self) -> bool:
@@ -219,6 +229,8 @@ class Partition:
     async def close(self) -> None:
         """Stop reading, and leave the cursor as it is. Its actors stay as they are."""
         self._is_closed = True
+        if self._carrier is not None:
+            self._carrier.stop()
         tail, self._tail = self._tail, None
         if tail is not None:
             await tail.close()
@@ -246,6 +258,11 @@ class Partition:
         self._tail = await self._services.bus.tail(
             subjects.ACTORS, subjects.mailbox(self.kind.name, self.number), self._on_mail, start_seq=self._seen + 1
         )
+        self._fetch_post()
+
+    def _fetch_post(self) -> None:
+        if self._carrier is not None and not self._is_closed:
+            self._carrier.start()
 
     def lose(self, held: Mapping[str, str] | None = None) -> None:
         """Drop everything at once: somebody else owns it. What its cursor says we hold goes on."""
@@ -455,7 +472,7 @@ class Partition:
         self._seen = stored.seq
         mail: Mail = mail_of(stored)
         token = stored.subject.split(".", 4)[4]
-        if not _is_key(mail.address.key, token):
+        if not is_key(mail.address.key, token):
             _ = self._services.spawn(self._bury_stray(mail, token), "mail-stray")
             return
         self.activation(mail.address.key).deliver(mail)
@@ -477,10 +494,3 @@ class Partition:
             _log.warning(events.MAIL_REFUSED, actor=str(mail.address), mails=1, policy="", problem=str(error))
             return
         _log.error(events.MAIL_DEAD_LETTERED, actor=str(mail.address), seq=mail.seq, attempts=0, code=failure.code)
-
-
-def _is_key(key: str, token: str) -> bool:
-    try:
-        return subjects.escape(key) == token
-    except InvalidNameError:
-        return False

@@ -48,6 +48,11 @@ class Owner(Protocol):
         """Whether it is another's."""
         ...
 
+    @property
+    def is_moving(self) -> bool:
+        """Whether we give it to another worker, or have done so: it was not taken from us."""
+        ...
+
     async def is_ours(self) -> bool:
         """Return whether we still own it, asking the broker when our own beats do not come back."""
         ...

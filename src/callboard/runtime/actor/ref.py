@@ -102,7 +102,8 @@ class ActorRef:
 
         Returns:
             The mail's sequence, its place in the order; of the first one when the broker knows the id already. With
-            ``delay_s`` the sequence of the schedule: the mail has one of its own when it is due.
+            ``delay_s`` the sequence of the schedule: the mail has one of its own when it is due. For a user who hands
+            mail in (``Bus.is_guest``), its sequence in the post, which becomes mail in that order.
 
         Raises:
             EncodeError: If the message cannot be encoded.
@@ -118,17 +119,13 @@ class ActorRef:
             data = await payload.stow(BlobStore(self._bus), data, extra)
             if deadline is not None:
                 extra[header.DEADLINE] = self._deadline(deadline)
+            if self._bus.is_guest:
+                return await self._hand_in(data, extra, id, delay_s, timeout_s)
             if delay_s is not None:
                 return await self._tell_later(data, extra, id, delay_s, timeout_s)
             if id is not None:
-                # the broker looks for repeats in the whole stream, so the id alone would hide another actor's mail
-                extra[header.MSG_ID] = f"{self.address.type}/{self.address.token}/{id}"
-            write = mail_write(self.address, data, extra)
-            try:
-                ack = await self._bus.store(write, timeout_s=timeout_s)
-            except NoRespondersError as error:
-                raise _no_stream() from error
-            return ack.seq
+                extra[header.MSG_ID] = self._stream_id(id)
+            return await self._store(mail_write(self.address, data, extra), timeout_s)
 
     @overload
     async def ask(
@@ -230,6 +227,28 @@ class ActorRef:
 
     # --- inside
 
+    def _stream_id(self, own_id: str) -> str:
+        # the broker looks for repeats in the whole stream, so the id alone would hide another actor's mail
+        return f"{self.address.type}/{self.address.token}/{own_id}"
+
+    async def _store(self, write: Write, timeout_s: float) -> int:
+        try:
+            return (await self._bus.store(write, timeout_s=timeout_s)).seq
+        except NoRespondersError as error:
+            raise _no_stream() from error
+
+    async def _hand_in(
+        self, data: bytes, extra: dict[str, str], own_id: str | None, delay_s: float | None, timeout_s: float
+    ) -> int:
+        """Give the mail to the post, as our user may not write into the stream of mail."""
+        if own_id is not None:
+            extra[header.MSG_ID] = self._stream_id(own_id)
+        if delay_s is not None:
+            due = self._clock.now() + timedelta(seconds=max(_MIN_DELAY_S, delay_s))
+            extra[header.NOT_BEFORE] = deadlines.stamp(due)
+        subject = subjects.tell(self.address.type, self.address.key)
+        return await self._store(Write(subject, data, extra or None), timeout_s)
+
     def _traits(self) -> dict[str, str]:
         return {"messaging.system": "nats", "callboard.actor": str(self.address)}
 
@@ -271,12 +290,9 @@ class ActorRef:
         target = subjects.mail(self.address.type, self.address.key)
         headers = header.build(expected_seq=expected, extra=extra | header.at(due, target))
         try:
-            ack = await self._bus.store(Write(subject, data, headers), timeout_s=timeout_s)
+            return await self._store(Write(subject, data, headers), timeout_s)
         except ConflictError as error:
             return error.last_seq
-        except NoRespondersError as error:
-            raise _no_stream() from error
-        return ack.seq
 
     async def _ask_once(self, data: bytes, extra: dict[str, str], timeout_s: float) -> Message:
         began_s = self._clock.monotonic()

@@ -26,6 +26,8 @@ class Residence(Struct, frozen=True, kw_only=True):
             ``on_stop``. None when the worker is going down.
         is_ours: Whether the actor still lives here, asked of the broker when the worker's own beats do not come back:
             a host that stood still for seconds does not know that it was taken over.
+        is_moving: Whether this worker gives it to another, which may not have started it yet. Not so after it was lost:
+            then that one serves already.
     """
 
     worker: str
@@ -35,3 +37,4 @@ class Residence(Struct, frozen=True, kw_only=True):
     epoch: int
     spawn: Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None] | None]
     is_ours: Callable[[], Awaitable[bool]]
+    is_moving: Callable[[], bool] = lambda: False

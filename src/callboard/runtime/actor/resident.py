@@ -112,6 +112,7 @@ class Resident:
             epoch=owner.epoch,
             spawn=services.spawn,
             is_ours=owner.is_ours,
+            is_moving=lambda: owner.is_moving,
         )
 
     async def _stop(self) -> None:

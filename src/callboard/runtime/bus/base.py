@@ -231,15 +231,19 @@ class Bus(Protocol):
         """The server we are (or were last) connected to."""
         ...
 
+    @property
+    def is_guest(self) -> bool:
+        """Whether our user may only hand in mail and delayed tasks, for a worker to store them."""
+        ...
+
     def on_reconnect(self, callback: Callable[[], None]) -> None:
         """Call ``callback`` on the loop after each reconnect."""
         ...
 
     async def reconnect(self) -> None:
-        """Drop the link and connect anew, to another server where there is one; for a server that passes nothing on.
+        """Drop the link and connect anew, to another server where there is one. Returns at once; nothing when down.
 
-        Returns at once, and does nothing while the link is down already. All that a lost link brings happens: pending
-        calls end with an unknown outcome, subscriptions miss what is sent meanwhile, ``on_reconnect`` is called.
+        All that a lost link brings happens: pending calls end with an unknown outcome, subscriptions miss messages.
         """
         ...
 
@@ -268,10 +272,7 @@ class Bus(Protocol):
         ...
 
     async def subscribe(self, subject: str, sink: Callable[[Message], None], *, queue: str = "") -> Subscription:
-        """Hear ``subject`` (wildcards allowed); with ``queue``, one member of the group hears each message.
-
-        The subscription survives reconnects; messages sent meanwhile are missed.
-        """
+        """Hear ``subject`` (wildcards allowed), also after reconnects; with ``queue``, one of the group hears each."""
         ...
 
     async def request(

@@ -99,6 +99,11 @@ class FaultyBus(Bus):
         """The server behind."""
         return self._bus.server
 
+    @property
+    def is_guest(self) -> bool:
+        """Whether the user behind is one."""
+        return self._bus.is_guest
+
     def on_reconnect(self, callback: Callable[[], None]) -> None:
         """Call ``callback`` on the loop after each reconnect and each ``mend``."""
         self._callbacks.append(callback)

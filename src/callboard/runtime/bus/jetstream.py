@@ -61,6 +61,7 @@ async def connect(
     *,
     name: str,
     inbox_prefix: str = "_INBOX",
+    is_guest: bool = False,
     connect_deadline_s: float = 10.0,
     clock: Clock = SYSTEM_CLOCK,
     on_event: Callable[[str, dict[str, object]], None] | None = None,
@@ -69,8 +70,9 @@ async def connect(
     """Connect and check that the server can do what Callboard needs. Once connected, it reconnects for ever.
 
     ``who`` are ``Credentials``. ``on_event`` is told what happens to the connection: a name of the catalogue ``events``
-    and its fields. ``inbox_prefix`` is where answers come in; each user of a server with permissions needs its own. A
-    refusal of the credentials ends the attempt at once, silence after ``connect_deadline_s``.
+    and its fields. ``inbox_prefix`` is where answers come in; each user of a server with permissions needs its own.
+    ``is_guest`` is what ``Bus.is_guest`` says. A refusal of the credentials ends the attempt at once, silence after
+    ``connect_deadline_s``.
 
     Raises:
         BusConnectError: If no server answered in time, or its cluster has no leader for JetStream.
@@ -83,7 +85,7 @@ async def connect(
     link = NatsLink(address, name=name, inbox_prefix=inbox_prefix, clock=clock, on_event=on_event)
     deadline = clock.monotonic() + connect_deadline_s
     await link.open(connect_deadline_s)
-    bus = JetStreamBus(link, name=name)
+    bus = JetStreamBus(link, name=name, is_guest=is_guest)
     try:
         await bus.start(deadline)
     except BaseException:

@@ -76,9 +76,10 @@ class Connection(Link, Protocol):
 class JetStreamBus(Core, Writer, Reader):
     """One connection to a NATS server with JetStream. Use ``jetstream.connect``."""
 
-    def __init__(self, link: Connection, *, name: str) -> None:
+    def __init__(self, link: Connection, *, name: str, is_guest: bool = False) -> None:
         self._link: Connection = link
         self._name = name
+        self._is_guest = is_guest
         self._inboxes = count(1)
         self._refusal = self._known_stream = ""
         self._is_probing = False
@@ -124,6 +125,11 @@ class JetStreamBus(Core, Writer, Reader):
     def server(self) -> ServerInfo:
         """The server we are (or were last) connected to; name and cluster come a round trip after a reconnect."""
         return self._server
+
+    @property
+    def is_guest(self) -> bool:
+        """Whether our user may only hand in mail and delayed tasks, for a worker to store them."""
+        return self._is_guest
 
     def on_reconnect(self, callback: Callable[[], None]) -> None:
         """Call ``callback`` on the loop after each reconnect."""

@@ -166,6 +166,9 @@ class Feed:
 
     async def _begin(self, config: Json) -> int:
         path = f"CONSUMER.CREATE.{self._stream}.{self._name}"
+        if "filter_subject" in config:
+            # the filter in the subject lets permissions tell one reader's subjects from another's
+            path += f".{config['filter_subject']}"
         # Its own name, so that a repeat after a lost answer finds itself.
         answer = await self._admin._api(path, {"stream_name": self._stream, "config": config, "action": ""})  # noqa: SLF001
         self._listener = await self._link.listen(self._inbox, self._deliver)
@@ -183,7 +186,9 @@ class Feed:
             "num_replicas": 1,
             "inactive_threshold": _INACTIVE_NS,
         }
-        if self._subjects:
+        if len(self._subjects) == 1:
+            config["filter_subject"] = self._subjects[0]
+        elif self._subjects:
             config["filter_subjects"] = self._subjects
         if start_seq is not None:
             config |= {"deliver_policy": "by_start_sequence", "opt_start_seq": max(1, start_seq)}

@@ -39,6 +39,7 @@ class MemoryLink:
         self._context = contextvars.copy_context()
         self._is_open = True
         self._is_linked = True
+        self._is_guest = False
         self._link = 0
         self._connected_at = broker.clock.monotonic()
         self._inboxes = 0
@@ -67,6 +68,15 @@ class MemoryLink:
     def server(self) -> ServerInfo:
         """The broker, under the version that it imitates."""
         return ServerInfo(name="memory", version=_IMITATES, url="memory:", max_payload_bytes=MAX_PAYLOAD_BYTES)
+
+    @property
+    def is_guest(self) -> bool:
+        """Everybody may do everything, unless a test wants it otherwise."""
+        return self._is_guest
+
+    @is_guest.setter
+    def is_guest(self, value: bool) -> None:
+        self._is_guest = value
 
     def on_reconnect(self, callback: Callable[[], None]) -> None:
         """Call ``callback`` on the loop after each ``mend``."""

@@ -75,6 +75,16 @@ PROMISES: Mapping[str, tuple[_Promise, ...]] = {
         ("allow_msg_ttl", True, "steps and events could not expire"),
         ("allow_schedules", True, "timers need schedules"),
     ),
+    topology.POST: (
+        _FILE,
+        _SYNCED,
+        ("retention", "limits", "mail that was handed in would vanish when read"),
+        ("discard", "new", "mail that was handed in would be dropped in silence"),
+        ("max_age_s", 0.0, "mail that was handed in would expire"),
+        ("max_msgs_per_subject", -1, "mail that was handed in would be dropped in silence"),
+        ("allow_rollup", False, "whoever hands mail in could delete that of others"),
+    ),
+    topology.BLOBS: (_FILE, ("allow_rollup", False, "whoever stores one large payload could delete all of them")),
     topology.DEAD: (
         _FILE,
         _SYNCED,

@@ -22,6 +22,7 @@ LEDGER = "CB_LEDGER"
 ACTORS = "CB_ACTORS"
 AUDIT = "CB_AUDIT"
 GAPS = "CB_AUDIT_GAPS"
+POST = "CB_POST"
 DEAD = "CB_DEAD"
 TOKENS = "CB_TOKENS"
 REGISTRY = "KV_CB_REGISTRY"
@@ -33,7 +34,6 @@ BLOBS = "OBJ_CB_BLOBS"
 FULL_SHARE = 0.8
 LOW_HOURS = 24.0
 
-CONTEXT_HISTORY = 64
 CONFIG_HISTORY = 10
 UNLIMITED = -1
 
@@ -99,12 +99,13 @@ def declared(
         *_task_streams(settings),
         _dead(settings),
         _actors(settings),
+        _post(settings),
         *(_audit_streams(settings) if audit else ()),
         _tokens(settings),
         # No rollup: with it, whoever may write one record deletes all of them in one write.
         _bucket(REGISTRY, settings, allow_msg_ttl=True, allow_rollup=False),
         # History and message TTL do not go together: the older revision comes back when the newer one expires.
-        _bucket(CONTEXT, settings, history=CONTEXT_HISTORY),
+        _bucket(CONTEXT, settings, history=settings.context_history, allow_atomic=True),
         _bucket(CONFIG, settings, history=CONFIG_HISTORY),
         _objects(settings),
     )
@@ -269,6 +270,20 @@ def _actors(settings: TopologySettings) -> StreamConfig:
     )
 
 
+def _post(settings: TopologySettings) -> StreamConfig:
+    return StreamConfig(
+        name=POST,
+        # Headers are not limited, subjects are: whoever may write into a stream with schedules may delete all of it
+        # by a roll-up. Users who only give work write here, where the server refuses that; a host makes mail of it.
+        subjects=("cb.tell.*.*",),
+        replicas=settings.replicas,
+        discard="new",
+        duplicate_window_s=settings.dedup_window_s,
+        allow_direct=True,
+        deny_delete=True,
+    )
+
+
 def _audit_streams(settings: TopologySettings) -> tuple[StreamConfig, ...]:
     audit = StreamConfig(
         name=AUDIT,
@@ -322,6 +337,7 @@ def _bucket(
     history: int = 1,
     allow_msg_ttl: bool = False,
     allow_rollup: bool = True,
+    allow_atomic: bool = False,
 ) -> StreamConfig:
     """Return the stream of a key-value bucket as NATS clients make it."""
     return StreamConfig(
@@ -333,6 +349,7 @@ def _bucket(
         allow_direct=True,
         allow_msg_ttl=allow_msg_ttl,
         allow_rollup=allow_rollup,
+        allow_atomic=allow_atomic,
         deny_delete=True,
     )
 
@@ -346,7 +363,6 @@ def _objects(settings: TopologySettings) -> StreamConfig:
         replicas=settings.replicas,
         discard="new",
         allow_direct=True,
-        allow_rollup=True,
     )
 
 

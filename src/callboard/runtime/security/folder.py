@@ -20,7 +20,7 @@ from callboard.runtime.errors import ConfigError, ServerStartError
 from callboard.runtime.security import nkey, serverconf
 from callboard.runtime.security import plan as plans
 from callboard.runtime.security.plan import LOOPBACK, MAIN, Plan
-from callboard.runtime.security.role import User, inbox
+from callboard.runtime.security.role import GUESTS, User, inbox
 
 if TYPE_CHECKING:
     from callboard.runtime.security.certificate import Authority
@@ -178,6 +178,8 @@ class Folder:
             nats["tls_cert_file"] = str(tls / f"{account}.{user.name}.pem")
             nats["tls_key_file"] = str(tls / f"{account}.{user.name}.key")
         settings: dict[str, dict[str, object]] = {"nats": dict(nats)}
+        if user.role in GUESTS:
+            settings["nats"]["is_guest"] = True
         if user.role in {"worker", "host", "registry"}:
             settings["worker"] = {"user": user.name}
             # only its own user may write every record and answer look-ups; hosts enter the agents of their types

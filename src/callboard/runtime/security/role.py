@@ -84,11 +84,17 @@ def _gets(stream: str) -> tuple[str, ...]:
 
 def _reads(stream: str) -> tuple[str, ...]:
     """Return what it takes to read a stream in order, by a consumer of our own that ends with us."""
-    names = ("CONSUMER.CREATE.{}.*", "CONSUMER.MSG.NEXT.{}.*", "CONSUMER.INFO.{}.*", "CONSUMER.DELETE.{}.*")
+    names = (
+        "CONSUMER.CREATE.{}.*",
+        "CONSUMER.CREATE.{}.*.>",
+        "CONSUMER.MSG.NEXT.{}.*",
+        "CONSUMER.INFO.{}.*",
+        "CONSUMER.DELETE.{}.*",
+    )
     return (*_gets(stream), *("$JS.API." + name.format(stream) for name in names))
 
 
-_TASKS = ("cb.task.*", "cb.task.*.high", "cb.task.*.low", "cb.later.>")
+_TASKS = ("cb.task.*", "cb.task.*.high", "cb.task.*.low")
 _BLOBS = ("$O.CB_BLOBS.C.*", "$O.CB_BLOBS.M.*")
 
 _CONNECT = Grant(
@@ -97,10 +103,13 @@ _CONNECT = Grant(
     (INBOX + ".{user}.>",),
 )
 _SUBMIT = Grant(
-    "submit tasks, now and later, see whether a capability was ever offered, say which labels are asked for",
+    "submit tasks, see whether a capability was ever offered, say which labels are asked for",
     (*_TASKS, "cb.ctl.pools", "$JS.API.STREAM.INFO.CB_WORK", "$JS.API.CONSUMER.INFO.CB_WORK.*"),
 )
+# The server obeys headers that no permission sees: who may write into a stream with schedules may delete all of it.
+_HAND_IN = Grant("ask actors, and hand in mail for them", ("cb.ask.>", "cb.tell.*.*"))
 _TALK = Grant("ask and tell actors", ("cb.ask.>", "cb.mail.*.*"))
+_PLAN = Grant("have the server hold tasks for later", ("cb.later.>",))
 _LOOK_UP = Grant(
     "look agents and workers up, in the registry or in its records",
     ("cb.registry.find", "cb.registry.list", "$SRV.>", *_reads("KV_CB_REGISTRY")),
@@ -139,9 +148,24 @@ _LIVE = Grant(
         "cb.ctl.freed",
     ),
 )
-_SETTINGS = Grant(
-    "read live settings and shared context",
-    (*_reads("KV_CB_CONFIG"), *_reads("KV_CB_CONTEXT")),
+_SETTINGS = Grant("read live settings", _reads("KV_CB_CONFIG"))
+
+
+def _shares(*scopes: str) -> tuple[str, ...]:
+    """Return what it takes to read and write parts of the shared context: keys are told apart by subject alone."""
+    keys = tuple(f"$KV.CB_CONTEXT.{scope}.>" for scope in scopes)
+    names = ("STREAM.INFO.{}", "CONSUMER.MSG.NEXT.{}.*", "CONSUMER.INFO.{}.*", "CONSUMER.DELETE.{}.*")
+    return (
+        *keys,
+        *("$JS.API." + name.format("KV_CB_CONTEXT") for name in names),
+        *(f"$JS.API.DIRECT.GET.KV_CB_CONTEXT.{key}" for key in keys),
+        *(f"$JS.API.CONSUMER.CREATE.KV_CB_CONTEXT.*.{key}" for key in keys),
+    )
+
+
+_SHARE = Grant(
+    "read and write the shared context, and what its own actor types keep there",
+    _shares("global", "run", "private.{type}"),
 )
 _PULL = Grant(
     "pull tasks of its capabilities, and see where some wait",
@@ -180,6 +204,9 @@ _HOST = Grant(
         "cb.event.{type}.>",
         "cb.timer.{type}.>",
         "cb.cursor.{type}.*",
+        "cb.cursor.{type}.post.upto",
+        *_reads("CB_POST"),
+        "$JS.API.STREAM.PURGE.CB_POST",
         "cb.cursor.~audit.0",
         "cb.dead.mail.{type}.>",
         *_reads("CB_ACTORS"),
@@ -201,6 +228,7 @@ _RESULTS = Grant(
     "fetch the result of a task whose name it knows",
     ("$JS.API.DIRECT.GET.CB_LEDGER.cb.result.>",),
 )
+_WATCH = Grant("follow the tokens of running models", _reads("CB_TOKENS"))
 _ENTER = Grant("enter the agents of its actor types in the registry", ("$KV.CB_REGISTRY.agent.{type}.*",))
 _DESK = Grant(
     "keep the registry: answer look-ups, enter agents of all types",
@@ -241,18 +269,34 @@ _OPERATE = Grant(
 
 _REPLAY = Grant("send history again, onto subjects of their own", ("history.>", "shadow.>"), ("history.>", "shadow.>"))
 
+# Of these roles nobody may write into a stream that holds the mail of others: their settings say so.
+GUESTS = frozenset({"submitter", "worker", "agent"})
+
 ROLES: dict[str, Role] = {
     role.name: role
     for role in (
         Role(
             name="submitter",
             about="a program that gives work: submits tasks, asks and tells actors, fetches results",
-            grants=(_CONNECT, _SUBMIT, _TALK, _LOOK_UP, _PICK, _RESULTS, _STORE_BLOBS),
+            grants=(_CONNECT, _SUBMIT, _HAND_IN, _LOOK_UP, _PICK, _RESULTS, _STORE_BLOBS),
         ),
         Role(
             name="worker",
             about="the workers of one pool: serve its capabilities",
-            grants=(_CONNECT, _LIVE, _SETTINGS, _PULL, _RECORD, _SUBMIT, _TALK, _LOOK_UP, _PICK, _STORE_BLOBS),
+            grants=(
+                _CONNECT,
+                _LIVE,
+                _SETTINGS,
+                _SHARE,
+                _PULL,
+                _RECORD,
+                _SUBMIT,
+                _PLAN,
+                _HAND_IN,
+                _LOOK_UP,
+                _PICK,
+                _STORE_BLOBS,
+            ),
         ),
         Role(
             name="host",
@@ -261,14 +305,17 @@ ROLES: dict[str, Role] = {
                 _CONNECT,
                 _LIVE,
                 _SETTINGS,
+                _SHARE,
                 _PULL,
                 _RECORD,
                 _SUBMIT,
+                _PLAN,
                 _TALK,
                 _LOOK_UP,
                 _PICK,
                 _STORE_BLOBS,
                 _HOST,
+                _WATCH,
                 _SWEEP,
                 _ENTER,
             ),
@@ -276,7 +323,7 @@ ROLES: dict[str, Role] = {
         Role(
             name="agent",
             about="agents in any language that no worker hosts: they register, beat, and answer asks",
-            grants=(_CONNECT, _TALK, _LOOK_UP, _PICK, _SERVE),
+            grants=(_CONNECT, _HAND_IN, _LOOK_UP, _PICK, _SERVE),
         ),
         Role(
             name="registry",
@@ -286,7 +333,7 @@ ROLES: dict[str, Role] = {
         Role(
             name="auditor",
             about="a person or program that reads the record and the dead letters",
-            grants=(_CONNECT, _LOOK_UP, _AUDIT),
+            grants=(_CONNECT, _LOOK_UP, _WATCH, _AUDIT),
         ),
         Role(
             name="approver",

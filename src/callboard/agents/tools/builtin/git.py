@@ -27,6 +27,7 @@ from callboard.agents.tools.decorator import tool
 MAX_OUTPUT_BYTES: Final = 256 << 10
 MAX_MESSAGE_BYTES: Final = 64 << 10
 MAX_COMMITS: Final = 200
+_GITLINK = "160000 "
 _TRAILER = "Callboard-Call"
 _READ_BYTES = 64 << 10
 _PATH = "/usr/local/bin:/usr/bin:/bin"
@@ -129,6 +130,7 @@ async def git_commit(message: str, paths: list[str], context: ToolContext) -> st
     if mark in (await _git(context, "log", "--max-count=50", "--format=%B", is_empty_fine=True)).splitlines():
         return await _git(context, "log", "--max-count=1", "--format=%h %s", "--fixed-strings", f"--grep={mark}")
     await _git(context, "add", "--", *places)
+    await _check_staged(context, places)
     text = f"{message.rstrip()}\n\n{mark}\n"
     flags = ("--no-verify", "--no-gpg-sign", "--cleanup=verbatim", "--quiet", "--file=-")
     await _git(context, "commit", *flags, "--", *places, data=text.encode("utf-8", "replace"))
@@ -136,6 +138,22 @@ async def git_commit(message: str, paths: list[str], context: ToolContext) -> st
 
 
 GIT: Final = (git_status, git_log, git_diff, git_show, git_commit)
+
+
+async def _check_staged(context: ToolContext, places: Sequence[str]) -> None:
+    """Return if there is something to commit, and no repository in it: git would look into it with its own settings.
+
+    Raises:
+        ToolError: If not.
+    """
+    staged = await _git(context, "ls-files", "--stage", "--", *places, is_empty_fine=True)
+    if any(line.startswith(_GITLINK) for line in staged.splitlines()):
+        message = "the paths hold a repository of its own, which this tool does not commit: name the files around it"
+        raise ToolError(message)
+    changed = ("--name-only", "--ignore-submodules=all")
+    if not (await _git(context, "diff", "--cached", *changed, "--", *places, is_empty_fine=True)).strip():
+        message = "nothing to commit: the paths are as they were committed last"
+        raise ToolError(message)
 
 
 def _at(revision: str) -> tuple[str, str]:

@@ -36,6 +36,8 @@ async def resolve(host: str, port: int) -> Sequence[str]:
 def is_public(address: Address) -> bool:
     """Return whether an address is one of the public internet, also the one that is packed into it."""
     if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is not None:
+            return is_public(address.ipv4_mapped)
         packed = _packed(address)
         if any(not is_public(inner) for inner in packed):
             return False
@@ -92,12 +94,14 @@ class Guard(httpx.AsyncBaseTransport):
         if not url.host or url.userinfo:
             raise _denied(url, "it names no host, or holds a password")
         port = url.port or _PORTS[url.scheme]
+        # as it goes over the wire: other alphabets have other digits
+        host = url.raw_host.decode("ascii")
         try:
-            addresses = await self._resolve(url.host, port)
+            addresses = await self._resolve(host, port)
         except (OSError, UnicodeError) as error:
             message = f"{url.host[:200]} cannot be resolved: {error}"
             raise ToolError(message) from error
-        if f"{url.host.lower()}:{port}" not in self._allow:
+        if f"{host.lower()}:{port}" not in self._allow:
             for address in addresses:
                 if not is_public(ipaddress.ip_address(address.partition("%")[0])):
                     raise _denied(url, f"{url.host} is {address}, which is not on the public internet")
@@ -110,8 +114,6 @@ class Guard(httpx.AsyncBaseTransport):
 
 def _packed(address: ipaddress.IPv6Address) -> list[Address]:
     found: list[Address] = []
-    if address.ipv4_mapped is not None:
-        found.append(address.ipv4_mapped)
     if address.sixtofour is not None:
         found.append(address.sixtofour)
     if address.teredo is not None:
@@ -123,7 +125,7 @@ def _packed(address: ipaddress.IPv6Address) -> list[Address]:
 
 def _to(request: httpx.Request, address: str) -> httpx.Request:
     """Return the request as it goes to an address; the host's name stays in its header and for its certificate."""
-    extensions = {**request.extensions, "sni_hostname": request.url.host}
+    extensions = {**request.extensions, "sni_hostname": request.url.raw_host.decode("ascii")}
     # the header was made from the URL and stays
     return httpx.Request(
         request.method,

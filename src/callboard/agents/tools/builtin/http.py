@@ -112,7 +112,8 @@ async def _read(response: httpx.Response) -> str:
 def _charset(response: httpx.Response) -> str:
     named = response.charset_encoding or "utf-8"
     try:
-        b"".decode(named)
+        # one that is unknown, or no text at all, shows only with something to decode
+        b"x".decode(named, "replace")
     except (LookupError, UnicodeError, ValueError):
         return "utf-8"
     return named
