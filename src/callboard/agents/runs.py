@@ -32,7 +32,7 @@ from callboard.runtime.blobs import BlobStore
 from callboard.runtime.bus.base import Bus, Stored
 from callboard.runtime.client import Client
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
-from callboard.runtime.errors import BusError, InputError, NoHostError, NotFoundError
+from callboard.runtime.errors import BusError, InputError, NoHostError, NotFoundError, PermissionDeniedError
 from callboard.runtime.record import Failure
 
 RETRIED: frozenset[str] = frozenset({"failed", "cancelled", "partial"})
@@ -245,7 +245,11 @@ async def _shown(bus: Bus, run: str) -> RunView:
 
 
 async def _check_flow(bus: Bus, name: str) -> None:
-    known = await flows(bus)
+    try:
+        known = await flows(bus)
+    except PermissionDeniedError:
+        # who only gives work may not look; what nobody hosts waits
+        return
     if name not in known:
         has = f"there are {', '.join(known)}" if known else "there are none"
         message = (
