@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from callboard.runtime import config_error, config_source
-from callboard.runtime.config_block import BLOCKS, Blocks, Kind, found, leaves, split
+from callboard.runtime.config_block import BLOCKS, Blocks, Kind, Shown, as_text, found, leaves, split
 from callboard.runtime.config_field import (
     Bytes,
     BytesOrZero,
@@ -36,7 +36,6 @@ from callboard.runtime.config_field import (
     refuse,
     size,
 )
-from callboard.runtime.config_source import Shown
 from callboard.runtime.errors import ConfigError
 
 DEFAULT_FILE = Path("callboard.yaml")
@@ -445,7 +444,7 @@ class Settings(Section):
             value: object = self
             for name in key.split("."):
                 value = getattr(value, name)
-            text = "********" if kind is SecretStr and value is not None else _text(value)
+            text = "********" if kind is SecretStr and value is not None else as_text(value)
             lines.append(Shown(key, text, self._origin(key)))
         return lines
 
@@ -460,7 +459,7 @@ class Settings(Section):
         origins = {key: value.origin for key, value in self._blocks.values(name, variables=variables or {}).items()}
         section = self.block(name, kind, variables=variables)
         return [
-            Shown(key, "********" if isinstance(value, SecretStr) else _text(value), origins.get(key, "default"))
+            Shown(key, "********" if isinstance(value, SecretStr) else as_text(value), origins.get(key, "default"))
             for key, value in found(section, name)
         ]
 
@@ -482,15 +481,3 @@ def _files(file: Path | str | Sequence[Path | str] | None, env: Mapping[str, str
     if named:
         return [Path(path) for path in named.split(os.pathsep) if path]
     return [DEFAULT_FILE] if DEFAULT_FILE.is_file() else []
-
-
-def _text(value: object) -> str:
-    match value:
-        case None | ():
-            return "-"
-        case float():
-            return f"{value:g}" if abs(value) < 1e5 else str(int(value) if value.is_integer() else value)  # noqa: PLR2004
-        case dict():
-            return ",".join(f"{key}={item}" for key, item in value.items()) or "-"
-        case _:
-            return str(value)

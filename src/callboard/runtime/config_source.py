@@ -22,14 +22,6 @@ SECRET_FILE_SUFFIX = "_file"  # noqa: S105 - the ending of variable names, not a
 _VARIABLE = re.compile(r"\$(?:(\$)|\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\})")
 
 
-class Shown(Struct, frozen=True):
-    """One line of ``callboard config show``; secrets are already hidden."""
-
-    key: str
-    value: str
-    origin: str
-
-
 class Value(Struct, frozen=True):
     """A value somebody set, and where.
 
