@@ -7,7 +7,8 @@ import contextlib
 from collections.abc import AsyncGenerator
 
 from callboard.agents import runs
-from callboard.agents.llm.tokens import Chunk, read_chunks
+from callboard.agents.llm.tokens import Chunk
+from callboard.agents.llm.watch import read_chunks
 from callboard.agents.runs import RunView
 from callboard.runtime.bus.base import Bus
 from callboard.runtime.clock import SYSTEM_CLOCK
