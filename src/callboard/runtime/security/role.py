@@ -217,6 +217,7 @@ _HOST = Grant(
     ),
     ("cb.ask.{type}.*", "cb.ctl.actor.{type}.*", "cb.cursor.*.*", "cb.event.>", "cb.token.>"),
 )
+_TICKETS = Grant("keep tickets", ("cb.event.ticket.*",))
 _SWEEP = Grant(
     "sweep what is handled behind the audit copy, mend that copy, and put dead mail back",
     (
@@ -321,6 +322,7 @@ ROLES: dict[str, Role] = {
                 _PICK,
                 _STORE_BLOBS,
                 _HOST,
+                _TICKETS,
                 _WATCH,
                 _SWEEP,
                 _ENTER,
