@@ -109,7 +109,7 @@ ACTIONS = (
     Action("decide an approval", "cb.ask.approval.Forged", OPERATOR | {"approver"}),
     Action("mail a decision", "cb.mail.approval.Forged", OPERATOR),
     Action("write an approval", "cb.state.approval.Forged", NOBODY),
-    Action("ask for approval", "cb.mail.petition.1", frozenset(USERS) - {"auditor", "approver"}),
+    Action("ask for approval", "cb.mail.petition.1", HOSTS | OPERATOR),
     Action("read an approval", _API + "DIRECT.GET.CB_ACTORS.cb.state.approval.Mine", HOSTS | OPERATOR | PEOPLE),
     Action("change a budget", "cb.ask.budget.run%2FForged", frozenset({"host-desk", "host-back"}) | OPERATOR),
     Action("mail to a budget", "cb.mail.budget.run%2FForged", frozenset({"host-desk", "host-back"}) | OPERATOR),
