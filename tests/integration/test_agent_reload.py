@@ -43,44 +43,56 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             del sys.modules[name]
 
 
+class Edits:
+    """Edits the agent under load, good and broken code in turn, each after the one before it was seen."""
+
+    def __init__(self, world: World, folder: Path) -> None:
+        self.taken = 0
+        self.refused: list[str] = []
+        self._world = world
+        self._folder = folder
+        self._whole: set[str] = set()
+        self._reloader: Reloader[Parts] = Reloader(Sources(["crew"], cwd=folder.parent), self._load, poll_s=0.02)
+
+    def _load(self) -> Parts:
+        found = load_parts(["crew"], whole=self._whole)
+        self._whole.update(found.sources.values())
+        return found
+
+    async def begin(self) -> asyncio.Task[None]:
+        """Host the agent and watch its folder; return the watch."""
+        parts = self._reloader.load()
+        assert [skipped.name for skipped in parts.skipped] == ["crew/reload_ruin.py"]
+        live = LiveWorker((await self._world.start(*parts.actors)).worker, parts)
+
+        async def apply(fresh: Parts) -> None:
+            live.swap(fresh)
+
+        return asyncio.create_task(self._reloader.run(apply, reloaded=self._reloaded, failed=self._failed))
+
+    async def make(self) -> None:
+        """Make them all."""
+        path = self._folder / "reload_teller.py"
+        for number in range(1, EDITS + 1):
+            # what could be used is not left out when it is broken: the code before it goes on
+            path.write_text("def (\n")
+            await eventually(lambda number=number: len(self.refused) >= number)
+            path.write_text(CODE.format(version=number))
+            await eventually(lambda number=number: self.taken >= number)
+
+    def _reloaded(self, files: list[Path]) -> None:
+        self.taken += 1
+
+    def _failed(self, files: list[Path], error: CallboardError) -> None:
+        self.refused.append(str(error))
+
+
 async def test_an_agent_of_a_folder_is_edited_under_load_and_forgets_nothing(
     callboard_world: World, folder: Path
 ) -> None:
-    taken: list[list[str]] = []
-    refused: list[str] = []
-    targets = ["crew"]
-    whole: set[str] = set()
-
-    def load() -> Parts:
-        found = load_parts(targets, whole=whole)
-        whole.update(found.sources.values())
-        return found
-
-    reloader: Reloader[Parts] = Reloader(Sources(targets, cwd=folder.parent), load, poll_s=0.02)
-    parts = reloader.load()
-    assert [skipped.name for skipped in parts.skipped] == ["crew/reload_ruin.py"]
-    running = await callboard_world.start(*parts.actors)
-    live = LiveWorker(running.worker, parts)
-
-    async def apply(fresh: Parts) -> None:
-        live.swap(fresh)
-
-    def failed(files: list[Path], error: CallboardError) -> None:
-        refused.append(str(error))
-
-    watching = asyncio.create_task(
-        reloader.run(apply, reloaded=lambda files: taken.append([file.name for file in files]), failed=failed)
-    )
-
-    async def edit() -> None:
-        for number in range(1, EDITS + 1):
-            # what could be used is not left out when it is broken: the code before it goes on
-            (folder / "reload_teller.py").write_text("def (\n")
-            await eventually(lambda number=number: len(refused) >= number)
-            (folder / "reload_teller.py").write_text(CODE.format(version=number))
-            await eventually(lambda number=number: len(taken) >= number)
-
-    editing = asyncio.create_task(edit())
+    edits = Edits(callboard_world, folder)
+    watching = await edits.begin()
+    editing = asyncio.create_task(edits.make())
     said: list[str] = []
     while not editing.done() or said[-1] != f"version {EDITS}":
         task = Task(f"question {len(said)}")
@@ -91,7 +103,7 @@ async def test_an_agent_of_a_folder_is_edited_under_load_and_forgets_nothing(
     await asyncio.wait([watching])
     assert (said[0], said[-1]) == ("version 0", f"version {EDITS}")
     assert said == sorted(said)
-    assert len(refused) == EDITS
+    assert len(edits.refused) == EDITS
     state = await state_of(callboard_world, "teller/ann")
     assert state["tasks"] == len(said)
     asked = [message["text"] for message in state["messages"] if message["role"] == "user"]
