@@ -99,9 +99,7 @@ class Http:
         headers = {"Content-Type": "application/json"} | ({"Idempotency-Key": key} if key else {})
         timeout = httpx.Timeout(silence_s, connect=self._provider.connect_s, pool=None)
         try:
-            async with self._http.stream(
-                "POST", path, content=content, headers=headers, timeout=timeout
-            ) as response:
+            async with self._http.stream("POST", path, content=content, headers=headers, timeout=timeout) as response:
                 if response.status_code != _OK:
                     raise await self._refusal(response)
                 yield response
