@@ -11,6 +11,7 @@ from pathlib import Path
 
 from bench import (
     machine,
+    rows_agents,
     rows_asks,
     rows_idle,
     rows_joining,
@@ -29,7 +30,8 @@ from callboard.runtime import server_binary
 
 HELP = """rows of tasks: a tasks/s, b CPU a task, c submit, d latency, e lanes, f other concurrencies, g recovery after
 kill -9, h profile of row a; rows of actors: i one ask, j asks/s, k turns that send, l replay, m idle actors, n beside a
- blocked actor, o a host joins, p a step, q profile of row j; of the fleet: r the registry, s processes scaled by
+ blocked actor, o a host joins, p a step, q profile of row j, t a step of an agent; of the
+ fleet: r the registry, s processes scaled by
  order"""
 
 
@@ -56,7 +58,7 @@ async def _run(options: Options, path: Path) -> None:
                 rows += await _rows(broker, options)
                 if "h" in options.rows:
                     profiles.append(f"profile, {mode}, {await rows_work.profile(broker, options)}")
-        if set("ijklmnopqr") & set(options.rows):
+        if set("ijklmnopqrt") & set(options.rows):
             # a server without what the tasks have left
             async with Broker(mode, options.folder) as broker:
                 rows += await _actor_rows(broker, options)
@@ -99,6 +101,7 @@ async def _actor_rows(broker: Broker, options: Options) -> list[Row]:
     sides = {
         "i": ("one ask", rows_asks.latency),
         "p": ("steps", rows_asks.steps),
+        "t": ("steps of an agent", rows_agents.steps),
         "j": ("many asks", rows_asks.rate),
         "k": ("turns that send", rows_turns.sending),
         "l": ("replay", rows_turns.replay),

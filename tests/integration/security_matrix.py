@@ -111,6 +111,13 @@ ACTIONS = (
     Action("write an approval", "cb.state.approval.Forged", NOBODY),
     Action("ask for approval", "cb.mail.petition.1", frozenset(USERS) - {"auditor", "approver"}),
     Action("read an approval", _API + "DIRECT.GET.CB_ACTORS.cb.state.approval.Mine", HOSTS | OPERATOR | PEOPLE),
+    Action("change a budget", "cb.ask.budget.run%2FForged", frozenset({"host-desk", "host-back"}) | OPERATOR),
+    Action("mail to a budget", "cb.mail.budget.run%2FForged", frozenset({"host-desk", "host-back"}) | OPERATOR),
+    Action(
+        "follow tokens",
+        _API + "CONSUMER.CREATE.CB_TOKENS.read-1",
+        frozenset({"host-desk", "host-back", "auditor"}) | OPERATOR,
+    ),
     Action("accuse a worker of being dead", "cb.ctl.dead", WORKERS | OPERATOR),
     Action("ask the system account", "$SYS.REQ.SERVER.PING", NOBODY),
     Action("answer into an inbox", "_INBOX.submitter.x", WORKERS | OPERATOR | {"agent-node"}),

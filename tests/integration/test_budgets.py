@@ -7,13 +7,14 @@ from decimal import Decimal
 from typing import Any
 
 import msgspec
+import pytest
 from msgspec import Struct
 
 from callboard.agents.budget import Budget
 from callboard.agents.errors import BudgetExceededError, ModelError
 from callboard.agents.llm.base import Prompt, Usage, user
 from callboard.agents.llm.call import call_model
-from callboard.agents.llm.scope import BudgetView, SetBudget, ShowBudget, agent_day
+from callboard.agents.llm.scope import Amount, BudgetView, Reserve, SetBudget, Settle, ShowBudget, agent_day
 from callboard.agents.llm.scripted import Say, Scripted
 from callboard.runtime.actor.actor import Actor
 from callboard.runtime.actor.handler import on
@@ -159,6 +160,39 @@ async def test_a_day_of_an_agent_has_the_limits_of_its_kind(callboard_world: Wor
     await set_budget(callboard_world, "agent-day/spender", tokens=10)
     today = agent_day("spender", callboard_world.clock.now())
     assert (await spend(callboard_world, "a", today))["scope"] == today
+
+
+async def test_the_settings_limit_runs_that_nobody_did(callboard_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CALLBOARD_AGENTS__BUDGETS__RUN__TOKENS", "10")
+    Spender.model = Scripted([Say(text="fine", always=True)])
+    await callboard_world.start(Spender, Budget)
+    assert (await spend(callboard_world, "a", "run/any"))["scope"] == "run/any"
+    assert await spend(callboard_world, "a", "tenant/any") == {"text": "fine"}
+    # what a person sets counts before them
+    await set_budget(callboard_world, "run", tokens=5000)
+    assert await spend(callboard_world, "a", "run/other") == {"text": "fine"}
+
+
+async def test_what_a_lost_call_had_set_aside_is_free_again(callboard_world: World) -> None:
+    await callboard_world.start(Spender, Budget)
+    await set_budget(callboard_world, "run/9", tokens=1000)
+    first = Reserve(id="one", step="spender/a/1/model.x.0", least=Amount(tokens=100), want=Amount(tokens=1000))
+    ref = callboard_world.client.actor("budget/run/9")
+    assert (await ref.ask(first))["amount"]["tokens"] == 1000
+    other = Reserve(id="b", step="spender/b/1/model.x.0", least=Amount(tokens=1), want=Amount(tokens=1))
+    assert not (await ref.ask(other))["ok"]
+    # the call is made again: the first attempt is charged with its prompt, the rest is there
+    assert (await ref.ask(msgspec.structs.replace(first, id="two")))["amount"]["tokens"] == 900
+    await ref.tell(Settle(id="two", spent=Amount(tokens=150)))
+    stands = await view_of(callboard_world, "run/9")
+    assert (stands.spent.tokens, stands.interrupted, stands.calls) == (250, 1, 2)
+    # and should it report after all, its charge is put right
+    await ref.tell(Settle(id="one", spent=Amount(tokens=130)))
+    await eventually(lambda: spent_is(callboard_world, "run/9", 280))
+
+
+async def spent_is(world: World, scope: str, tokens: int) -> bool:
+    return (await view_of(world, scope)).spent.tokens == tokens
 
 
 async def test_parents_in_a_circle_are_named(callboard_world: World) -> None:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 from msgspec import Struct
+from msgspec.structs import replace
 
 from callboard.agents import runs
 from callboard.agents.branch import Branch
@@ -15,7 +16,7 @@ from callboard.agents.flow import flow
 from callboard.agents.message import AgentResult, Task
 from callboard.agents.run import Run
 from callboard.agents.run_record import RunResult
-from callboard.agents.runs import RunView
+from callboard.agents.run_view import RunView
 from callboard.runtime.actor.actor import Actor
 from callboard.runtime.actor.handler import on
 from callboard.runtime.actor.ref import ActorRef
@@ -286,3 +287,76 @@ async def test_what_changes_is_seen_until_the_end(callboard_world: World) -> Non
         if ("running", ["done", "running"]) in seen:
             Worker.go.set()
     assert seen[-1] == ("done", ["done", "done", "done"])
+
+
+async def test_a_host_that_drains_hands_the_run_on(callboard_world: World) -> None:
+    world = callboard_world
+    Worker.held = {"2"}
+    _ = await world.start(Worker)
+    first = await world.start(three, options=replace(QUICK, drain_grace_s=0.5))
+    asked = asyncio.create_task(ask(world, "run-three/1", Job("dig")))
+    await eventually(lambda: Worker.begun["2"] == 1, within_s=10, what="the second agent begins")
+    _ = await world.start(three)
+    await first.stop()
+    Worker.go.set()
+    assert (await asked).output == ["1 dig", "2 1 dig 5", "3 2 1 dig 5"]
+    assert Worker.begun == {"1": 1, "2": 1, "3": 1}
+
+
+class Go(Struct):
+    word: str
+
+
+@flow
+async def patient(run: Run, job: Job) -> str:
+    """Waits for a word between two agents."""
+    first = await run.agent("toiler/1", job.text)
+    if job.text == "beside":
+
+        async def within() -> str:
+            return str((await run.wait_for(Go)).word)
+
+        await run.parallel([within, "toiler/2"], job.text)
+    word: Go = await run.wait_for(Go)
+    return (await run.agent("toiler/2", f"{first.text} {word.word}")).text
+
+
+async def test_a_run_waits_for_a_person_and_holds_nothing(callboard_world: World) -> None:
+    world = callboard_world
+    host = await world.start(Worker, patient)
+    name = await runs.start(world.client, patient, Job("dig"), id="1")
+
+    async def waits() -> bool:
+        view = await runs.show(world.bus, name)
+        return view.status == "waiting" and view.waits_for == ["Go"]
+
+    await eventually(waits, within_s=10, what="the run waits")
+    assert [line.status for line in await runs.ls(world.bus)] == ["waiting"]
+    await host.stop()
+    _ = await world.start(Worker, patient)
+    _ = await world.client.actor("run-patient/1").tell(Go("on"))
+    view = await ended(world, name)
+    assert (view.status, view.output) == ("done", "2 1 dig on")
+    assert Worker.begun == {"1": 1, "2": 1}
+
+
+async def test_a_run_that_waits_is_cancelled(callboard_world: World) -> None:
+    world = callboard_world
+    _ = await world.start(Worker, patient)
+    name = await runs.start(world.client, patient, Job("dig"), id="1")
+
+    async def waits() -> bool:
+        return (await runs.show(world.bus, name)).status == "waiting"
+
+    await eventually(waits, within_s=10, what="the run waits")
+    await runs.cancel(world.client, name, reason="enough")
+    assert (await ended(world, name)).status == "cancelled"
+    assert [line.status for line in await runs.ls(world.bus)] == ["cancelled"]
+
+
+async def test_nobody_waits_in_a_branch(callboard_world: World) -> None:
+    world = callboard_world
+    _ = await world.start(Worker, patient)
+    found = await ask(world, "run-patient/b", Job("beside"))
+    assert (found.status, found.code) == ("failed", "input")
+    assert "move it before or behind it" in found.error

@@ -12,7 +12,7 @@ from callboard.agents.flow import flow
 from callboard.agents.llm.tokens import Chunk, TokensEnd, TokenWriter
 from callboard.agents.message import AgentResult, Task
 from callboard.agents.run import Run
-from callboard.agents.runs import RunView
+from callboard.agents.run_view import RunView
 from callboard.agents.watching import watch
 from callboard.runtime.actor.actor import Actor
 from callboard.runtime.actor.handler import on

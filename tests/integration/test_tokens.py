@@ -22,6 +22,7 @@ from callboard.runtime.actor.actor import Actor
 from callboard.runtime.actor.handler import on
 from callboard.runtime.actor.step import id_of
 from callboard.runtime.bus.topology import TOKENS
+from callboard.runtime.errors import AskFailedError, InvalidNameError
 from callboard.runtime.retry import RetryPolicy
 from tests.support.world import World
 
@@ -137,6 +138,14 @@ async def test_an_answer_that_is_no_number_is_asked_for_again(callboard_world: W
     assert sorted(call.category for call in calls) == ["repair", "work"]
 
 
+async def test_an_answer_that_never_fits_is_an_error_after_the_cap(callboard_world: World) -> None:
+    Teller.model = Scripted([Say(text="about seven", always=True)])
+    await callboard_world.start(Teller)
+    with pytest.raises(AskFailedError, match="no Number: ") as caught:
+        await callboard_world.client.actor("teller/a").ask(Guess("how many?"))
+    assert (caught.value.cause_code, Teller.model.calls) == ("model_output", 1 + typed.REPAIRS)
+
+
 # --- without a turn
 
 
@@ -189,7 +198,5 @@ async def test_what_is_no_chunk_is_passed_over(callboard_world: World) -> None:
 
 @pytest.mark.parametrize("run", ["", "x" * 300])
 def test_a_run_that_can_be_no_subject_is_refused(run: str) -> None:
-    from callboard.runtime.errors import InvalidNameError
-
     with pytest.raises(InvalidNameError):
         subject_of(run)

@@ -65,10 +65,11 @@ class Journaled(TurnApi, Protocol):
 class Scope:
     """What the parts of a run inside a branch share: a prefix of their names, and a time beyond which none waits."""
 
-    __slots__ = ("counts", "prefix", "until")
+    __slots__ = ("counts", "is_beside", "prefix", "until")
 
-    def __init__(self, prefix: str, until: datetime | None) -> None:
-        """Begin with no names taken."""
+    def __init__(self, prefix: str, until: datetime | None, *, is_beside: bool = False) -> None:
+        """Begin with no names taken; ``is_beside`` where other branches work at the same time."""
+        self.is_beside = is_beside
         self.prefix = prefix
         self.until = until
         self.counts: dict[str, int] = {}

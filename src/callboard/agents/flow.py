@@ -14,9 +14,10 @@ from typing import Any, ClassVar, NoReturn, TypeVar, cast, get_type_hints, overl
 import msgspec
 from msgspec.structs import replace
 
+from callboard.agents import approval
 from callboard.agents.asking import Asking, Inherited, Journaled, cut
+from callboard.agents.budget import Budget
 from callboard.agents.message import Task
-from callboard.agents.petition import Approval, Petition
 from callboard.agents.run import Run
 from callboard.agents.run_log import marked
 from callboard.agents.run_record import (
@@ -65,7 +66,7 @@ class Flow(Actor, abstract=True, state_limit_bytes=STATE_BYTES):
     """
 
     State: ClassVar[Any] = RunState
-    companions: ClassVar[Sequence[type[Actor]]] = (Stopper, Approval, Petition)
+    companions: ClassVar[Sequence[type[Actor]]] = (Stopper, *approval.COMPANIONS, Budget)
     function: ClassVar[Function]
     timeout_s: ClassVar[float] = DAY_S
     patience_s: ClassVar[float] = PATIENCE_S

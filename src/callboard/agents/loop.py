@@ -13,6 +13,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 
 from callboard.agents import window
@@ -266,8 +267,12 @@ def version_of(instructions: str) -> str:
 
 
 def _head(plan: Plan) -> tuple[Message, ...]:
-    text = f"{plan.instructions}\n\n{window.FENCE_RULE}".strip()
-    return (Message(role="system", text=text),)
+    parts = [plan.instructions, window.FENCE_RULE]
+    if plan.output is not None and not plan.model.facts.has_schema:
+        # nobody holds its provider to the schema: it must be told
+        shown = msgspec.json.encode(typed.schema(plan.output)).decode()
+        parts.append(f"When you are done, answer with JSON alone that follows this JSON Schema:\n{shown}")
+    return (Message(role="system", text="\n\n".join(filter(None, parts))),)
 
 
 def _told(result: ToolResult) -> Message:

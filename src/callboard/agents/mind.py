@@ -56,8 +56,9 @@ def sandbox_of(given: str | Sandbox | None) -> Sandbox:
     """
     if given is not None and not isinstance(given, str):
         return given
-
-    return _once(("sandbox", given), lambda: choose.choose(given or settings().sandbox.name, settings().sandbox))
+    name = given or ""
+    found: Sandbox = _once(("sandbox", name), lambda: choose.choose(name, settings().sandbox))
+    return found
 
 
 def settings() -> AgentSettings:

@@ -280,20 +280,36 @@ class Run:
 
         Raises:
             ApprovalDeniedError: If the answer was no.
+            InputError: In a branch of ``parallel``: ask before it, or after.
         """
+        self._check_alone("approve")
         return await approval.approve(self._turn, payload, **how)
 
     async def wait_for(self, kind: type[Any] | str, *, timeout: str | float | None = None) -> Any:  # noqa: ANN401, ASYNC109
-        """Park the run until a message of ``kind`` comes to ``run-<flow>/<id>``, for minutes or months."""
+        """Park the run until a message of ``kind`` comes to ``run-<flow>/<id>``, for minutes or months.
+
+        Raises:
+            InputError: In a branch of ``parallel``: wait before it, or after.
+        """
+        self._check_alone("wait_for")
         return await self._turn.wait_for(kind, timeout=timeout)
 
     # --- inside
+
+    def _check_alone(self, word: str) -> None:
+        """Refuse to park from within a join: what the branches beside wait for could be taken for one another's."""
+        if self._asking.scope.is_beside:
+            message = (
+                f"{word} parks the whole run and cannot stand in a branch of parallel: move it before or behind it"
+            )
+            raise InputError(message)
 
     async def _work(self, part: str, branch: Branch) -> Any:  # noqa: ANN401 - what the flow's own code returns
         to = branch.to
         if isinstance(to, (str, Capability, type)):
             return await self._asking.ask(part, branch)
-        token = scope_now.set(Scope(f"{part}/", self._asking.scope.until))
+        around = self._asking.scope
+        token = scope_now.set(Scope(f"{part}/", around.until, is_beside=around.is_beside))
         try:
             return await to()
         finally:
@@ -353,7 +369,7 @@ class Run:
     async def _started(
         self, join: Join, parts: Mapping[str, Branch], slots: asyncio.Semaphore, results: dict[str, Any]
     ) -> AsyncIterator[list[asyncio.Task[Outcome]]]:
-        scope = Scope(self._asking.scope.prefix, join.deadline)
+        scope = Scope(self._asking.scope.prefix, join.deadline, is_beside=True)
 
         async def work(part: str, branch: Branch) -> Outcome:
             async with slots:
@@ -367,7 +383,9 @@ class Run:
             for task in tasks:
                 task.cancel()
             if tasks:
-                _ = await asyncio.wait(tasks)
+                done, _ = await asyncio.wait(tasks)
+                # seen: of several errors the first one speaks
+                _ = [task.exception() for task in done if not task.cancelled()]
 
     async def _wait(self, join: Join, tasks: Sequence[asyncio.Task[Outcome]]) -> tuple[dict[str, Outcome], bool]:
         """Return the branches that ended, and whether the deadline came first."""

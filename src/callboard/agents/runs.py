@@ -3,33 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from datetime import datetime, timedelta
-from decimal import Decimal
 from types import TracebackType
-from typing import Any
 
 import msgspec
-from msgspec import UNSET, Raw, Struct
+from msgspec import UNSET, Raw
 from msgspec.structs import replace
 
-from callboard.agents import run_log
-from callboard.agents.llm.base import Usage
+from callboard.agents import run_log, run_view
 from callboard.agents.run_record import (
     BEGUN,
-    ENDED,
     PREFIX,
-    AgentRun,
     Begun,
-    Join,
-    Outcome,
-    RunResult,
     RunState,
-    RunStatus,
     run_address,
     run_name,
-    spent,
 )
+from callboard.agents.run_view import RunLine, RunView
 from callboard.agents.stopper import STOPPER, StopRun
 from callboard.runtime import codec, ids, subjects
 from callboard.runtime.actor import inspection, record, step
@@ -41,70 +32,11 @@ from callboard.runtime.blobs import BlobStore
 from callboard.runtime.bus.base import Bus, Stored
 from callboard.runtime.client import Client
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
-from callboard.runtime.errors import BusError, DecodeError, InputError, NoHostError, NotFoundError
+from callboard.runtime.errors import BusError, InputError, NoHostError, NotFoundError, PermissionDeniedError
 from callboard.runtime.record import Failure
 
 RETRIED: frozenset[str] = frozenset({"failed", "cancelled", "partial"})
 _LOOK_FIRST_S, _LOOK_MAX_S = 0.05, 1.0
-
-
-class RunLine(Struct, frozen=True, kw_only=True):
-    """One run in a list.
-
-    Attributes:
-        status: ``waiting``: its mail waits for a host, or it is parked.
-        attempt: Number of its latest attempt, 1-based.
-        agents: Agents that worked for it; None while it runs.
-    """
-
-    run: str
-    status: RunStatus
-    attempt: int = 1
-    began_at: datetime | None = None
-    ended_at: datetime | None = None
-    agents: int | None = None
-    cost_usd: Decimal | None = None
-    missing: list[str] = []
-    error: str = ""
-
-
-class RunView(Struct, frozen=True, kw_only=True):
-    """All that is known of one run: Run > agent runs > what each was sent and answered.
-
-    Attributes:
-        seq: Mail of the latest attempt, 0 where that is not known any more.
-        job: What it was given.
-        agents: In the order in which they were asked. Those of an ended run have long texts cut.
-        joins: What its joins wait for, while it runs.
-        outcomes: How the branches of its joins ended, by join.
-        parent: The run that it is a part of.
-        waits_for: Names of the messages that a parked run waits for.
-    """
-
-    run: str
-    status: RunStatus
-    attempt: int = 1
-    seq: int = 0
-    job: Any = None
-    output: Any = None
-    error: str = ""
-    code: str = ""
-    missing: list[str] = []
-    parent: str = ""
-    began_at: datetime | None = None
-    ended_at: datetime | None = None
-    deadline: datetime | None = None
-    usage: Usage = Usage()
-    cost_usd: Decimal | None = None
-    agents: list[AgentRun] = []
-    joins: list[Join] = []
-    outcomes: Mapping[str, list[Outcome]] = {}
-    waits_for: list[str] = []
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether nothing of it runs or waits."""
-        return self.status in ENDED
 
 
 async def flows(bus: Bus) -> list[str]:
@@ -192,21 +124,23 @@ async def show(bus: Bus, run: str) -> RunView:
         DecodeError: If a record cannot be read.
     """
     actor = run_address(run)
+    # first the mail: whatever has been handled since then stands in the record
+    mails = [mail.seq for mail in await inspection.mailbox(bus, actor) if mail.kind is None]
     base, state = await _state(bus, actor)
-    waiting = [mail.seq for mail in await inspection.mailbox(bus, actor) if mail.kind is None]
+    waiting = [seq for seq in mails if base is None or not base.has_applied(seq)]
     parked = [each.seq for each in base.parked] if base is not None else []
     if waiting or parked:
         seq = (parked or waiting)[0]
-        return _running(actor, await run_log.read(bus, actor, seq), base, state, seq)
+        return run_view.running(actor, await run_log.read(bus, actor, seq), base, state, seq)
     if state.result is not None:
-        return _ended(actor, state, state.result)
+        return run_view.ended(actor, state, state.result)
     letter = await _letter(bus, actor)
     found = await run_log.read(bus, actor)
     if base is None and letter is None and not found.seq:
         known = ", ".join(await flows(bus)) or "none yet"
         message = f"there is no run {run_name(actor)}; see `callboard runs ls`. Flows: {known}"
         raise NotFoundError(message)
-    return _broken(actor, found, letter)
+    return run_view.broken(actor, found, letter)
 
 
 async def ls(bus: Bus, *, flow: str = "", limit: int = 100) -> list[RunLine]:
@@ -231,8 +165,10 @@ async def ls(bus: Bus, *, flow: str = "", limit: int = 100) -> list[RunLine]:
     states_of = _by_actor(await bus.get_many(subjects.ACTORS, [subjects.state(a.type, a.key) for a in latest]))
     mailed = await bus.get_many(subjects.ACTORS, [subjects.mailbox(a.type, "*", a.key) for a in latest])
     last_mail = {Address(*_owner(each.subject)): each.seq for each in mailed}
-    lines = [_line(each, states_of.get(each), last_mail.get(each, 0)) for each in latest]
+    lines = [run_view.line(each, states_of.get(each), last_mail.get(each, 0)) for each in latest]
     lines = await _with_begun(bus, lines)
+    # the few that ended without a word of their own
+    lines = [run_view.line_of(await show(bus, line.run)) if run_view.is_wordless(line) else line for line in lines]
     return sorted(lines, key=lambda line: line.began_at.timestamp() if line.began_at else 0.0, reverse=True)
 
 
@@ -309,7 +245,11 @@ async def _shown(bus: Bus, run: str) -> RunView:
 
 
 async def _check_flow(bus: Bus, name: str) -> None:
-    known = await flows(bus)
+    try:
+        known = await flows(bus)
+    except PermissionDeniedError:
+        # who only gives work may not look; what nobody hosts waits
+        return
     if name not in known:
         has = f"there are {', '.join(known)}" if known else "there are none"
         message = (
@@ -320,21 +260,13 @@ async def _check_flow(bus: Bus, name: str) -> None:
 
 
 async def _state(bus: Bus, actor: Address) -> tuple[StateRecord | None, RunState]:
-    stored = await bus.get_last(subjects.ACTORS, subjects.state(actor.type, actor.key))
+    stored = await bus.get_last(subjects.ACTORS, subjects.state(actor.type, actor.key), from_leader=True)
     if stored is None:
         return None, RunState()
     found = record.decode(stored.data)
     if found.blob is not UNSET:
-        return found, _decode_state(await BlobStore(bus).get(found.blob))
-    return found, _decode_state(bytes(found.state)) if isinstance(found.state, Raw) else RunState()
-
-
-def _decode_state(data: bytes) -> RunState:
-    try:
-        return msgspec.json.decode(data, type=RunState)
-    except msgspec.DecodeError as error:
-        message = f"this is not the state of a run: {error}"
-        raise DecodeError(message) from error
+        return found, run_view.decode_state(await BlobStore(bus).get(found.blob))
+    return found, run_view.decode_state(bytes(found.state)) if isinstance(found.state, Raw) else RunState()
 
 
 async def _letter(bus: Bus, actor: Address) -> tuple[int, Failure, bytes, str] | None:
@@ -356,103 +288,9 @@ async def _job(bus: Bus, actor: Address, state: RunState) -> tuple[bytes, str]:
     return letter[2], letter[3]
 
 
-def _running(actor: Address, found: run_log.Records, base: StateRecord | None, state: RunState, seq: int) -> RunView:
-    begun = found.begun or Begun(run=run_name(actor), attempt=state.attempt + 1)
-    parked = base.parked if base is not None else []
-    former = [part for part in state.agents if part.status == "done"]
-    agents = [*former, *found.agents]
-    usage, cost = spent(agents)
-    return RunView(
-        run=begun.run,
-        status="waiting" if parked or found.begun is None else "running",
-        attempt=begun.attempt,
-        seq=seq,
-        job=begun.job,
-        parent=begun.parent,
-        began_at=begun.began_at,
-        deadline=begun.deadline,
-        usage=usage,
-        cost_usd=cost,
-        agents=agents,
-        joins=found.joins,
-        outcomes=found.outcomes,
-        waits_for=[each.awaiting for each in parked],
-    )
-
-
-def _ended(actor: Address, state: RunState, result: RunResult) -> RunView:
-    begun = state.begun or Begun(run=run_name(actor))
-    return RunView(
-        run=result.run,
-        status=result.status,
-        attempt=state.attempt,
-        job=begun.job,
-        output=result.output,
-        error=result.error,
-        code=result.code,
-        missing=result.missing,
-        parent=begun.parent,
-        began_at=begun.began_at,
-        ended_at=state.ended_at,
-        deadline=begun.deadline,
-        usage=result.usage,
-        cost_usd=result.cost_usd,
-        agents=state.agents,
-        outcomes=state.joins,
-    )
-
-
-def _broken(actor: Address, found: run_log.Records, letter: tuple[int, Failure, bytes, str] | None) -> RunView:
-    """Return a run that ended without a word of its own: refused, ended in its sleep, or too often died under."""
-    begun = found.begun or Begun(run=run_name(actor))
-    failure = letter[1] if letter is not None else Failure(code="turn_cancelled", message="it was cancelled")
-    is_cancelled = failure.code == "turn_cancelled"
-    usage, cost = spent(found.agents)
-    return RunView(
-        run=begun.run,
-        status="cancelled" if is_cancelled else "failed",
-        attempt=begun.attempt,
-        seq=found.seq,
-        job=begun.job,
-        error=failure.message,
-        code=failure.code,
-        parent=begun.parent,
-        began_at=begun.began_at,
-        deadline=begun.deadline,
-        usage=usage,
-        cost_usd=cost,
-        agents=[replace(part, status="lost") if part.status == "running" else part for part in found.agents],
-        outcomes=found.outcomes,
-    )
-
-
-def _line(actor: Address, stored: Stored | None, last_mail: int) -> RunLine:
-    base = record.decode(stored.data) if stored is not None else StateRecord()
-    try:
-        state = _decode_state(bytes(base.state)) if isinstance(base.state, Raw) else RunState()
-    except DecodeError:
-        # some other actor whose type begins as ours do
-        state = RunState()
-    is_open = last_mail and not base.has_applied(last_mail)
-    result, begun = state.result, state.begun
-    status: RunStatus = "waiting" if is_open or base.parked else result.status if result else "failed"
-    is_ended = status in ENDED
-    return RunLine(
-        run=run_name(actor),
-        status=status,
-        attempt=state.attempt + (not is_ended) or 1,
-        began_at=begun.began_at if begun is not None else None,
-        ended_at=state.ended_at if is_ended else None,
-        agents=len(state.agents) if is_ended and result else None,
-        cost_usd=result.cost_usd if result is not None else None,
-        missing=result.missing if result is not None and is_ended else [],
-        error=result.error if result is not None and is_ended else "" if not is_ended else "see `callboard runs show`",
-    )
-
-
 async def _with_begun(bus: Bus, lines: list[RunLine]) -> list[RunLine]:
-    """Return the lines, those of runs that a host has begun as running."""
-    todo = [run_address(line.run) for line in lines if line.status == "waiting"]
+    """Return the lines, those of runs that no host has begun as waiting."""
+    todo = [run_address(line.run) for line in lines if line.status == "running"]
     if not todo:
         return lines
     name = step.escaped(BEGUN)
@@ -463,12 +301,16 @@ async def _with_begun(bus: Bus, lines: list[RunLine]) -> list[RunLine]:
         if isinstance(value, Raw):
             each = msgspec.json.decode(value, type=Begun)
             begun[each.run] = each
-    return [
-        replace(line, status="running", began_at=begun[line.run].began_at)
-        if line.status == "waiting" and line.run in begun and begun[line.run].attempt == line.attempt
-        else line
-        for line in lines
-    ]
+    found_lines = []
+    for line in lines:
+        first = begun.get(line.run)
+        if line.status != "running":
+            found_lines.append(line)
+        elif first is not None and first.attempt == line.attempt:
+            found_lines.append(replace(line, began_at=first.began_at))
+        else:
+            found_lines.append(replace(line, status="waiting"))
+    return found_lines
 
 
 def _by_actor(found: list[Stored]) -> dict[Address, Stored]:

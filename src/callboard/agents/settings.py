@@ -13,7 +13,8 @@ from pydantic import Field, SecretStr, model_validator
 
 from callboard.agents.sandbox_settings import SandboxSettings
 from callboard.runtime import config_here
-from callboard.runtime.config import Settings, Shown
+from callboard.runtime.config import Settings
+from callboard.runtime.config_block import Shown
 from callboard.runtime.config_field import Bytes, Count, Seconds, SecondsOrZero, Section, refuse
 
 SECTION: Final = "agents"

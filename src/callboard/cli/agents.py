@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from callboard.cli.agent_types import types
 from callboard.cli.output import emit, note, shorten, size, stamp, table, tell
 from callboard.cli.session import Session, example, global_options, json_option, pass_session
 
@@ -24,6 +25,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 @click.group("agents")
 def command() -> None:
     """List actors and agents, look into them, and pause, resume, restart, cancel or kill actors."""
+
+
+command.add_command(types)
 
 
 @command.command("ls", epilog=example("callboard agents ls", "callboard agents ls greeter --json"))

@@ -76,6 +76,9 @@ def command(
 ) -> None:
     """Digest a folder of text and source files on three worker processes, and write a report.
 
+    A planner agent says what its summary shall be about, and a writer agent writes it: with your model where one is
+    configured (agents.model), else with the extractive one, which needs no key and quotes what the files say.
+
     Starts a NATS server of its own, submits one task a file, kills one worker in the middle, and shows in the report
     that no file was lost and none counted twice. Files are only read. Ctrl-C is clean at any time.
 
@@ -135,6 +138,8 @@ def _summary(demo: Demo) -> dict[str, object]:
         "doubled": len(book.doubled),
         "killed": book.kill.worker if book.kill else None,
         "taken_over": len(book.taken_over),
+        "summary_by": demo.summary.model,
+        "summary_note": demo.summary.note,
         "seconds": round(demo.seconds, 3),
     }
 
@@ -230,9 +235,19 @@ def _say(*, demo: Demo, data: Path, is_kill_wanted: bool) -> None:
         click.echo(f"One worker ({book.kill.worker}) was killed on purpose; {what} taken over.")
     elif is_kill_wanted:
         click.echo(NO_KILL)
+    click.echo(_about_summary(demo))
     click.echo(f"Report:  {demo.written.html.resolve().as_uri()}")
     click.echo(f"         {demo.written.json}")
     called, folder = how_called(), shlex.quote(str(data))
     click.echo("Look at the audit trail of this run, in two terminals of this folder:")
     click.echo(f"  {called} up --data {folder} --port 0")
     click.echo(f"  CALLBOARD_SERVER__DATA_DIR={folder} {called} audit tail --limit 20")
+
+
+def _about_summary(demo: Demo) -> str:
+    """Return who wrote the summary, or why there is none."""
+    found = demo.summary
+    if not found.paragraphs:
+        return f"The report has no summary: {found.note}"
+    note = f": {found.note}" if found.note else ""
+    return f"A planner and a writer agent made the summary with the model {found.model}{note}"

@@ -31,6 +31,7 @@ INTERRUPTED: Final = 130
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "demo": ("demo", "Digest a folder on three workers, kill one of them, and read the report."),
     "init": ("init", "Make a configuration file and a first capability in this folder."),
+    "new": ("new", "Write a first agent of twenty lines, and a test of it."),
     "dev": ("dev", "Develop actors: server, worker and hot reload in one process."),
     "up": ("up", "Run a NATS server here, with everything Callboard needs on it."),
     "worker": ("worker", "Start workers."),

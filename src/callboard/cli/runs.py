@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from decimal import Decimal
 
     from callboard.agents.run_record import AgentRun
-    from callboard.agents.runs import RunView
+    from callboard.agents.run_view import RunView
     from callboard.runtime.bus.base import Bus
 
 STATUSES = ("running", "waiting", "done", "partial", "failed", "cancelled")
@@ -124,7 +124,7 @@ def _finish(session: Session, /, found: RunView) -> None:
 def ls(session: Session, /, flow: str, *, status: str | None, limit: int) -> None:
     """List the latest runs, those of FLOW only when it is named."""
     from callboard.agents import runs
-    from callboard.agents.runs import RunLine
+    from callboard.agents.run_view import RunLine
 
     async def work() -> list[RunLine]:
         async with session.bus("runs-ls") as bus:

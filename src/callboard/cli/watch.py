@@ -11,7 +11,7 @@ from callboard.cli.session import Session, example, global_options, json_option,
 
 if TYPE_CHECKING:
     from callboard.agents.llm.tokens import Chunk
-    from callboard.agents.runs import RunView
+    from callboard.agents.run_view import RunView
 
 
 @click.command("watch", epilog=example("callboard watch digest/2026-11-21", "callboard watch digest/7f3a --json"))
@@ -32,7 +32,7 @@ def command(session: Session, /, run: str, *, after_seq: int) -> None:
 async def _watch(session: Session, /, run: str, after_seq: int) -> None:
     import contextlib
 
-    from callboard.agents.runs import RunView
+    from callboard.agents.run_view import RunView
     from callboard.agents.watching import watch
 
     screen = Screen()

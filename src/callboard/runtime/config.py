@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from msgspec import Struct
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -23,7 +22,7 @@ from pydantic import (
 )
 
 from callboard.runtime import config_error, config_source
-from callboard.runtime.config_block import BLOCKS, Blocks, Kind, found, leaves, split
+from callboard.runtime.config_block import BLOCKS, Blocks, Kind, Shown, as_text, found, leaves, split
 from callboard.runtime.config_field import (
     Bytes,
     BytesOrZero,
@@ -355,14 +354,6 @@ class ActorSettings(Section):
         return self
 
 
-class Shown(Struct, frozen=True):
-    """One line of ``callboard config show``; secrets are already hidden."""
-
-    key: str
-    value: str
-    origin: str
-
-
 class RegistrySettings(Section):
     """The registry of agents.
 
@@ -453,7 +444,7 @@ class Settings(Section):
             value: object = self
             for name in key.split("."):
                 value = getattr(value, name)
-            text = "********" if kind is SecretStr and value is not None else _text(value)
+            text = "********" if kind is SecretStr and value is not None else as_text(value)
             lines.append(Shown(key, text, self._origin(key)))
         return lines
 
@@ -468,7 +459,7 @@ class Settings(Section):
         origins = {key: value.origin for key, value in self._blocks.values(name, variables=variables or {}).items()}
         section = self.block(name, kind, variables=variables)
         return [
-            Shown(key, "********" if isinstance(value, SecretStr) else _text(value), origins.get(key, "default"))
+            Shown(key, "********" if isinstance(value, SecretStr) else as_text(value), origins.get(key, "default"))
             for key, value in found(section, name)
         ]
 
@@ -490,15 +481,3 @@ def _files(file: Path | str | Sequence[Path | str] | None, env: Mapping[str, str
     if named:
         return [Path(path) for path in named.split(os.pathsep) if path]
     return [DEFAULT_FILE] if DEFAULT_FILE.is_file() else []
-
-
-def _text(value: object) -> str:
-    match value:
-        case None | ():
-            return "-"
-        case float():
-            return f"{value:g}" if abs(value) < 1e5 else str(int(value) if value.is_integer() else value)  # noqa: PLR2004
-        case dict():
-            return ",".join(f"{key}={item}" for key, item in value.items()) or "-"
-        case _:
-            return str(value)

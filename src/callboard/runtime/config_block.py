@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, TypeVar, get_args, get_origin
 
+from msgspec import Struct
 from pydantic import BaseModel, SecretStr, ValidationError
 
 from callboard.runtime import config_error, config_source
@@ -13,6 +14,14 @@ from callboard.runtime.errors import ConfigError
 # The sections that are let through.
 BLOCKS: Final = ("agents",)
 Kind = TypeVar("Kind", bound=BaseModel)
+
+
+class Shown(Struct, frozen=True):
+    """One line of ``callboard config show``; secrets are already hidden."""
+
+    key: str
+    value: str
+    origin: str
 
 
 class Blocks:
@@ -86,6 +95,19 @@ def _around(values: config_source.Values) -> Iterator[str]:
     for key in values:
         parts = key.split(".")
         yield from (".".join(parts[:length]) for length in range(1, len(parts) + 1))
+
+
+def as_text(value: object) -> str:
+    """Return a value as ``callboard config show`` prints it."""
+    match value:
+        case None | ():
+            return "-"
+        case float():
+            return f"{value:g}" if abs(value) < 1e5 else str(int(value) if value.is_integer() else value)  # noqa: PLR2004
+        case dict():
+            return ",".join(f"{key}={item}" for key, item in value.items()) or "-"
+        case _:
+            return str(value)
 
 
 def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, object]]:

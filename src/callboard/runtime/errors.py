@@ -95,6 +95,10 @@ __all__ = [
     "TaskNotFoundError",
     "TaskTimeoutError",
     "TerminalError",
+    "TicketCycleError",
+    "TicketError",
+    "TicketNotFoundError",
+    "TicketStateError",
     "TopologyError",
     "TurnAbandonedError",
     "TurnCancelledError",
@@ -103,6 +107,33 @@ __all__ = [
     "UnknownMessageError",
     "WaitTimeoutError",
 ]
+
+# --- tickets -----------------------------------------------------------------------------------------------------
+
+
+class TicketError(CallboardError):
+    """Raised when a ticket cannot be made or changed as asked: a fixed field, an id that is taken."""
+
+    code = "ticket"
+
+
+class TicketNotFoundError(TicketError):
+    """Raised when there is no ticket of this id, or it was deleted."""
+
+    code = "ticket_not_found"
+
+
+class TicketStateError(TicketError):
+    """Raised when a ticket cannot go from its state to the wanted one; the message names those that it can go to."""
+
+    code = "ticket_state"
+
+
+class TicketCycleError(TicketError):
+    """Raised when a ticket would depend on itself, over others or not."""
+
+    code = "ticket_cycle"
+
 
 # --- tasks -------------------------------------------------------------------------------------------------------
 

@@ -158,6 +158,11 @@ def task_event(task_id: str) -> str:
     return f"cb.event.task.{escape(task_id)}"
 
 
+def ticket_event(ticket: str) -> str:
+    """Return the subject of a ticket's history."""
+    return f"cb.event.ticket.{escape(ticket)}"
+
+
 def beat(worker: str) -> str:
     """Return the subject of a worker's heartbeat."""
     return f"cb.beat.{worker}"

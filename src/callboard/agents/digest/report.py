@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from callboard.agents.digest import frame, section
+from callboard.agents.digest.crew import Summary
 from callboard.agents.digest.digest import Digest
 from callboard.agents.digest.html import esc, plural, seconds, size
 from callboard.agents.digest.ledger import Entry, Ledger
@@ -47,6 +48,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
         left_out_total: How many things were left out; ``left_out`` may be cut.
         kill_wanted: Whether a worker was to be killed; where none was, the report says so.
         version: Callboard's version.
+        summary: What the agents wrote; None where none were asked.
     """
 
     folder: str
@@ -56,6 +58,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     left_out_total: int = 0
     kill_wanted: bool = False
     version: str = ""
+    summary: Summary | None = None
 
 
 class Written(NamedTuple):
@@ -96,6 +99,7 @@ def render_html(corpus: Corpus, ledger: Ledger, run: Run) -> str:
         verdict=_verdict(corpus, ledger, run),
         figures=_figures(corpus, ledger, run),
         sections={
+            "summary": ("Summary", section.summary_section(run.summary)),
             "run": ("The run", section.run_section(ledger, start=run.started_at, end=run.finished_at)),
             **content_sections(corpus),
             "methods": ("Methods", section.method_section(run.left_out, run.left_out_total or len(run.left_out))),

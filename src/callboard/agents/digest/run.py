@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from callboard.agents.digest import stage
+from callboard.agents.digest.crew import Crew, Summary
 from callboard.agents.digest.ledger import Held, Kill, Ledger, Record, account, read_record
 from callboard.agents.digest.merge import Corpus
 from callboard.agents.digest.report import Run, Written, write_report
@@ -75,6 +76,7 @@ class Demo(Struct, frozen=True, kw_only=True):
 
     written: Written
     ledger: Ledger
+    summary: Summary
     seconds: float
 
 
@@ -117,6 +119,8 @@ class _Digesting:
         self._workers: dict[str, int] = {}
         self._finished: set[str] = set()
         self._kill: Kill | None = None
+        self._folder = options.folder.resolve().name or str(options.folder)
+        self._crew = Crew(bus, self._run)
 
     async def run(self) -> Demo:
         async with roster.listening(self._bus) as beats:
@@ -124,29 +128,35 @@ class _Digesting:
             self._note_workers(beats)
             begun_s, started_at = self._clock.monotonic(), self._clock.now()
             labels = await self._submit()
-            await self._follow(labels, beats)
-            merged = await self._merge(list(labels))
-            finished_at = self._clock.now()
-            self._note_workers(beats)
-        self._tell(Progress(stage="writing", done=len(labels), total=len(labels)))
+            planning = asyncio.create_task(self._crew.plan(self._folder, self._found), name="demo-planner")
+            try:
+                await self._follow(labels, beats)
+                merged = await self._merge(list(labels))
+                finished_at = self._clock.now()
+                self._note_workers(beats)
+                self._tell(Progress(stage="writing", done=len(labels), total=len(labels)))
+                corpus = msgspec.convert(await self._client.value_of(merged), Corpus)
+                summary = await self._crew.write(self._folder, corpus, await planning)
+            finally:
+                planning.cancel()
         records = [record async for record in self._records()]
-        value = await self._client.value_of(merged)
         kill, workers = self._kill, tuple(self._workers)
         if kill is not None:
             kill = msgspec.structs.replace(kill, replaced_by=list(workers[self._options.processes :]))
-        summary = self._summary(started_at, finished_at)
+        facts = self._facts(started_at, finished_at, summary)
 
         def write() -> tuple[Written, Ledger]:
             book = account([*labels, merged.task], records, kill=kill, labels=labels, workers=workers)
-            return write_report(self._options.out, msgspec.convert(value, Corpus), book, summary), book
+            return write_report(self._options.out, corpus, book, facts), book
 
         written, book = await stage.apart(write)
         self._tell(Progress(stage="written", done=len(labels), total=len(labels)))
-        return Demo(written=written, ledger=book, seconds=self._clock.monotonic() - begun_s)
+        return Demo(written=written, ledger=book, summary=summary, seconds=self._clock.monotonic() - begun_s)
 
-    def _summary(self, started_at: datetime, finished_at: datetime) -> Run:
+    def _facts(self, started_at: datetime, finished_at: datetime, summary: Summary) -> Run:
         return Run(
-            folder=self._options.folder.resolve().name or str(self._options.folder),
+            folder=self._folder,
+            summary=summary,
             started_at=started_at,
             finished_at=finished_at,
             left_out=self._found.left_out,

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Final
 
+from callboard.agents.digest.crew import Summary
 from callboard.agents.digest.html import bar, esc, plural, seconds, size, table
 from callboard.agents.digest.ledger import Entry, Ledger
 from callboard.agents.digest.merge import Corpus, Pair
@@ -52,6 +53,20 @@ METHODS: Final = (
         "238 words a minute, prose only: M. Brysbaert, \u201cHow many words do we read per minute?\u201d, 2019.",
     ),
 )
+
+
+def summary_section(summary: Summary | None) -> str:
+    """Return what the agents wrote and who they were; "" where none were asked."""
+    if summary is None:
+        return ""
+    body = "".join(f"<p>{esc(text)}</p>" for text in summary.paragraphs)
+    plan = ""
+    if summary.focus:
+        lines = "".join(f"<li>{esc(line)}</li>" for line in summary.focus)
+        plan = f"<details><summary>What the planner asked for</summary><ul>{lines}</ul></details>"
+    by = f"Written by an agent with the model {summary.model}." if summary.paragraphs else "There is no summary."
+    note = f" {summary.note[:1].upper()}{summary.note[1:]}." if summary.note else ""
+    return section("summary", "Summary", by + note, f"{body}{plan}")
 
 
 def run_section(ledger: Ledger, *, start: datetime, end: datetime) -> str:
@@ -184,7 +199,7 @@ def method_section(left_out: Sequence[LeftOut], total: int) -> str:
         rows = [(_path(item.path, is_link=False), esc(item.reason)) for item in left_out[:200]]
         inner = table("Left out", ("Path", "Why"), rows)
         out = f"<details><summary>{plural(total, 'path')} left out, and why</summary>{inner}</details>"
-    hint = "No model was asked and nothing left this machine. The same folder always gives the same findings."
+    hint = "Everything but the summary is made here, without a model. The same folder always gives the same findings."
     return section("methods", "How this was made", hint, f'<ul class="methods">{methods}</ul>{out}')
 
 

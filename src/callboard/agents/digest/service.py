@@ -1,4 +1,4 @@
-"""The demo's two capabilities: ``digest`` reads one file, ``merge`` makes one picture of all digests."""
+"""What the demo's workers serve: ``digest`` reads one file, ``merge`` makes one picture of all, and the two agents."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from callboard.agents.digest.crew import Planner, Writer
 from callboard.agents.digest.digest import Digest, digest_bytes
 from callboard.agents.digest.merge import Corpus, merge
 from callboard.runtime.capability import capability
 from callboard.runtime.client import Client
 from callboard.runtime.context import current_task
 from callboard.runtime.errors import RetryableError, TerminalError
+
+__all__ = ["FileTask", "MergeTask", "Planner", "Writer", "digest", "merge_digests"]
 
 
 class FileTask(Struct, frozen=True, kw_only=True):

@@ -27,6 +27,8 @@ _SENTENCE_CHARS = 400
 _DEPTH = 8
 _SPLIT = re.compile(r"(?<=[.!?])\s+(?=[\"'(\[]?[A-Z0-9])|\n{2,}|\n(?=\s*(?:[-*•]|\d+[.)])\s)")
 _BULLET = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s+")
+# Marks around data in prompts, which are no part of what is said; see ``callboard.agents.window.fence``.
+_MARK = re.compile(r"</?data-[0-9a-f]{16}[^>\n]*>\n?")
 _WORD = re.compile(r"[^\W\d_][\w'-]{2,}")
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 _QUOTED = re.compile(r"[\"'`“]([^\"'`“”\n]{1,200})[\"'`”]")
@@ -112,9 +114,8 @@ def _source(messages: Sequence[Message]) -> str:
     """Return the text that answers come from: what tools found since the last question, else that question."""
     at = max((number for number, message in enumerate(messages) if message.role == "user"), default=-1)
     found = [message.text for message in messages[at + 1 :] if message.role == "tool" and message.text.strip()]
-    if found:
-        return "\n\n".join(found)
-    return messages[at].text if at >= 0 else "\n\n".join(message.text for message in messages)
+    text = messages[at].text if at >= 0 else "\n\n".join(message.text for message in messages)
+    return _MARK.sub("", "\n\n".join(found) if found else text)
 
 
 def _sentences(text: str) -> list[str]:

@@ -97,7 +97,7 @@ class BubblewrapSandbox:
         env = order.environment(job, os.environ, path=order.python_path())
         rules = Rules(has_sockets=True)  # there is no network but its own loopback
         confinement = confine.Confinement(
-            argv=[binary, *self._arguments(job.folder), "--", *job.argv],
+            argv=[binary, *self._arguments(job.folder, user), "--", *job.argv],
             env=env if "TMPDIR" in job.env else {**env, "TMPDIR": "/tmp"},  # noqa: S108 - its private one
             rlimits=confine.rlimits(job, user),
             filter=seccomp.compile_filter(rules, seccomp.machine()),
@@ -121,7 +121,7 @@ class BubblewrapSandbox:
             raise SandboxMissingError(message)
         return found
 
-    def _arguments(self, folder: Path) -> Iterator[str]:
+    def _arguments(self, folder: Path, user: tuple[int, int] | None) -> Iterator[str]:
         """Yield how ``bwrap`` builds the world: later ones lie over earlier ones."""
         settings = self._settings.bubblewrap
         yield from ("--unshare-all", "--unshare-user", "--uid", _USER, "--gid", _USER, "--hostname", "sandbox")
@@ -145,9 +145,21 @@ class BubblewrapSandbox:
         for place in ("/dev/shm", "/tmp"):  # noqa: S108 - its private one
             yield from ("--size", str(settings.tmp_bytes), "--tmpfs", place)
         for each in (*landlock.python(), *map(str, settings.readable)):
-            yield from ("--ro-bind-try", each, each)
+            if user is None or _reaches(user, Path(each)):
+                yield from ("--ro-bind-try", each, each)
         yield from ("--bind", str(folder), str(folder), "--chdir", str(folder))
         yield from ("--remount-ro", "/dev", "--remount-ro", "/")
+
+
+def _reaches(user: tuple[int, int], path: Path) -> bool:
+    """Tell whether a user may enter every folder on the way; what it may not would keep the whole run from starting."""
+    for each in (path, *path.parents):
+        if each.exists():
+            found = each.stat()
+            needed = 0o100 if found.st_uid == user[0] else 0o010 if found.st_gid == user[1] else 0o001
+            if not found.st_mode & needed:
+                return False
+    return True
 
 
 def _root_needs() -> tuple[int, ...]:

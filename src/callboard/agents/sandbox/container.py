@@ -32,7 +32,6 @@ def config(
         SandboxError: If there is no network that lets through exactly the hosts that the job asks for.
     """
     network = _network(job, settings)
-    limits = job.limits
     folder = str(job.folder)
     return {
         "Image": settings.image,
@@ -52,43 +51,7 @@ def config(
         "Healthcheck": {"Test": ["NONE"]},
         "StopSignal": "SIGKILL",
         "Labels": dict(labels),
-        "HostConfig": {
-            "NetworkMode": network,
-            "Privileged": False,
-            "ReadonlyRootfs": True,
-            "CapAdd": [],
-            "CapDrop": ["ALL"],
-            "SecurityOpt": ["no-new-privileges"],
-            "Memory": limits.memory_bytes,
-            "MemorySwap": limits.memory_bytes,
-            "PidsLimit": limits.processes,
-            "NanoCpus": int(settings.cpus * 1e9),
-            "Ulimits": [
-                {"Name": "cpu", "Soft": max(1, round(limits.cpu_s)), "Hard": max(1, round(limits.cpu_s)) + 1},
-                {"Name": "fsize", "Soft": limits.file_bytes, "Hard": limits.file_bytes},
-                {"Name": "nofile", "Soft": limits.open_files, "Hard": limits.open_files},
-                {"Name": "core", "Soft": 0, "Hard": 0},
-            ],
-            "Mounts": [
-                {
-                    "Type": "bind",
-                    "Source": folder,
-                    "Target": folder,
-                    "ReadOnly": False,
-                    "BindOptions": {"Propagation": "rprivate"},
-                }
-            ],
-            "Tmpfs": {"/tmp": f"rw,nosuid,nodev,size={settings.tmp_bytes},mode=1777"},  # noqa: S108 - its private one
-            "ShmSize": settings.tmp_bytes,
-            "IpcMode": "private",
-            "PidMode": "",
-            "UTSMode": "",
-            "Devices": [],
-            "AutoRemove": False,  # how it ended is read after its end
-            "RestartPolicy": {"Name": "no"},
-            "LogConfig": {"Type": "none", "Config": {}},  # else a flood of output would fill the engine's disk
-            **({"Runtime": settings.runtime} if settings.runtime else {}),
-        },
+        "HostConfig": _host(job, settings, network),
     }
 
 
@@ -138,6 +101,47 @@ def is_left(found: Mapping[str, str], *, now: datetime) -> bool:
     except ValueError:
         return False
     return until.tzinfo is not None and now.astimezone(UTC) > until
+
+
+def _host(job: Job, settings: DockerSettings, network: str) -> dict[str, object]:
+    limits, folder = job.limits, str(job.folder)
+    return {
+        "NetworkMode": network,
+        "Privileged": False,
+        "ReadonlyRootfs": True,
+        "CapAdd": [],
+        "CapDrop": ["ALL"],
+        "SecurityOpt": ["no-new-privileges"],
+        "Memory": limits.memory_bytes,
+        "MemorySwap": limits.memory_bytes,
+        "PidsLimit": limits.processes,
+        "NanoCpus": int(settings.cpus * 1e9),
+        "Ulimits": [
+            {"Name": "cpu", "Soft": max(1, round(limits.cpu_s)), "Hard": max(1, round(limits.cpu_s)) + 1},
+            {"Name": "fsize", "Soft": limits.file_bytes, "Hard": limits.file_bytes},
+            {"Name": "nofile", "Soft": limits.open_files, "Hard": limits.open_files},
+            {"Name": "core", "Soft": 0, "Hard": 0},
+        ],
+        "Mounts": [
+            {
+                "Type": "bind",
+                "Source": folder,
+                "Target": folder,
+                "ReadOnly": False,
+                "BindOptions": {"Propagation": "rprivate"},
+            }
+        ],
+        "Tmpfs": {"/tmp": f"rw,nosuid,nodev,size={settings.tmp_bytes},mode=1777"},  # noqa: S108 - its private one
+        "ShmSize": settings.tmp_bytes,
+        "IpcMode": "private",
+        "PidMode": "",
+        "UTSMode": "",
+        "Devices": [],
+        "AutoRemove": False,  # how it ended is read after its end
+        "RestartPolicy": {"Name": "no"},
+        "LogConfig": {"Type": "none", "Config": {}},  # else a flood of output would fill the engine's disk
+        **({"Runtime": settings.runtime} if settings.runtime else {}),
+    }
 
 
 def _network(job: Job, settings: DockerSettings) -> str:

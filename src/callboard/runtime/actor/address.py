@@ -8,8 +8,8 @@ from callboard.runtime import subjects
 from callboard.runtime.bus.pattern import partition_of
 from callboard.runtime.errors import InvalidNameError
 
-# ``cb.event.task.<id>`` is where tasks report progress.
-RESERVED_TYPES = frozenset({"task", "client"})
+# ``cb.event.task.<id>`` is where tasks report progress, ``cb.event.ticket.<id>`` the history of a ticket.
+RESERVED_TYPES = frozenset({"task", "ticket", "client"})
 
 
 class Address(Struct, frozen=True, order=True):

@@ -26,6 +26,10 @@ PEOPLE_TYPES = ("approval",)
 subjects are denied to every program's user but those that host the type."""
 
 
+_LIMITS = ("cb.ask.budget.*", "cb.mail.budget.*", "cb.tell.budget.*")
+"""Budgets: who only gives work, or only does tasks, shall not raise its own limits. Hosts of agents ask them to pay."""
+
+
 class Grant(Struct, frozen=True):
     """Subjects that may be used for one purpose.
 
@@ -213,6 +217,7 @@ _HOST = Grant(
     ),
     ("cb.ask.{type}.*", "cb.ctl.actor.{type}.*", "cb.cursor.*.*", "cb.event.>", "cb.token.>"),
 )
+_TICKETS = Grant("keep tickets", ("cb.event.ticket.*",))
 _SWEEP = Grant(
     "sweep what is handled behind the audit copy, mend that copy, and put dead mail back",
     (
@@ -279,6 +284,7 @@ ROLES: dict[str, Role] = {
             name="submitter",
             about="a program that gives work: submits tasks, asks and tells actors, fetches results",
             grants=(_CONNECT, _SUBMIT, _HAND_IN, _LOOK_UP, _PICK, _RESULTS, _STORE_BLOBS),
+            deny=_LIMITS,
         ),
         Role(
             name="worker",
@@ -297,6 +303,7 @@ ROLES: dict[str, Role] = {
                 _PICK,
                 _STORE_BLOBS,
             ),
+            deny=_LIMITS,
         ),
         Role(
             name="host",
@@ -315,6 +322,7 @@ ROLES: dict[str, Role] = {
                 _PICK,
                 _STORE_BLOBS,
                 _HOST,
+                _TICKETS,
                 _WATCH,
                 _SWEEP,
                 _ENTER,
@@ -324,11 +332,13 @@ ROLES: dict[str, Role] = {
             name="agent",
             about="agents in any language that no worker hosts: they register, beat, and answer asks",
             grants=(_CONNECT, _HAND_IN, _LOOK_UP, _PICK, _SERVE),
+            deny=_LIMITS,
         ),
         Role(
             name="registry",
             about="workers that host the registry and nothing else: `callboard worker start --registry`",
             grants=(_CONNECT, _LIVE, _SETTINGS, _PULL, _TALK, _LOOK_UP, _STORE_BLOBS, _HOST, _SWEEP, _DESK),
+            deny=_LIMITS,
         ),
         Role(
             name="auditor",
