@@ -349,7 +349,7 @@ async def test_a_strategy_is_asked_before_a_task_can_end_because_it_was_told(cal
     @capability("long")
     async def long(context: TaskContext) -> bool:
         started.set()
-        while not context.is_stopping:
+        while not context.is_stopping:  # noqa: ASYNC110 - until the very next turn of the loop
             await asyncio.sleep(0)
         return True
 

@@ -238,6 +238,10 @@ async def test_a_slot_stays_taken_until_its_timed_out_thread_ends_and_the_others
     await eventually(lambda: len(worker.pool.lingering) == 0)
 
 
+# Leases that a busy machine keeps: a claim that lapses before it began comes again, and looks as if its worker had died.
+PATIENT = replace(QUICK, ack_wait_s=30.0, extend_every_s=1.0)
+
+
 @pytest.mark.parametrize("seed", range(4))
 async def test_whatever_the_mix_every_task_is_finished(callboard_world: World, seed: int) -> None:
     world = callboard_world
@@ -259,11 +263,8 @@ async def test_whatever_the_mix_every_task_is_finished(callboard_world: World, s
     def threaded(number: int) -> int:
         return number
 
-    # nobody dies here: leases that a busy machine cannot let lapse, for a claim that lapses before it began is handed
-    # out again and looks like one whose worker died
-    options = replace(QUICK, ack_wait_s=30.0, extend_every_s=1.0)
     for _ in range(2):
-        await world.start(mixed, threaded, options=options)
+        await world.start(mixed, threaded, options=PATIENT)
     count = 0
     for step in range(25):
         lane: Lane = dice.choice(LANES)
@@ -285,7 +286,7 @@ async def test_whatever_the_mix_every_task_is_finished(callboard_world: World, s
             await world.client.resume("mixed")
         if step == 12:
             await world.workers[0].stop()
-            await world.start(mixed, threaded, options=options)
+            await world.start(mixed, threaded, options=PATIENT)
     for name in ("mixed", "threaded"):
         records = await world.all_recorded(name, count, timeout_s=20)
         assert {r.status for r in records.values()} == {"completed"}
