@@ -238,7 +238,7 @@ async def test_a_slot_stays_taken_until_its_timed_out_thread_ends_and_the_others
     await eventually(lambda: len(worker.pool.lingering) == 0)
 
 
-# Leases that a busy machine keeps: a claim that lapses before it began comes again, and looks as if its worker had died.
+# Leases that a busy machine keeps: a claim that lapses before it began comes again, as if its worker had died.
 PATIENT = replace(QUICK, ack_wait_s=30.0, extend_every_s=1.0)
 
 
