@@ -118,7 +118,7 @@ class SandboxContract:
     async def test_a_fork_bomb_ends(self, sandbox: Sandbox, folder: Path, python: str) -> None:
         word = f"bomb-{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
         # each fork takes a token: should nothing hold it, the machine has some hundreds of processes more and lives
-        code = "import os\nfrom_here, into = os.pipe()\nos.write(into, b'x' * 400)\nwhile os.read(from_here, 1):\n    os.fork()"
+        code = "import os\nout, into = os.pipe()\nos.write(into, b'x' * 400)\nwhile os.read(out, 1):\n    os.fork()"
         limits = Limits(time_s=5.0, processes=24)
         ran = await self.run(sandbox, folder, [python, "-c", code, word], limits=limits)
         assert ran.status != 0

@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 from msgspec import UNSET, Struct, UnsetType
 from msgspec.structs import fields, replace
 
-from callboard.agents import approval, consent, loop, mind, profile, window
+from callboard.agents import approval, consent, loop, mind, profile, shared, window
+from callboard.agents.approval import Grant
 from callboard.agents.budget import Budget as BudgetActor
 from callboard.agents.llm.base import Message, Model, user
 from callboard.agents.loop import Ended, Plan
@@ -18,6 +19,7 @@ from callboard.agents.message import AgentResult, Task
 from callboard.agents.profile import Budget, Profile
 from callboard.agents.purse import Purse
 from callboard.agents.sandbox.base import Sandbox
+from callboard.agents.shared import SharedContext
 from callboard.agents.tools.base import Tool
 from callboard.agents.tools.permission import Level, Permissions
 from callboard.runtime.actor.actor import Actor
@@ -67,7 +69,7 @@ class Agent(Actor, abstract=True):
     """
 
     State: ClassVar[Any] = AgentState
-    companions: ClassVar[Sequence[type[Actor]]] = (*approval.COMPANIONS, BudgetActor)
+    companions: ClassVar[Sequence[type[Actor]]] = (*approval.COMPANIONS, *shared.COMPANIONS, BudgetActor)
 
     profile: ClassVar[Profile] = Profile()
     instructions: ClassVar[str] = ""
@@ -113,6 +115,21 @@ class Agent(Actor, abstract=True):
         cls.profile = profile.checked(cls, stated, base=cls.profile)
         cls.instructions = profile.instructions_of(cls, Agent)
         _check_class(cls)
+
+    # --- people, and what is shared
+
+    @property
+    def context(self) -> SharedContext:
+        """The shared context, during a turn: scope ``global``, and from there ``.private`` and ``.run(id)``."""
+        return SharedContext(self)
+
+    async def approve(self, payload: object, **how: Any) -> Grant:  # noqa: ANN401 - as approval.approve
+        """Ask people whether ``payload`` may be done, and wait without holding anything. See ``approval.approve``.
+
+        Raises:
+            ApprovalDeniedError: If the answer was no.
+        """
+        return await approval.approve(self, payload, **how)
 
     # --- what a subclass may do its own way
 

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from callboard.agents.branch import Branch
 from callboard.agents.errors import AgentFailedError
 from callboard.agents.message import AgentResult, Status, Task
-from callboard.agents.run_record import ANSWERED, ASKED, AgentRun, Begun, Outcome, RunResult, RunState
+from callboard.agents.run_record import ANSWERED, ASKED, AgentRun, Begun, Outcome, RunResult, RunState, again
 from callboard.runtime import codec
 from callboard.runtime.actor import step
 from callboard.runtime.actor.actor import Actor
@@ -35,6 +35,7 @@ from callboard.runtime.errors import (
     NoAgentError,
     NoHostError,
     RegistryAwayError,
+    ReplyGoneError,
     TaskTimeoutError,
     TurnFencedError,
 )
@@ -258,7 +259,11 @@ class Asking:
         if not begun.agent:
             value = message if branch.value is not UNSET else UNSET
             return await self.turn.call(begun.capability, value, timeout_s=left_s, key=begun.ask)
-        return await self.turn.ask(begun.agent, message, timeout_s=left_s, idempotency_key=begun.ask)
+        try:
+            return await self.turn.ask(begun.agent, message, timeout_s=left_s, idempotency_key=begun.ask)
+        except ReplyGoneError:
+            # it answered while nobody ran us, and many others since: the work is done again, which beats none
+            return await self.turn.ask(begun.agent, message, timeout_s=left_s, idempotency_key=again(begun.ask))
 
     async def _served(self, agent: str, took_s: float) -> None:
         """Tell the registry how long a picked agent took, or that it failed; a loss harms nobody."""
