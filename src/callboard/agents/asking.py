@@ -170,10 +170,8 @@ class Asking:
     async def _try(self, part: str, branch: Branch, number: int, digest: str, former: Sequence[str]) -> AgentRun:
         key = codec.canonical([part, number, digest]).decode()
 
-        async def choose() -> AgentRun:
-            return await self._choose(part, branch, number, digest, former)
-
-        begun = await self.turn.step(ASKED, choose, key=key)
+        choice = _Choice(part, branch, lambda: self._choose(part, branch, number, digest, former))
+        begun = await self.turn.step(ASKED, choice.make, key=key)
         self.parts[part, number] = begun
         if begun.status != "running":
             return cast("AgentRun", begun)
@@ -310,6 +308,27 @@ class Asking:
                     raise
             await self.clock.sleep(pause_s)
             pause_s = min(2 * pause_s, _PAUSE_MAX_S)
+
+
+class _Choice:
+    """The choice of who is asked; ``make`` is the function of its step."""
+
+    def __init__(self, part: str, branch: Branch, choose: Callable[[], Awaitable[AgentRun]]) -> None:
+        self._part = part
+        self._branch = branch
+        self._choose = choose
+
+    async def make(self) -> AgentRun:
+        return await self._choose()
+
+    def asked(self) -> object:
+        """Return what is asked: for people who compare two runs."""
+        return asked(self._part, _plain(self._branch.value))
+
+
+def asked(part: str, value: object) -> dict[str, object]:
+    """Return what a part of a run is asked, in the form in which two runs are compared."""
+    return {"part": part, "input": value}
 
 
 def result_of(value: object) -> AgentResult:
