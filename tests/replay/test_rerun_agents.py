@@ -76,9 +76,7 @@ def house(second: str) -> type[Actor]:
 async def painted(world: World, actor: type[Agent]) -> AgentResult:
     running = await world.start(actor)
     ask = world.client.actor("painter/ann").ask
-    found: AgentResult = await ask(
-        Task("A wall of 3 by 4"), returns=AgentResult, timeout_s=30, idempotency_key="1"
-    )
+    found: AgentResult = await ask(Task("A wall of 3 by 4"), returns=AgentResult, timeout_s=30, idempotency_key="1")
     await running.stop()
     Tools.clear()
     return found
@@ -112,15 +110,17 @@ async def test_a_changed_prompt_names_the_first_call_and_shows_the_line(callboar
     assert (model.calls, Tools) == (2, [])
 
 
-async def test_arguments_of_a_tool_are_shown_as_the_model_wrote_them(callboard_world: World) -> None:
-    """A tool that is there no longer is told to the model; the recorded call is gone."""
+async def test_a_tool_that_is_gone_shows_in_what_the_model_is_told(callboard_world: World) -> None:
     model = said()
     _ = await painted(callboard_world, painter("You estimate paint.", model, area))
     found = await again(callboard_world, of(painter("You estimate paint.", model)), "painter/ann")
-    assert found.turns[0].first is not None
-    assert found.turns[0].first.name == "model"
-    (gone,) = [each for each in found.turns[0].differences if each.kind == "gone" and each.name == "tool area"] or [None]
-    assert gone is None or gone.then == {"tool": "area", "arguments": {"width_m": 3, "height_m": 4}}
+    first = found.turns[0].first
+    assert first is not None
+    assert (first.kind, first.name) == ("step", "model")
+    then, now = msgspec.convert([first.then, first.now], list[dict[str, Any]])
+    assert [each["name"] for each in then["prompt"]["tools"]] == ["area"]
+    assert "tools" not in now["prompt"]
+    assert (model.calls, Tools) == (2, [])
 
 
 async def test_a_run_and_the_agents_below_it(callboard_world: World) -> None:
