@@ -1,4 +1,4 @@
-"""What hostile callers, models and tools do to an agent ends as an answer in words; the agent goes on with its next task."""
+"""What hostile callers, models and tools do to an agent ends in words, and the agent takes its next task."""
 
 from __future__ import annotations
 
