@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import zlib
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Protocol, TypeVar, cast, get_args
@@ -220,10 +221,19 @@ class Asking:
 
         async def pick() -> str:
             picked = await self.turn.pick(capability, exclude=former)
-            return picked.address if isinstance(picked, AgentHandle) else ""
+            return picked.address if isinstance(picked, AgentHandle) else await self._newcomer(capability, own)
 
         # of those that have failed already nobody is waited for again
         return await (pick() if former else self._patiently(pick))
+
+    async def _newcomer(self, capability: str, own: str) -> str:
+        """Return an agent of a type that offers the capability and of which none has worked yet; "" for a pool."""
+        slots = {each.type: each.slots for each in (await self.turn.find(capability)).workers if each.type}
+        if not slots:
+            return ""
+        kind = min(slots)
+        # as tasks of the capability spread over them
+        return f"{kind}/{capability}-{1 + zlib.crc32(own.encode()) % slots[kind]}"
 
     async def _answer(self, begun: AgentRun, branch: Branch) -> AgentRun:
         began_s = self.clock.monotonic()
