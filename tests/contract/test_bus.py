@@ -19,7 +19,9 @@ from tests.support.server import NatsServer
 
 class TestJetStream(BusContract):
     @pytest_asyncio.fixture
-    async def broker(self, make_server: Callable[..., NatsServer]) -> AsyncIterator[Broker]:
+    async def broker(  # type: ignore[override] # a fixture, and pytest knows what it asks for
+        self, make_server: Callable[..., NatsServer]
+    ) -> AsyncIterator[Broker]:
         server = await make_server().start()
 
         async def join(name: str) -> Bus:

@@ -23,7 +23,7 @@ def run(folder: Path, *args: str) -> tuple[int, str]:
     for name in ("sound.py", "broken.py"):
         _ = shutil.copy(SAMPLES / name, folder)
     (folder / "pytest.ini").write_text(CONFIG)
-    env = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{folder}"}
+    env = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
     argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rf", *args]
     done = subprocess.run(argv, cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=280)
     return done.returncode, done.stdout + done.stderr

@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from msgspec.structs import replace
-from sound import Counted, Noted, Parrot
 
 from callboard import on
 from callboard.agents.agent import Agent
@@ -17,6 +16,7 @@ from callboard.agents.sandbox.base import Job, Ran, Sandbox
 from callboard.agents.testing import AgentContract, BusContract, Connect, ModelContract, Part, SandboxContract
 from callboard.runtime.bus.base import Bus, PubAck, Write
 from callboard.runtime.bus.memory import MemoryBroker
+from tests.support.third_party.sound import Counted, Noted, Parrot
 
 
 class Stammering(Parrot):

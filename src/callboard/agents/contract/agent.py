@@ -96,7 +96,7 @@ class AgentContract:
         async with world() as callboard:
             _ = await callboard.start(agent, name="a")
             asking = asyncio.ensure_future(self._ask(callboard, agent))
-            await callboard.until(lambda: model.calls == 2 or asking.done(), what="the second call of the model")  # noqa: PLR2004
+            await callboard.until(lambda: model.calls == 2 or asking.done(), what="the second call of the model")
             assert not asking.done(), "it ended before its second call of the model"
             await callboard.crash("a")
             _ = await callboard.start(agent, name="b")
@@ -131,9 +131,7 @@ class AgentContract:
 
     async def _ask(self, callboard: ManualWorld, agent: type[Agent]) -> AgentResult:
         to = callboard.actor(f"{agent.actor_name}/contract")
-        found: AgentResult = await to.ask(
-            self.task, returns=AgentResult, timeout_s=3600.0, idempotency_key="contract"
-        )
+        found: AgentResult = await to.ask(self.task, returns=AgentResult, timeout_s=3600.0, idempotency_key="contract")
         return found
 
 
