@@ -92,3 +92,24 @@ async def test_a_cancelled_run_ends_the_calls_of_its_models(callboard_world: Wor
 @pytest.fixture(autouse=True)
 def _no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+
+
+class Newcomer(Agent, name="newcomer", model=MODEL, capabilities=["greet"]):
+    """Answer."""
+
+
+@flow
+async def greeting(run: Run, job: Job) -> str:
+    """Nobody has asked a newcomer before."""
+    return (await run.agent("greet", job.text)).text
+
+
+async def test_an_agent_that_nobody_has_asked_before_works_for_the_run(callboard_world: World) -> None:
+    world = callboard_world
+    _ = await world.start(Newcomer, greeting)
+    name = await runs.start(world.client, greeting, Job("go"), id="3")
+    view = await runs.wait(world.bus, name, timeout_s=20)
+    assert view is not None
+    assert (view.status, view.output) == ("done", WORDS)
+    assert [part.agent.partition("/")[0] for part in view.agents] == ["newcomer"]
+    assert view.cost_usd == Decimal("0.001") * view.usage.tokens

@@ -12,6 +12,7 @@ from callboard.agents.settings import AgentSettings, Allowance
 from callboard.runtime.actor.address import Address
 from callboard.runtime.actor.ref import ActorRef
 from callboard.runtime.actor.turn_api import TurnApi
+from callboard.runtime.bus.sealed import SealedBus
 
 # How long it may take until a budget that a person sets for a type of agent is seen in the middle of its tasks.
 LOOK_S = 5.0
@@ -71,6 +72,9 @@ class Purse:
 
     async def _is_limited(self, scope: str) -> bool:
         """Return whether somebody has given a kind of scope limits, or a parent that has some."""
+        if isinstance(self._turn.bus, SealedBus):
+            # a turn that runs again on its records pays nothing and asks nobody
+            return False
         now_s = self._turn.clock.monotonic()
         until_s, is_limited = self._known.get(scope, (0.0, False))
         if now_s < until_s:

@@ -127,9 +127,12 @@ class _Call:
         self._tool = tool
         self._call = call
         self._means = means
-        self._name = f"tool {tool.name}"
-        digest = blake2b(call.arguments.encode("utf-8", "surrogatepass"), digest_size=_KEY_BYTES)
-        self._key = f"{call.id[:100]} {digest.hexdigest()}"
+        self._name = name_of(tool.name)
+        self._key = key_of(call)
+
+    def asked(self) -> object:
+        """Return what is called: for people who compare two runs."""
+        return asked(self._call)
 
     def refusal(self) -> ToolError | None:
         """Return why the call is not made, None if it is."""
@@ -244,6 +247,26 @@ class _Call:
     def _result(self, text: str, error: str) -> ToolResult:
         text = cut(text, max_chars=self._means.max_chars)
         return ToolResult(call_id=self._call.id, tool=self._tool.name, text=text, error=error)
+
+
+def name_of(tool: str) -> str:
+    """Return the name of the steps of a tool's calls."""
+    return f"tool {tool}"
+
+
+def key_of(call: ToolCall) -> str:
+    """Return the key of a call's step."""
+    digest = blake2b(call.arguments.encode("utf-8", "surrogatepass"), digest_size=_KEY_BYTES)
+    return f"{call.id[:100]} {digest.hexdigest()}"
+
+
+def asked(call: ToolCall) -> dict[str, object]:
+    """Return what a call asks for, in the form in which two calls are compared."""
+    try:
+        arguments = msgspec.json.decode(call.arguments.strip() or "{}")
+    except msgspec.DecodeError:
+        arguments = call.arguments
+    return {"tool": call.name, "arguments": arguments}
 
 
 _DOES = {
