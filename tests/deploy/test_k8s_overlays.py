@@ -116,11 +116,11 @@ def test_an_overlay_keeps_to_the_policy(name: str) -> None:
     assert policy.problems(_rendered(name), is_production=name != "dev-single") == []
 
 
-def _pod(objects: dict[str, Manifest], title: str = "Deployment/callboard-default") -> Any:
+def _pod(objects: dict[str, Manifest], title: str = "Deployment/callboard-default") -> Any:  # noqa: ANN401 - part of a manifest
     return objects[title]["spec"]["template"]["spec"]
 
 
-def _main(objects: dict[str, Manifest], title: str = "Deployment/callboard-default") -> Any:
+def _main(objects: dict[str, Manifest], title: str = "Deployment/callboard-default") -> Any:  # noqa: ANN401 - part of a manifest
     return _pod(objects, title)["containers"][0]
 
 
@@ -134,7 +134,7 @@ def _mount(objects: dict[str, Manifest], title: str, secret: str) -> None:
     _pod(objects, title)["volumes"].append({"name": "more", "secret": {"secretName": secret}})
 
 
-def _egress(objects: dict[str, Manifest], name: str) -> Any:
+def _egress(objects: dict[str, Manifest], name: str) -> Any:  # noqa: ANN401 - part of a manifest
     return objects[f"NetworkPolicy/{name}"]["spec"]["egress"][0]
 
 
@@ -291,7 +291,7 @@ def test_all_pods_take_settings_that_exist() -> None:
             settings = Settings.load(env={k: v for k, v in env.items() if not k.endswith("API_KEY_FILE")})
             assert settings.nats.url == shared["CALLBOARD_NATS__URL"]
             AgentSettings.read(settings) if hasattr(AgentSettings, "read") else None
-            with pytest.raises(Exception, match="(?i)unknown|no such|not a setting|is no"):
+            with pytest.raises(Exception, match=r"(?i)unknown|no such|not a setting|is no"):
                 Settings.load(env=env | {"CALLBOARD_WORKER__DRAIN_GRACE": "1"})
 
 

@@ -132,19 +132,10 @@ def template(
         is_served: Whether it answers probes; a Job does not.
         more: Further fields of the pod.
     """
-    mounts: list[Manifest] = [{"name": "tmp", "mountPath": "/tmp"}]  # noqa: S108 - an emptyDir of the pod's own
-    volumes: list[Manifest] = [{"name": "tmp", "emptyDir": {"sizeLimit": room.scratch}}]
-    env = [*env, *variables({"HOME": "/tmp", "PYTHONDONTWRITEBYTECODE": "1"})]  # noqa: S108 - as above
-    if code is not None:
-        mounts.append({"name": "code", "mountPath": CODE_FOLDER, "readOnly": True})
-        volumes.append({"name": "code", "configMap": {"name": code}})
-    if providers is not None:
-        mounts.append({"name": "providers", "mountPath": PROVIDER_FOLDER, "readOnly": True})
-        volumes.append({"name": "providers", "secret": {"secretName": providers, "defaultMode": 0o440}})
+    mounts, volumes = _mounted(room, code=code, providers=providers, login=login)
+    env = [*env, *variables({"HOME": "/tmp", "PYTHONDONTWRITEBYTECODE": "1"})]  # noqa: S108 - an emptyDir of the pod's own
     if login is not None:
         env = [*env, *login.variables()]
-        mounts.append({"name": "user", "mountPath": USER_FOLDER, "readOnly": True})
-        volumes.append({"name": "user", "secret": {"secretName": login.secret, "defaultMode": 0o440}})
     container: Manifest = {
         "name": name,
         "image": IMAGE,
@@ -170,6 +161,24 @@ def template(
         **(more or {}),
     }
     return {"metadata": {"labels": dict(marks)}, "spec": spec}
+
+
+def _mounted(
+    room: Room, *, code: str | None, providers: str | None, login: Login | None
+) -> tuple[list[Manifest], list[Manifest]]:
+    """Return the mounts of a container, and its pod's volumes for them."""
+    mounts: list[Manifest] = [{"name": "tmp", "mountPath": "/tmp"}]  # noqa: S108 - an emptyDir of the pod's own
+    volumes: list[Manifest] = [{"name": "tmp", "emptyDir": {"sizeLimit": room.scratch}}]
+    if code is not None:
+        mounts.append({"name": "code", "mountPath": CODE_FOLDER, "readOnly": True})
+        volumes.append({"name": "code", "configMap": {"name": code}})
+    if providers is not None:
+        mounts.append({"name": "providers", "mountPath": PROVIDER_FOLDER, "readOnly": True})
+        volumes.append({"name": "providers", "secret": {"secretName": providers, "defaultMode": 0o440}})
+    if login is not None:
+        mounts.append({"name": "user", "mountPath": USER_FOLDER, "readOnly": True})
+        volumes.append({"name": "user", "secret": {"secretName": login.secret, "defaultMode": 0o440}})
+    return mounts, volumes
 
 
 def spread(marks: Mapping[str, str]) -> list[Manifest]:
