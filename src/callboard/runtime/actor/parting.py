@@ -158,8 +158,12 @@ class Parting:
         return found.seq if found is not None else 0
 
     def _pair(self, wanted: Wanted, left: Sequence[Recorded]) -> Recorded | None:
-        """Return the recorded step that stands where the wanted one does: of its name, the most alike."""
-        same = [each for each in left if each.name == wanted.name]
+        """Return the recorded step that stands where the wanted one does: the first of its name.
+
+        Where several of the name are wanted side by side, the most alike of as many.
+        """
+        beside = sum(each.name == wanted.name for each in self._recall.wanted)
+        same = [each for each in left if each.name == wanted.name][:beside]
         if len(same) < 2:  # noqa: PLR2004 - nothing to choose
             return next(iter(same), None)
         text = _text(wanted.asked)
