@@ -13,8 +13,11 @@ import pytest_asyncio
 
 from tests.support.server import NatsServer, find_binary
 
-# how long an example takes says more about the machine than about us
-hypothesis.settings.register_profile("callboard", deadline=None)
+# How long an example takes, and how long the first ones take to be made, says more about the machine than about us:
+# before the first one Hypothesis reads the whole source for constants.
+hypothesis.settings.register_profile(
+    "callboard", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("callboard")
 
 # Tests that start processes, one after the other: on a busy machine each takes seconds, and that is no failure.

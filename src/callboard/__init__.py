@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from callboard.agents.agent import Agent
+    from callboard.agents.branch import Branch
+    from callboard.agents.flow import flow
     from callboard.agents.message import AgentResult, Task
+    from callboard.agents.run import Run
     from callboard.agents.tools.context import ToolContext
     from callboard.agents.tools.decorator import tool
     from callboard.runtime import errors, testing
@@ -48,6 +51,7 @@ __all__ = [
     "AgentHandle",
     "AgentResult",
     "BackpressureError",
+    "Branch",
     "CallboardError",
     "Cancellation",
     "Capability",
@@ -56,6 +60,7 @@ __all__ = [
     "PoolHandle",
     "RetryPolicy",
     "RetryableError",
+    "Run",
     "Task",
     "TaskContext",
     "TaskFailedError",
@@ -72,6 +77,7 @@ __all__ = [
     "errors",
     "every",
     "find",
+    "flow",
     "migrate",
     "on",
     "pick",
@@ -114,8 +120,11 @@ _HOMES = {
 _AGENT_HOMES = {
     "Agent": "agent",
     "AgentResult": "message",
+    "Branch": "branch",
+    "Run": "run",
     "Task": "message",
     "ToolContext": "tools.context",
+    "flow": "flow",
     "tool": "tools.decorator",
 }
 

@@ -53,7 +53,7 @@ def console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Console]:
 @pytest.fixture(scope="module")
 def dev(console: Console) -> Background:
     blocks = re.findall(r"^```python\n(.*?)^```", GUIDE.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
-    (console.folder / "flows.py").write_text(blocks[0] + MORE)
+    (console.folder / "flows.py").write_text("\n\n".join(blocks) + MORE)
     started = console.start("dev", "flows.py", "--port", "0", "--profile", "fast", "--json")
     eventually(lambda: started.events or started.process.poll() is not None, started.err)
     assert started.events, "".join(started.err)

@@ -29,6 +29,7 @@ USERS = (
 )
 WORKERS = frozenset(USERS[1:6])
 HOSTS = frozenset({"host-desk", "host-back", "registry"})
+GUESTS = frozenset({"submitter", "worker-gpu", "worker-cpu", "agent-node"})
 OPERATOR = frozenset({"operator"})
 PEOPLE = frozenset({"auditor", "approver"})
 NOBODY: frozenset[str] = frozenset()
@@ -76,6 +77,11 @@ ACTIONS = (
     Action("write the state of a greeter", "cb.state.greeter.Ann", frozenset({"host-desk"})),
     Action("write a step of a clerk", "cb.step.clerk.Bob.1.a.b.0", frozenset({"host-back"})),
     Action("take a partition of greeter", "cb.cursor.greeter.0", frozenset({"host-desk"})),
+    Action("write mail", "cb.mail.greeter.Ann", HOSTS | OPERATOR),
+    Action("hand in mail", "cb.tell.greeter.Ann", GUESTS | OPERATOR),
+    Action("purge what is handed in", _API + "STREAM.PURGE.CB_POST", HOSTS | OPERATOR),
+    Action("have a task held for later", "cb.later.Forged", WORKERS - {"registry"} | OPERATOR),
+    Action("have mail held for later", "cb.timer.client.Forged.tell", OPERATOR),
     Action("read actors' mail", _API + "CONSUMER.CREATE.CB_ACTORS.read-1", HOSTS | OPERATOR | {"auditor"}),
     Action("enter an agent of no host's", "$KV.CB_REGISTRY.agent.x.y", OPERATOR | {"registry"}),
     Action("enter a greeter", "$KV.CB_REGISTRY.agent.greeter.Ann", OPERATOR | {"registry", "host-desk"}),
@@ -109,7 +115,10 @@ ACTIONS = (
     Action("decide an approval", "cb.ask.approval.Forged", OPERATOR | {"approver"}),
     Action("mail a decision", "cb.mail.approval.Forged", OPERATOR),
     Action("write an approval", "cb.state.approval.Forged", NOBODY),
+    Action("hand in a decision", "cb.tell.approval.Forged", OPERATOR),
     Action("ask for approval", "cb.mail.petition.1", HOSTS | OPERATOR),
+    Action("hand in a petition", "cb.tell.petition.1", GUESTS | OPERATOR),
+    Action("hand in what raises a budget", "cb.tell.budget.run%2FForged", OPERATOR),
     Action("read an approval", _API + "DIRECT.GET.CB_ACTORS.cb.state.approval.Mine", HOSTS | OPERATOR | PEOPLE),
     Action("change a budget", "cb.ask.budget.run%2FForged", frozenset({"host-desk", "host-back"}) | OPERATOR),
     Action("mail to a budget", "cb.mail.budget.run%2FForged", frozenset({"host-desk", "host-back"}) | OPERATOR),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -310,3 +311,31 @@ async def test_a_budget_ends_the_loop_before_the_call_and_keeps_what_there_is(ca
     await budget.ask({"tokens": 0}, type="SetBudget")
     found = await ask(callboard_world, "daily/a", "go")
     assert (found.status, found.turns, other.calls) == ("budget", 0, 0)
+
+
+async def test_the_next_model_of_a_list_answers_when_one_fails(callboard_world: World) -> None:
+    broken, whole = Scripted([Say(error="model_auth")], name="broken/a"), Scripted([Say(text="hello")], name="whole/b")
+
+    class Backed(Agent, name="backed", model=[broken, whole]):
+        """You have a second model."""
+
+    await callboard_world.start(Backed)
+    found = await ask(callboard_world, "backed/a", "go")
+    assert (found.status, found.text, found.model, broken.calls, whole.calls) == ("done", "hello", "whole/b", 1, 1)
+
+
+async def test_without_any_model_the_extractive_one_answers_and_the_result_says_so(
+    callboard_world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # neither the settings of who runs the tests, nor those of the folder
+    monkeypatch.delenv("CALLBOARD_AGENTS__MODEL", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+    class Plain(Agent, name="plain"):
+        """You summarise."""
+
+    await callboard_world.start(Plain)
+    found = await ask(callboard_world, "plain/a", "The sea is wide. The sea is blue.")
+    assert (found.status, found.model) == ("done", "extractive")
+    assert "no model is configured" in found.note
+    assert "sea" in found.text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import pytest
 from msgspec import Struct
@@ -20,6 +20,7 @@ from callboard.agents.run_view import RunView
 from callboard.runtime.actor.actor import Actor
 from callboard.runtime.actor.handler import on
 from callboard.runtime.actor.ref import ActorRef
+from callboard.runtime.bus.base import Bus, Message
 from callboard.runtime.capability import capability
 from callboard.runtime.errors import DeadlineError, InputError, InvalidNameError, NoHostError, NotFoundError
 from callboard.runtime.worker_options import WorkerOptions
@@ -360,3 +361,51 @@ async def test_nobody_waits_in_a_branch(callboard_world: World) -> None:
     found = await ask(world, "run-patient/b", Job("beside"))
     assert (found.status, found.code) == ("failed", "input")
     assert "move it before or behind it" in found.error
+
+
+class Busy(Actor, name="busy"):
+    """Answers anybody at once."""
+
+    calls: ClassVar[Counter[str]] = Counter()
+
+    @on
+    async def work(self, m: Task) -> AgentResult:
+        Busy.calls[m.text] += 1
+        return AgentResult(status="done", text=m.text)
+
+
+async def test_an_answer_that_is_not_kept_any_more_is_asked_for_again(callboard_world: World) -> None:
+    world = callboard_world
+    Busy.calls.clear()
+    held = asyncio.Event()
+
+    class Deaf:
+        """A bus that hears no answer to an ask."""
+
+        def __init__(self, bus: Bus) -> None:
+            self._bus = bus
+
+        def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the bus has
+            return getattr(self._bus, name)
+
+        async def request(self, subject: str, data: bytes, **more: Any) -> Message:  # noqa: ANN401 - the bus's own
+            answer: Message = await self._bus.request(subject, data, **more)
+            if subject.startswith("cb.ask.busy."):
+                await held.wait()
+            return answer
+
+    @flow
+    async def asks(run: Run, job: Job) -> str:
+        return (await run.agent("busy/b", job.text)).text
+
+    _ = await world.start(Busy)
+    deaf = await world.start(asks, wrap=lambda bus: cast("Bus", Deaf(bus)))
+    asked = asyncio.create_task(ask(world, "run-asks/1", Job("mine")))
+    await eventually(lambda: Busy.calls["mine"] == 1, within_s=10, what="the agent answers")
+    for number in range(20):
+        key = f"other-{number}"
+        _ = await ActorRef(world.bus, "busy/b").ask(Task(key), timeout_s=10, idempotency_key=key)
+    await deaf.kill()
+    _ = await world.start(asks)
+    assert (await asked).output == "mine"
+    assert Busy.calls["mine"] == 2

@@ -343,6 +343,25 @@ async def test_a_strategy_of_ones_own_sees_every_turn_and_task(callboard_world: 
     assert strategy.seen == {"turn labourer", "task long"}
 
 
+async def test_a_strategy_is_asked_before_a_task_can_end_because_it_was_told(callboard_world: World) -> None:
+    started = asyncio.Event()
+
+    @capability("long")
+    async def long(context: TaskContext) -> bool:
+        started.set()
+        while not context.is_stopping:  # noqa: ASYNC110 - until the very next turn of the loop
+            await asyncio.sleep(0)
+        return True
+
+    strategy = Picky()
+    running = await callboard_world.start(long, options=replace(QUICK, shutdown=strategy))
+    task = await callboard_world.client.submit("long")
+    await started.wait()
+    await running.stop()
+    assert await callboard_world.client.wait(task) is True
+    assert strategy.seen == {"task long"}
+
+
 async def test_a_second_signal_ends_the_wait(callboard_world: World) -> None:
     diary = Diary()
     diary.gate = asyncio.Event()

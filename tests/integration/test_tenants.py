@@ -136,7 +136,7 @@ async def test_a_tenant_that_is_full_is_refused_and_goes_on_when_it_has_room(ser
         await _fill(submitter, "cb.task.search")
     # a stream without a limit of its own meets the account's
     with pytest.raises(QuotaExceededError, match="the account is at its limit"):
-        await _fill(submitter, "cb.mail.greeter.ann")
+        await _fill(submitter, "cb.tell.greeter.ann")
     await (await servers.bus("submitter")).store(Write("cb.task.search", b"1"))
     operator = await servers.bus("operator", account="acme")
     await operator.purge("CB_WORK")

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Literal
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import Raw, Struct, json
 from msgspec.structs import replace
@@ -26,7 +26,7 @@ from tests.support.stage import ANN, SEQ, Stage
 
 pytestmark = pytest.mark.property
 
-CHECKED = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+CHECKED = settings(max_examples=150)
 LOST = BusTimeoutError("the answer is lost")
 FULL = BackpressureError("full")
 

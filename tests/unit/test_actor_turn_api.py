@@ -87,7 +87,9 @@ def _as_turn(turn: FakeTurn) -> TurnApi:
 
 
 def test_an_actor_offers_all_that_a_turn_can_do() -> None:
-    names = {name for name in vars(TurnApi) if not name.startswith("_")}
+    # what only code that is given a turn needs: a handler has no business with the connection, or with its own stop
+    inner = {"bus", "clock", "stop"}
+    names = {name for name in vars(TurnApi) if not name.startswith("_")} - inner
     assert names == {
         "address",
         "ask",

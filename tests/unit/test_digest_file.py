@@ -180,7 +180,7 @@ def _cpu_s(name: str, data: bytes) -> float:
     return time.process_time() - begin_s
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     data=st.binary(max_size=4_000),
     suffix=st.sampled_from(["py", "md", "rst", "txt", "js", "json", "html", "c", "lua", ""]),
@@ -189,7 +189,7 @@ def test_no_bytes_make_it_fail(data: bytes, suffix: str) -> None:
     msgspec.json.encode(digest_bytes(f"x.{suffix}", data))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     text=st.text(max_size=2_000), suffix=st.sampled_from(["py", "md", "rst", "txt", "ts", "html", "sql", "toml", "tex"])
 )

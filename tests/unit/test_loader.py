@@ -69,8 +69,6 @@ def test_a_missing_module_is_answered_with_what_is_there(folder: Path) -> None:
         load_parts(["loader_far"])
     with pytest.raises(ModuleLoadError, match=r"no module 'loader_near\.sub'"):
         load_parts(["loader_near.sub"])
-    with pytest.raises(ModuleLoadError, match="is a folder"):
-        load_parts(["./"])
 
 
 def test_a_module_that_raises_what_is_no_exception_is_named(folder: Path) -> None:
@@ -135,3 +133,61 @@ def test_a_module_with_nothing_to_serve_is_told_what_to_put_there(folder: Path) 
     (folder / "loader_empty.py").write_text("x = 1\n")
     with pytest.raises(ModuleLoadError, match=r"loader_empty has no capability and no actor: put @capability"):
         load_parts(["loader_empty"])
+
+
+def test_of_a_folder_every_file_is_taken_and_a_broken_one_reported(folder: Path) -> None:
+    there = folder / "crew"
+    there.mkdir()
+    (there / "loader_good.py").write_text(GOOD.format(name="good"))
+    (there / "loader_helper.py").write_text("VALUE = 1\n")
+    (there / "loader_ruin.py").write_text("def (\n")
+    (there / "loader_same.py").write_text(GOOD.format(name="good"))
+    (there / "test_loader_good.py").write_text("raise ValueError\n")
+    (there / "_loader_hidden.py").write_text("raise ValueError\n")
+    parts = load_parts(["crew"])
+    assert [c.name for c in parts.capabilities] == ["good"]
+    assert [skipped.name for skipped in parts.skipped] == ["crew/loader_ruin.py", "crew/loader_same.py"]
+    assert "SyntaxError" in str(parts.skipped[0].error)
+    assert "both have a capability 'good'" in str(parts.skipped[1].error)
+    assert parts.sources == {"capability good": "crew/loader_good.py"}
+
+
+def test_what_could_be_used_before_is_not_left_out(folder: Path) -> None:
+    there = folder / "crew2"
+    there.mkdir()
+    (there / "loader_fine.py").write_text(GOOD.format(name="fine"))
+    (there / "loader_ruined.py").write_text("def (\n")
+    with pytest.raises(ModuleLoadError, match="SyntaxError"):
+        load_parts(["crew2/"], whole={"crew2/loader_ruined.py"})
+
+
+def test_a_folder_without_anything_to_serve_is_an_error(folder: Path) -> None:
+    (folder / "empty").mkdir()
+    with pytest.raises(ModuleLoadError, match=r"empty has 0 \.py files and has no capability"):
+        load_parts(["empty"])
+    (folder / "empty" / "loader_bad.py").write_text("def (\n")
+    with pytest.raises(ModuleLoadError, match="SyntaxError"):
+        load_parts(["empty"])
+
+
+def test_a_file_that_another_imports_is_loaded_once(folder: Path) -> None:
+    there = folder / "pair"
+    there.mkdir()
+    (there / "loader_a1.py").write_text("from loader_b1 import b1\n" + GOOD.format(name="a1"))
+    (there / "loader_b1.py").write_text(GOOD.format(name="b1"))
+    parts = load_parts(["pair"])
+    assert sorted(c.name for c in parts.capabilities) == ["a1", "b1"]
+    assert parts.skipped == ()
+
+
+def test_installed_packages_offer_parts_by_entry_points(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "loader_offered.py").write_text(GOOD.format(name="offered"))
+    info = folder / "offers-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: offers\nVersion: 1\n")
+    lines = "[callboard.agents]\none = loader_offered:offered\ntwo = loader_offered_not:nothing\n"
+    (info / "entry_points.txt").write_text(lines)
+    monkeypatch.syspath_prepend(str(folder))
+    parts = load_parts(["@installed"])
+    assert [c.name for c in parts.capabilities] == ["offered"]
+    assert [skipped.name for skipped in parts.skipped] == ["callboard.agents:two"]

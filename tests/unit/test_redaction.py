@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from callboard.runtime import events, logs
@@ -173,7 +173,7 @@ _FREE = st.recursive(
 
 
 @pytest.mark.property
-@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=500)
 @given(st.dictionaries(st.text(max_size=8), _FREE, max_size=5))
 def test_no_shape_of_event_leaks(event: dict[str, object]) -> None:
     assert not _leaks(redact(event))

@@ -77,7 +77,7 @@ async def test_no_path_leads_out(house: Path, path: str) -> None:
     assert (house.parent / "outside.txt").read_text() == SECRET
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     st.lists(
         st.sampled_from(["..", ".", "", "/", "~", "notes", "linked", "inner", "link.txt", "a.txt", "deep.txt", "\0"])

@@ -158,7 +158,7 @@ _actions = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(actions=_actions)
 def test_nothing_needed_goes_and_all_else_does(actions: list[str]) -> None:
     assert asyncio.run(play(actions)).problems == []

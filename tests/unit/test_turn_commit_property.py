@@ -58,7 +58,7 @@ async def compete(plans: list[list[Fault]], *, outputs: int, max_group: int, has
     return found
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     plans=st.lists(faults, min_size=1, max_size=3), outputs=st.integers(0, 2), max_group=st.sampled_from([1, 4, 1000])
 )

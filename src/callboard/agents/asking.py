@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import zlib
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Protocol, TypeVar, cast, get_args
@@ -19,7 +20,7 @@ from msgspec.structs import replace
 from callboard.agents.branch import Branch
 from callboard.agents.errors import AgentFailedError
 from callboard.agents.message import AgentResult, Status, Task
-from callboard.agents.run_record import ANSWERED, ASKED, AgentRun, Begun, Outcome, RunResult, RunState
+from callboard.agents.run_record import ANSWERED, ASKED, AgentRun, Begun, Outcome, RunResult, RunState, again
 from callboard.runtime import codec
 from callboard.runtime.actor import step
 from callboard.runtime.actor.actor import Actor
@@ -35,6 +36,7 @@ from callboard.runtime.errors import (
     NoAgentError,
     NoHostError,
     RegistryAwayError,
+    ReplyGoneError,
     TaskTimeoutError,
     TurnFencedError,
 )
@@ -168,10 +170,8 @@ class Asking:
     async def _try(self, part: str, branch: Branch, number: int, digest: str, former: Sequence[str]) -> AgentRun:
         key = codec.canonical([part, number, digest]).decode()
 
-        async def choose() -> AgentRun:
-            return await self._choose(part, branch, number, digest, former)
-
-        begun = await self.turn.step(ASKED, choose, key=key)
+        choice = _Choice(part, branch, lambda: self._choose(part, branch, number, digest, former))
+        begun = await self.turn.step(ASKED, choice.make, key=key)
         self.parts[part, number] = begun
         if begun.status != "running":
             return cast("AgentRun", begun)
@@ -221,10 +221,19 @@ class Asking:
 
         async def pick() -> str:
             picked = await self.turn.pick(capability, exclude=former)
-            return picked.address if isinstance(picked, AgentHandle) else ""
+            return picked.address if isinstance(picked, AgentHandle) else await self._newcomer(capability, own)
 
         # of those that have failed already nobody is waited for again
         return await (pick() if former else self._patiently(pick))
+
+    async def _newcomer(self, capability: str, own: str) -> str:
+        """Return an agent of a type that offers the capability and of which none has worked yet; "" for a pool."""
+        slots = {each.type: each.slots for each in (await self.turn.find(capability)).workers if each.type}
+        if not slots:
+            return ""
+        kind = min(slots)
+        # as tasks of the capability spread over them
+        return f"{kind}/{capability}-{1 + zlib.crc32(own.encode()) % slots[kind]}"
 
     async def _answer(self, begun: AgentRun, branch: Branch) -> AgentRun:
         began_s = self.clock.monotonic()
@@ -260,7 +269,11 @@ class Asking:
         if not begun.agent:
             value = message if branch.value is not UNSET else UNSET
             return await self.turn.call(begun.capability, value, timeout_s=left_s, key=begun.ask)
-        return await self.turn.ask(begun.agent, message, timeout_s=left_s, idempotency_key=begun.ask)
+        try:
+            return await self.turn.ask(begun.agent, message, timeout_s=left_s, idempotency_key=begun.ask)
+        except ReplyGoneError:
+            # it answered while nobody ran us, and many others since: the work is done again, which beats none
+            return await self.turn.ask(begun.agent, message, timeout_s=left_s, idempotency_key=again(begun.ask))
 
     async def _served(self, agent: str, took_s: float) -> None:
         """Tell the registry how long a picked agent took, or that it failed; a loss harms nobody."""
@@ -295,6 +308,27 @@ class Asking:
                     raise
             await self.clock.sleep(pause_s)
             pause_s = min(2 * pause_s, _PAUSE_MAX_S)
+
+
+class _Choice:
+    """The choice of who is asked; ``make`` is the function of its step."""
+
+    def __init__(self, part: str, branch: Branch, choose: Callable[[], Awaitable[AgentRun]]) -> None:
+        self._part = part
+        self._branch = branch
+        self._choose = choose
+
+    async def make(self) -> AgentRun:
+        return await self._choose()
+
+    def asked(self) -> object:
+        """Return what is asked: for people who compare two runs."""
+        return asked(self._part, _plain(self._branch.value))
+
+
+def asked(part: str, value: object) -> dict[str, object]:
+    """Return what a part of a run is asked, in the form in which two runs are compared."""
+    return {"part": part, "input": value}
 
 
 def result_of(value: object) -> AgentResult:

@@ -67,14 +67,6 @@ def settings() -> AgentSettings:
     return found
 
 
-async def close() -> None:
-    """Close all models of this event loop, and with them their connections."""
-    known = _made.pop(asyncio.get_running_loop(), {})
-    for each in known.values():
-        if isinstance(each, Mind):
-            await each.model.close()
-
-
 def _mind(names: tuple[str | Model, ...]) -> Mind:
     if not names:
         note = "" if settings().model else NO_MODEL

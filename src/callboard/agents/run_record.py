@@ -13,6 +13,7 @@ from callboard.agents.llm.base import Usage
 from callboard.agents.message import AgentResult
 from callboard.runtime.actor import address
 from callboard.runtime.actor.address import Address
+from callboard.runtime.actor.step import short_id
 from callboard.runtime.errors import InvalidNameError
 
 # The actor types of flows begin with it.
@@ -157,6 +158,11 @@ class RunState(Struct, kw_only=True, omit_defaults=True):
     agents: list[AgentRun] = []
     joins: dict[str, list[Outcome]] = {}
     kept: dict[str, Any] = {}
+
+
+def again(ask: str) -> str:
+    """Return the id of a question that is asked a second time, because its first answer is not kept any more."""
+    return short_id(f"{ask}/again")
 
 
 def run_name(actor: Address) -> str:

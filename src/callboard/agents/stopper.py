@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from callboard.agents import run_log
-from callboard.agents.run_record import run_address
+from callboard.agents.run_record import again, run_address
 from callboard.runtime import codec, subjects
 from callboard.runtime.actor import address as addresses
 from callboard.runtime.actor import inspection
@@ -73,7 +73,8 @@ class Stopper(Actor, name=STOPPER):
             if part.until is not None and part.until <= now:
                 # its deadline ends it
                 continue
-            is_open |= await cancel(bus, addresses.parse(part.agent), m.reason, id=part.ask)
+            for ask in (part.ask, again(part.ask)):
+                is_open |= await cancel(bus, addresses.parse(part.agent), m.reason, id=ask)
         client = Client(bus, clock=turn.clock)
         for task in found.tasks:
             # where the server does not let hosts give orders, what goes on is ended by its deadline
@@ -82,8 +83,8 @@ class Stopper(Actor, name=STOPPER):
         looks = 0 if is_open else m.looks + 1
         until = m.until or now + timedelta(seconds=TRY_S)
         if looks < QUIET_LOOKS and now < until:
-            again = StopRun(m.run, m.reason, seq=m.seq, looks=looks, tries=m.tries + 1, until=until)
-            self.remind("look", again, delay_s=LOOK_S if m.tries < QUICK_TRIES else SLOW_LOOK_S)
+            following = StopRun(m.run, m.reason, seq=m.seq, looks=looks, tries=m.tries + 1, until=until)
+            self.remind("look", following, delay_s=LOOK_S if m.tries < QUICK_TRIES else SLOW_LOOK_S)
         return not is_open
 
 

@@ -47,57 +47,71 @@ async def watch(bus: Bus, run: str, *, after_seq: int = 0) -> AsyncGenerator[New
     """
     # so that a wrong name is refused before anything is begun
     found = await runs.show(bus, run)
-    news: asyncio.Queue[News | None] = asyncio.Queue(_WAITING)
-    mine = Transcript(after_seq)
-    held: list[Chunk] = []
-
-    async def tokens() -> None:
-        async for chunk in _chunks(bus, found.run, mine, follow=True):
-            try:
-                await news.put(chunk)
-            except asyncio.CancelledError:
-                # it was taken from the stream and is not handed out yet
-                held.append(chunk)
-                raise
-
-    async def states() -> None:
-        try:
-            async for view in runs.changes(bus, found.run):
-                await news.put(view)
-        finally:
-            with contextlib.suppress(asyncio.QueueFull):
-                news.put_nowait(None)
-
-    readers = [asyncio.create_task(tokens(), name="watch-tokens"), asyncio.create_task(states(), name="watch-run")]
+    watcher = _Watcher(bus, found.run, after_seq)
     last: RunView | None = None
     try:
-        while (each := await news.get()) is not None:
-            if isinstance(each, Chunk):
-                yield each
-            elif each.has_ended:
+        while last is None and (each := await watcher.news.get()) is not None:
+            if isinstance(each, RunView) and each.has_ended:
                 last = each
-                break
             else:
                 yield each
-        readers[0].cancel()
-        _ = await asyncio.wait(readers[:1])
-        for each in [*_queued(news), *held]:
-            if isinstance(each, Chunk):
-                yield each
-        async for chunk in _chunks(bus, found.run, mine, follow=False):
+        async for chunk in watcher.rest():
             yield chunk
         if last is not None:
             yield last
-        elif readers[1].done():
-            readers[1].result()
     finally:
+        await watcher.close()
+    if last is None:
+        watcher.states.result()
+
+
+class _Watcher:
+    """Reads both, side by side; ``None`` among the news says that the states came to an end."""
+
+    def __init__(self, bus: Bus, run: str, after_seq: int) -> None:
+        self.news: asyncio.Queue[News | None] = asyncio.Queue(_WAITING)
+        self._bus = bus
+        self._run = run
+        self._mine = Transcript(after_seq)
+        self._held: list[Chunk] = []
+        self._tokens = asyncio.create_task(self._read_tokens(), name="watch-tokens")
+        self.states = asyncio.create_task(self._read_states(), name="watch-run")
+
+    async def rest(self) -> AsyncGenerator[Chunk, None]:
+        """Yield the chunks that came or are stored when the run has ended and were not handed out yet."""
+        _ = self._tokens.cancel()
+        _ = await asyncio.wait([self._tokens])
+        queued = [self.news.get_nowait() for _ in range(self.news.qsize())]
+        for each in [*queued, *self._held]:
+            if isinstance(each, Chunk):
+                yield each
+        async for chunk in _chunks(self._bus, self._run, self._mine, follow=False):
+            yield chunk
+
+    async def close(self) -> None:
+        """Stop reading."""
+        readers = [self._tokens, self.states]
         for reader in readers:
             reader.cancel()
         _ = await asyncio.wait(readers)
 
+    async def _read_tokens(self) -> None:
+        async for chunk in _chunks(self._bus, self._run, self._mine, follow=True):
+            try:
+                await self.news.put(chunk)
+            except asyncio.CancelledError:
+                # it was taken from the stream and is not handed out yet
+                self._held.append(chunk)
+                raise
 
-def _queued(news: asyncio.Queue[News | None]) -> list[News | None]:
-    return [news.get_nowait() for _ in range(news.qsize())]
+    async def _read_states(self) -> None:
+        try:
+            async for view in runs.changes(self._bus, self._run):
+                await self.news.put(view)
+        finally:
+            task = asyncio.current_task()
+            if task is not None and not task.cancelling():
+                await self.news.put(None)
 
 
 async def _chunks(bus: Bus, run: str, mine: Transcript, *, follow: bool) -> AsyncGenerator[Chunk, None]:

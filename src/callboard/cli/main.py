@@ -55,6 +55,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "log": ("log", "Look through the history of messages."),
     "provision": ("provision", "Create or update streams; --plan shows the difference."),
     "nats": ("nats", "Write configuration for NATS servers of your own: TLS, users, accounts."),
+    "k8s": ("k8s", "Write manifests for Kubernetes: pools of workers, streams, secrets."),
     "tenant": ("tenant", "Make, list, suspend and remove isolated tenants."),
     "cost": ("cost", "Add up what calls of models have cost, by agent, model or run."),
     "budget": ("budget", "Limit what runs, agents and tenants may spend, and see how they stand."),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from callboard.cli import rerun
 from callboard.cli.output import SINCE, emit, shorten, stamp, tell
 from callboard.cli.session import Session, example, global_options, json_option, pass_session
 
@@ -40,9 +41,12 @@ class Place(click.ParamType):  # type: ignore[type-arg]  # generic in new clicks
 PLACE = Place()
 
 
-@click.group("replay")
+@click.group("replay", cls=rerun.Replays, epilog=example("callboard replay digest/7f --diff --module flows.py"))
 def command() -> None:
-    """Show what was, from the audit."""
+    """Show what was, from the audit; or run it again on today's code: `callboard replay RUN --diff`."""
+
+
+command.add_command(rerun.command)
 
 
 @command.command(

@@ -255,9 +255,8 @@ def _serve(
     host.configure_logs(settings, slot=slot)
     limits.hold(host.limits_of(settings))
     out = sys.stdout
-    if session.json:
-        # what modules and handlers print must not stand between the events
-        sys.stdout = sys.stderr
+    # what modules and handlers print must not stand between the events
+    sys.stdout = sys.stderr if session.json else out
     parts = load_parts(modules)
     _tell_skipped(session, parts, out, is_quiet=is_quiet)
 

@@ -30,6 +30,7 @@ class CapabilityLoad(Struct, frozen=True, kw_only=True):
         run_times_s: Times of its latest runs of the handler, some 20 of the latest 256 spread evenly over their order.
         newest: By lane the last task that is known to have been handed out for the first time: when it was stored
             (microseconds since 1970) and its sequence.
+        type: Actor type whose actors do it, "" for a plain function.
     """
 
     name: str
@@ -43,6 +44,7 @@ class CapabilityLoad(Struct, frozen=True, kw_only=True):
     again: int = 0
     run_times_s: list[float] = []
     newest: dict[str, tuple[int, int]] = {}
+    type: str = ""
 
 
 class ActorLoad(Struct, frozen=True, kw_only=True):

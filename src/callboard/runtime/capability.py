@@ -39,6 +39,7 @@ class Capability(Generic[P, R]):
         pool: Name of the pool that serves it. ``default`` is served by every pool: a worker started with ``--pool``
             serves that pool's capabilities and those that name none.
         labels: A worker serves it only if it bears all of these.
+        actor_type: Actor type whose actors do it, "" for a plain function.
         is_async: False when the function is synchronous and runs in a thread.
     """
 
@@ -52,8 +53,10 @@ class Capability(Generic[P, R]):
         retry: RetryPolicy | None = None,
         pool: str = DEFAULT_POOL,
         labels: Mapping[str, str] | None = None,
+        actor_type: str = "",
     ) -> None:
         """Use the decorator ``capability`` instead."""
+        self.actor_type = actor_type
         self.name = check_name(name, what="capability")
         self.pool = check_name(pool, what="pool")
         self.labels = dict(labels or {})

@@ -250,7 +250,8 @@ class Committer:
         self._fly(entries)
         is_clean = False
         writes = [
-            Write(w.subject, w.data, header.build(expected_seq=0, extra=w.headers)) for w in (e.write for e in entries)
+            Write(w.subject, w.data, header.build(expected_seq=0, extra=w.headers), again=w.again)
+            for w in (e.write for e in entries)
         ]
         try:
             await self._bus.store_batch(writes)

@@ -241,6 +241,7 @@ class Pool:
         name, claims = self.capability.name, list(self._keeper.claims.values())
         return CapabilityLoad(
             name=name,
+            type=self.capability.actor_type,
             pool=self.capability.pool,
             slots=self.slots,
             busy=len(self.running),

@@ -215,7 +215,7 @@ class Settler:
                 return
             self._answered(claim, result, data, name, term_reason)
 
-        self._committer.add(Write(claim.result_subject, data), done)
+        self._committer.add(Write(claim.result_subject, data, again=True), done)
 
     def _answered(self, claim: Claim, result: Stands, data: bytes, name: str, term_reason: str) -> None:
         if crash.point:
@@ -390,7 +390,7 @@ class Settler:
         subject = subjects.attempt(claim.capability, claim.task_id, claim.number)
         claim.number += 1
         try:
-            await self._patiently(lambda: self._bus.store(Write(subject, data)))
+            await self._patiently(lambda: self._bus.store(Write(subject, data, again=True)))
         except ConflictError:
             # perhaps our own write, whose answer got lost
             standing = await self._patiently(lambda: self._bus.get_last(subjects.LEDGER, subject, from_leader=True))

@@ -310,6 +310,10 @@ class Worker:
             configured_s=math.inf if self._is_retired else options.drain_grace_s,
             is_now=lambda: self._stop_now or self._clock.monotonic() >= self._hurry_s,
         )
+        # the strategy is asked first: what is told that we stop may end while the pulls are being closed
+        for pool in self.pools.values():
+            pool.is_draining = True
+            pool.stop_running("drain", which=partial(_must_end, drain))
         for pool in list(self.pools.values()):
             await pool.drain()
         if crash.point:

@@ -22,6 +22,8 @@ from callboard.runtime.actor.actor import Actor
 from callboard.runtime.actor.step import current_step
 from callboard.runtime.actor.turn_api import TurnApi, current_turn
 
+# What follows on a call's name in the names of its further records.
+INPUT, FAILURE = " input", " failure"
 _MESSAGE_CHARS = 500
 
 
@@ -137,6 +139,10 @@ class _Call:
         self._text: list[str] = []
         self._allowance: Allowance
 
+    def asked(self) -> object:
+        """Return what is asked, and whom: for people who compare two runs."""
+        return asked(self._model.name, self._prompt)
+
     async def make(self) -> ModelCall:
         """Ask the model and return the record of the call."""
         self._text.clear()
@@ -181,7 +187,7 @@ class _Call:
         )
         while True:
             # each time a place further, until one is free
-            found: ModelInput = await self._turn.step(f"{self._name} input", _numbered, mine, key="")
+            found: ModelInput = await self._turn.step(f"{self._name}{INPUT}", _numbered, mine, key="")
             if found.nonce == mine.nonce:
                 return found
 
@@ -284,7 +290,7 @@ class _Call:
             text=text,
             switches=tuple(noted.switches),
         )
-        _ = await self._turn.step(f"{self._name} failure", _told, failure, key=str(input_.attempt))
+        _ = await self._turn.step(f"{self._name}{FAILURE}", _told, failure, key=str(input_.attempt))
         await self._allowance.settle(usage, cost_usd=failure.cost_usd, seconds=failure.latency_s)
 
 
@@ -306,6 +312,11 @@ class _Count:
         self._whole += rest
         self._rest = ""
         return self._whole
+
+
+def asked(model: str, prompt: Prompt) -> dict[str, object]:
+    """Return what a call asks, in the form in which two calls are compared."""
+    return {"model": model, "prompt": prompt}
 
 
 async def _numbered(record: ModelInput) -> ModelInput:

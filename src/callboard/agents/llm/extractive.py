@@ -180,8 +180,7 @@ def _of_kind(
 ) -> Any:  # noqa: ANN401 - JSON
     match kind:
         case "object":
-            properties: Mapping[str, Any] = schema.get("properties") or {}
-            return {key: _fill(part, source, name=key, defs=defs, depth=depth + 1) for key, part in properties.items()}
+            return _object(schema.get("properties") or {}, source, defs=defs, depth=depth)
         case "array":
             return _items(schema, source, name=name, defs=defs, depth=depth)
         case "integer" | "number":
@@ -192,6 +191,19 @@ def _of_kind(
             return None
         case _:
             return _text(schema, source, name)
+
+
+def _object(properties: Mapping[str, Any], source: str, *, defs: Mapping[str, Any], depth: int) -> dict[str, Any]:
+    """Fill the fields; a text's numbers go to them in their order, each to one as long as there are enough."""
+    found: dict[str, Any] = {}
+    unused = source
+    for key, part in properties.items():
+        is_number = isinstance(part, dict) and part.get("type") in ("integer", "number")
+        given = unused if is_number and _NUMBER.search(unused) else source
+        found[key] = _fill(part, given, name=key, defs=defs, depth=depth + 1)
+        if is_number and (taken := _NUMBER.search(unused)) is not None:
+            unused = unused[taken.end() :]
+    return found
 
 
 def _items(schema: Mapping[str, Any], source: str, *, name: str, defs: Mapping[str, Any], depth: int) -> list[Any]:

@@ -11,6 +11,8 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from msgspec.structs import replace
+
 from callboard.runtime import crash, subjects
 from callboard.runtime.actor.entry import (
     Committed,
@@ -336,6 +338,9 @@ class TurnCommitter:
 
     async def _send_batch(self, entries: list[Entry]) -> CallboardError | None:
         writes = [write for entry in entries for write in entry.writes]
+        if all(entry.guard for entry in entries):
+            # one that stands refuses the whole batch when it comes again, and everybody is told what stands
+            writes[0] = replace(writes[0], again=True)
         if crash.point:
             crash.at("before-commit")
         try:
@@ -357,7 +362,14 @@ class TurnCommitter:
         answers: Sequence[PubAck | CallboardError]
         began_s = self._clock.monotonic()
         try:
-            answers = await self._bus.store_many([entry.writes[0] for entry in entries])
+            writes = [entry.writes[0] for entry in entries]
+            # a guarded one that stands refuses its repeat, and whoever sent it is told what stands
+            answers = await self._bus.store_many(
+                [
+                    replace(write, again=True) if entry.guard else write
+                    for entry, write in zip(entries, writes, strict=True)
+                ]
+            )
         except CallboardError as error:
             if len(entries) > 1 and is_about_one(error):
                 # one of them cannot be sent, and none was

@@ -400,7 +400,7 @@ class Journal:
         else:
             ordinal = self._counts.get(place, 0)
             self._counts[place] = ordinal + 1
-        return Slot(self, Place(name, digest, f"{place}.{ordinal}"), decode)
+        return Slot(self, Place(name, digest, f"{place}.{ordinal}", parent), decode)
 
     def _place(self, token: str, digest: str) -> str:
         """Return what a step is known by, but for the ordinal among identical ones."""

@@ -74,7 +74,7 @@ class Offer:
         async def serve(value: Any = UNSET, *, context: TaskContext) -> Any:  # noqa: ANN401 - whatever the task brings
             return await self.serve(value, context)
 
-        return Capability(serve, name=self.name, concurrency=self._slots)
+        return Capability(serve, name=self.name, concurrency=self._slots, actor_type=self.kind.name)
 
     async def serve(self, value: object, context: TaskContext) -> object:
         """Have an actor do a task; return its reply as plain values.

@@ -396,7 +396,9 @@ class Partition:
         subject = subjects.cursor(self.kind.name, self.number)
         data = cursors.encode(wanted)
         try:
-            ack = await self._services.bus.store(Write(subject, data, header.build(expected_seq=self.cursor_seq)))
+            ack = await self._services.bus.store(
+                Write(subject, data, header.build(expected_seq=self.cursor_seq), again=True)
+            )
         except ConflictError:
             stored = await self._services.bus.get_last(subjects.ACTORS, subject, from_leader=True)
             if stored is None or stored.data != data:

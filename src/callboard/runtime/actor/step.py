@@ -42,6 +42,7 @@ class StepRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
         attempt: Number of the run, inside the step, that gave the value.
         took_s: Seconds of that run.
         nonce: Tells one intent from another of the same worker.
+        parent: Entry of the step whose function asked for this one, "" outside of steps.
     """
 
     name: str
@@ -54,6 +55,7 @@ class StepRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     attempt: int = 1
     took_s: float = 0.0
     nonce: str = ""
+    parent: str = ""
     v: int = 1
 
 

@@ -31,11 +31,15 @@ Store = Callable[[Write], Awaitable[PubAck | Result]]
 
 
 class Place(Struct, frozen=True):
-    """A step's place among the records: ``entry`` is ``<escaped name>.<digest>.<ordinal>``."""
+    """A step's place among the records: ``entry`` is ``<escaped name>.<digest>.<ordinal>``.
+
+    ``parent`` is the entry of the step whose function asked for this one, "" outside of steps.
+    """
 
     name: str
     digest: str
     entry: str
+    parent: str = ""
 
 
 class StepLog:
@@ -214,6 +218,7 @@ class StepLog:
             attempt=attempt,
             took_s=took_s,
             nonce=nonce,
+            parent=place.parent,
         )
         return step.encode(made)
 

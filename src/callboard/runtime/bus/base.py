@@ -88,6 +88,7 @@ class Write(Struct, frozen=True, gc=False):
     subject: str
     data: bytes
     headers: Headers | None = None
+    again: bool = False  # it, or the batch that it begins, may come twice: the second is refused, and its sender looks
 
 
 class PubAck(Struct, frozen=True, gc=False):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 from callboard.runtime.bus.header import Headers
 from callboard.runtime.bus.jetstream_link import NO_RESPONDERS, Link, Listener, Raw
@@ -18,6 +19,10 @@ from callboard.runtime.errors import (
 
 A = TypeVar("A")
 
+# A call that may be repeated is after so long without an answer, in a cluster: an election takes seconds, and what was
+# sent before its end is lost.
+AGAIN_S = 0.7
+
 
 class Call(Generic[A]):
     """Answers awaited together.
@@ -28,9 +33,23 @@ class Call(Generic[A]):
         answers: What came, by position.
         is_whole: The last answer, or any refusal, answers all of it.
         asked_s: When it was made, in monotonic seconds.
+        again: Sends once more what is unanswered; None for a call that must not be repeated.
+        again_s: When that was done last, or the call was made.
     """
 
-    __slots__ = ("answers", "asked_s", "done", "first", "is_whole", "missing", "parts", "subjects", "timer")
+    __slots__ = (
+        "again",
+        "again_s",
+        "answers",
+        "asked_s",
+        "done",
+        "first",
+        "is_whole",
+        "missing",
+        "parts",
+        "subjects",
+        "timer",
+    )
 
     def __init__(self, first: int, subjects: Sequence[str], done: asyncio.Future[None], *, is_whole: bool) -> None:
         self.first = first
@@ -41,7 +60,8 @@ class Call(Generic[A]):
         self.is_whole = is_whole
         self.done = done
         self.timer: asyncio.TimerHandle | None = None
-        self.asked_s = 0.0
+        self.asked_s = self.again_s = 0.0
+        self.again: Callable[[], Coroutine[Any, Any, None]] | None = None
 
     def put(self, index: int, answer: A | BusError | None) -> None:
         """Take the answer at one position."""
@@ -116,7 +136,7 @@ class Calls(Generic[A]):
         first = self._next
         self._next = first + len(subjects)
         call: Call[A] = Call(first, subjects, self._link.loop.create_future(), is_whole=is_whole)
-        call.asked_s = self._link.clock.monotonic()
+        call.asked_s = call.again_s = self._link.clock.monotonic()
         call.timer = self._link.loop.call_later(timeout_s, self._expire, call, timeout_s)
         for number in range(first, self._next):
             self._open[number] = call
@@ -140,16 +160,19 @@ class Calls(Generic[A]):
         return call.answers
 
     async def one(
-        self, subject: str, data: bytes, timeout_s: float, headers: Headers | None = None
+        self, subject: str, data: bytes, timeout_s: float, headers: Headers | None = None, *, repeats: bool = False
     ) -> tuple[A, list[Raw]]:
-        """Send one request; return its answer and the parts that came before it.
+        """Send one request; return its answer and the parts that came before it. ``repeats``: see ``Call.again``.
 
         Raises:
             BusError: If it was refused or stayed unanswered.
         """
         call = self.open((subject,), timeout_s)
+        reply = f"{self.prefix}{call.first}"
+        if repeats:
+            call.again = partial(self._again, subject, data, reply, headers)
         try:
-            await self._link.send(subject, data, f"{self.prefix}{call.first}", headers)
+            await self._link.send(subject, data, reply, headers)
         except BaseException:
             self.forget(call)
             raise
@@ -161,6 +184,9 @@ class Calls(Generic[A]):
             message = f"{subject}: no answer"
             raise BusTimeoutError(message)
         return answer, call.parts
+
+    async def _again(self, subject: str, data: bytes, reply: str, headers: Headers | None) -> None:
+        await self._link.send(subject, data, reply, headers)
 
     def forget(self, call: Call[A]) -> None:
         """Take no more answers for ``call``."""
@@ -184,7 +210,17 @@ class Calls(Generic[A]):
         """Nothing to do: the listener was replayed."""
 
     def tick(self, now: float) -> None:
-        """Nothing to do: each call has its timer."""
+        """Repeat what has been unanswered for long: what a stream without a leader is sent is lost."""
+        if not self._link.is_up:
+            return
+        for call in {id(call): call for call in self._open.values() if call.again is not None}.values():
+            if now - call.again_s >= AGAIN_S and call.again is not None:
+                call.again_s = now
+                self._link.spawn(call.again(), "call-again")
+
+    def is_open(self, call: Call[A], index: int) -> bool:
+        """Return whether one position of a call is unanswered."""
+        return call.first + index in self._open
 
     def denied(self, subject: str, message: str) -> None:
         """Fail the calls that asked on ``subject``."""

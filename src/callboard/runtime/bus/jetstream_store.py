@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from callboard.runtime.bus import header
 from callboard.runtime.bus.base import DEFAULT_TIMEOUT_S, MAX_BATCH, PubAck, ServerInfo, Write
 from callboard.runtime.bus.check import check_headers, check_size, check_subject
-from callboard.runtime.bus.jetstream_call import Calls
+from callboard.runtime.bus.jetstream_call import Call, Calls
 from callboard.runtime.bus.jetstream_link import Link
 from callboard.runtime.errors import BusError, BusTimeoutError, InputError, NoRespondersError
 from callboard.runtime.ids import new_token
@@ -36,7 +37,8 @@ class Writer:
         deadline = clock.monotonic() + timeout_s
         while True:
             try:
-                ack, _ = await self._stores.one(write.subject, write.data, timeout_s, write.headers)
+                repeats = self._repeats(write)
+                ack, _ = await self._stores.one(write.subject, write.data, timeout_s, write.headers, repeats=repeats)
             except NoRespondersError:
                 timeout_s = deadline - clock.monotonic() - _AGAIN_S
                 if timeout_s <= 0 or not self._server.cluster:
@@ -59,6 +61,8 @@ class Writer:
             self._check(write)
         call = self._stores.open([write.subject for write in writes], timeout_s)
         send = self._link.send
+        if any(map(self._repeats, writes)):
+            call.again = partial(self._send_again, call, writes)
         try:
             for write, reply in zip(writes, self._stores.reply_subjects(call), strict=True):
                 await send(write.subject, write.data, reply, write.headers)
@@ -84,8 +88,11 @@ class Writer:
         # Replies come to the first, when the server cannot begin a batch, and to the last; the rest ask for none.
         ends = [write.subject for write in writes]
         call = self._stores.open(ends, timeout_s, is_whole=True)
+        first, last = self._stores.reply(call, 0), self._stores.reply(call, len(writes) - 1)
+        if writes[0].again and self._server.cluster:
+            call.again = partial(self._send_batch, writes, first, last)
         try:
-            await self._send_batch(writes, self._stores.reply(call, 0), self._stores.reply(call, len(writes) - 1))
+            await self._send_batch(writes, first, last)
         except BaseException:
             self._stores.forget(call)
             raise
@@ -93,6 +100,16 @@ class Writer:
         if isinstance(answer, BusError):
             raise answer
         return answer or _raise(_no_answer())
+
+    def _repeats(self, write: Write) -> bool:
+        """Whether to send it again while it is unanswered: the server knows a repeat by its id, or its sender does."""
+        return bool(self._server.cluster) and (write.again or bool(write.headers and header.MSG_ID in write.headers))
+
+    async def _send_again(self, call: Call[PubAck], writes: Sequence[Write]) -> None:
+        replies = self._stores.reply_subjects(call)
+        for index, write in enumerate(writes):
+            if self._repeats(write) and self._stores.is_open(call, index):
+                await self._link.send(write.subject, write.data, replies[index], write.headers)
 
     async def _send_batch(self, writes: Sequence[Write], first_reply: str, last_reply: str) -> None:
         send = self._link.send

@@ -156,7 +156,12 @@ class AgentView(Struct, frozen=True, kw_only=True):
 
 
 class PoolWorkerView(Struct, frozen=True, kw_only=True):
-    """A worker's slots of a capability that is a plain function on a pool."""
+    """A worker's slots of a capability.
+
+    Attributes:
+        type: Actor type whose actors do it, "" for a plain function. A type whose actors have done nothing yet has no
+            agent in the registry: ask ``<type>/<any key>``.
+    """
 
     worker: str
     host: str
@@ -165,6 +170,7 @@ class PoolWorkerView(Struct, frozen=True, kw_only=True):
     slots: int
     busy: int
     backlog: int
+    type: str = ""
 
 
 class Found(Struct, frozen=True, kw_only=True):

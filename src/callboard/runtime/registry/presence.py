@@ -206,6 +206,7 @@ class Presence:
                 slots=load.slots,
                 busy=load.busy,
                 backlog=load.backlog,
+                type=load.type,
             )
             for beat in self.workers(now_s)
             for load in beat.capabilities

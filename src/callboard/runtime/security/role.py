@@ -423,7 +423,7 @@ def _guarded(role: Role, user: User) -> tuple[str, ...]:
     hosted = set(PEOPLE_TYPES) if ANY in user.types else set(user.types) & set(PEOPLE_TYPES)
     talks = [subject for subject in _TALK.publish if subject in _published(role)]
     kinds = [kind for kind in PEOPLE_TYPES if kind not in hosted] if talks else []
-    return tuple(f"cb.{way}.{kind}.*" for kind in kinds for way in ("ask", "mail"))
+    return tuple(f"cb.{way}.{kind}.*" for kind in kinds for way in ("ask", "mail", "tell"))
 
 
 def _published(role: Role) -> tuple[str, ...]:
