@@ -30,10 +30,10 @@ def _document(components: list[dict[str, Any]], needs: dict[str, list[str]]) -> 
     from callboard.runtime.version import VERSION
 
     root = f"pkg:pypi/callboard@{VERSION}"
-    ours = {"type": "application", "bom-ref": root, "name": "callboard", "version": VERSION, "purl": root}
+    own = {"type": "application", "bom-ref": root, "name": "callboard", "version": VERSION, "purl": root}
     refs = (root, *sorted(needs.keys() - {root}))
     body = {
-        "metadata": {"component": ours},
+        "metadata": {"component": own},
         "components": components,
         "dependencies": [{"ref": ref, "dependsOn": sorted(needs[ref])} for ref in refs],
     }
