@@ -87,7 +87,11 @@ def test_on_unchanged_code_nothing_differs_and_nobody_is_called(scene: Scene) ->
     done = scene.console.run("replay", "review/7f", "--diff", "--deep", "--module", "flows.py")
     assert done.status == 0, done.out + done.err
     lines = done.out.splitlines()
-    assert [line.partition(":")[0].rpartition("/")[0] for line in lines] == ["run-review/7f", "reviewer/0", "reviewer/1"]
+    assert [line.partition(":")[0].rpartition("/")[0] for line in lines] == [
+        "run-review/7f",
+        "reviewer/0",
+        "reviewer/1",
+    ]
     assert all("no difference" in line and "0 outside calls" in line for line in lines), done.out
     found = scene.console.run("replay", "run", "run-review/7f", "--diff", "--module", "flows.py", "--json")
     assert (found.status, found.json["equal"], len(found.json["turns"])) == (0, True, 1)

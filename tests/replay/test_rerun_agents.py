@@ -76,9 +76,7 @@ def house(second: str) -> type[Actor]:
 async def painted(world: World, actor: type[Agent]) -> AgentResult:
     running = await world.start(actor)
     ask = world.client.actor("painter/ann").ask
-    found: AgentResult = await ask(
-        Task("A wall of 3 by 4"), returns=AgentResult, timeout_s=30, idempotency_key="1"
-    )
+    found: AgentResult = await ask(Task("A wall of 3 by 4"), returns=AgentResult, timeout_s=30, idempotency_key="1")
     await running.stop()
     Tools.clear()
     return found
@@ -119,7 +117,9 @@ async def test_arguments_of_a_tool_are_shown_as_the_model_wrote_them(callboard_w
     found = await again(callboard_world, of(painter("You estimate paint.", model)), "painter/ann")
     assert found.turns[0].first is not None
     assert found.turns[0].first.name == "model"
-    (gone,) = [each for each in found.turns[0].differences if each.kind == "gone" and each.name == "tool area"] or [None]
+    (gone,) = [each for each in found.turns[0].differences if each.kind == "gone" and each.name == "tool area"] or [
+        None
+    ]
     assert gone is None or gone.then == {"tool": "area", "arguments": {"width_m": 3, "height_m": 4}}
 
 
