@@ -319,7 +319,7 @@ def _said(mail: Mail) -> bytes:
 def _reason(data: bytes, seq: int) -> str:
     try:
         found = msgspec.json.decode(data)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return ""
     if not isinstance(found, dict) or found.get("seq") != seq:
         return ""
