@@ -61,9 +61,9 @@ def _faults(text: str, ignore: str = IGNORE) -> list[str]:
     if [rest for word, rest in final if word == "USER"] != ["10001:10001"]:
         found.append("does not end as 10001")
     for word in ("ENTRYPOINT", "CMD", "HEALTHCHECK"):
-        parts = next((rest for each, rest in final if each == word), "").partition("CMD ")
+        before, _, after = next((rest for each, rest in final if each == word), "").partition("CMD ")
         try:
-            json.loads(parts[2] or parts[0])
+            json.loads(after or before)
         except ValueError:
             found.append(f"{word} is missing or runs a shell")
     for _, rest in (step for step in steps if step[0] == "RUN"):
