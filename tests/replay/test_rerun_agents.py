@@ -226,6 +226,8 @@ async def test_a_turn_that_waited_for_a_person_goes_on_by_what_the_person_said(c
     Tools.clear()
     found = await again(callboard_world, of(payer(0)), "payer/a")
     assert (found.is_equal, Tools) == (True, []), found
+    below = await again(callboard_world, of(payer(0), *approval.COMPANIONS), "payer/a", deep=True)
+    assert (below.is_equal, below.left_out) == (True, []), below
     other = await again(callboard_world, of(payer(1)), "payer/a")
     assert (other.is_equal, Tools) == (False, []), other
 

@@ -5,10 +5,14 @@ A class of tests inherits one and gives ``make``. Callboard's own adapters are t
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
-# before they are imported: a failed assert then shows what it compared
-pytest.register_assert_rewrite("callboard.agents.contract", "callboard.runtime.contract")
+for _name in ("callboard.agents.contract", "callboard.runtime.contract"):
+    # before they are imported: a failed assert then shows what it compared
+    if _name not in sys.modules:
+        pytest.register_assert_rewrite(_name)
 
 from callboard.agents.contract.agent import AgentContract  # noqa: E402 - as above
 from callboard.agents.contract.model import (  # noqa: E402

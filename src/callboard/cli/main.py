@@ -51,7 +51,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "pause": ("pause", "Hold a capability back on all workers."),
     "resume": ("resume", "Let a paused capability go on."),
     "audit": ("audit", "Read the record of all tasks, in order; check and mend the copy of actors."),
-    "replay": ("replay", "Show an actor as it was: at a moment, turn by turn, and what changed."),
+    "replay": ("replay", "Show an actor as it was; run a run again on today's code and compare."),
     "log": ("log", "Look through the history of messages."),
     "provision": ("provision", "Create or update streams; --plan shows the difference."),
     "nats": ("nats", "Write configuration for NATS servers of your own: TLS, users, accounts."),
