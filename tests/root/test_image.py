@@ -26,7 +26,7 @@ from tests.support.eventually import eventually
 from tests.support.image import IMAGE, LOCKS, ROOT, Docker, make_context
 from tests.support.server import NatsServer, find_binary
 
-pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(1800)]
 TASKS = """
 import asyncio, os
 from callboard import TaskContext, capability
