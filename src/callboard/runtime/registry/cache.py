@@ -31,6 +31,7 @@ from callboard.runtime.registry.message import (
     AgentView,
     Found,
     Picked,
+    PoolWorkerView,
     Query,
     Served,
     Why,
@@ -186,7 +187,7 @@ class RegistryCache:
                 following = agents[-1].record.address
                 break
             agents.append(self.view(record))
-        workers = self.presence.slots(query.capability, now_s) if query.capability else []
+        workers = [each for each in self.presence.slots(query.capability, now_s) if _fits(each, query)]
         near: list[str] = []
         if query.capability and not agents and not workers:
             near = self._near(query.capability)
@@ -382,3 +383,12 @@ class RegistryCache:
                     return
                 except BusError:
                     continue
+
+
+def _fits(worker: PoolWorkerView, query: Query) -> bool:
+    """Return whether a worker bears the labels, runs on the host and has the type that were asked for."""
+    return (
+        worker.labels.items() >= query.labels.items()
+        and query.host in ("", worker.host)
+        and query.type in ("", worker.type)
+    )
