@@ -115,8 +115,23 @@ lock: $(VENV)/.dev ## resolve the dependencies anew (UPGRADE=--upgrade takes new
 	@$(PIP) install uv
 	@$(LOCK) --group dev --group build --output-file requirements.lock pyproject.toml >/dev/null
 	@$(LOCK) --group build --constraints requirements.lock --output-file requirements-core.lock pyproject.toml >/dev/null
+	@$(LOCK) --extra security --extra otel --extra nkeys --constraints requirements.lock --output-file requirements-image.lock pyproject.toml >/dev/null
+	@$(LOCK) --group image --constraints requirements.lock --output-file requirements-image-build.lock >/dev/null
+	@$(LOCK) --group audit --constraints requirements.lock --output-file requirements-audit.lock >/dev/null
 	@$(LOCK) --extra llm --group dev --group build --constraints requirements.lock --output-file requirements-llm.lock pyproject.toml >/dev/null
 LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header $(UPGRADE)
+
+.PHONY: audit
+audit: $(VENV)/.dev ## look up known faults of what the locks pin (asks the advisory service)
+	@$(PIP) install --require-hashes --no-deps -r requirements-audit.lock
+	@for lock in requirements.lock requirements-image.lock requirements-llm.lock; do \
+	  $(BIN)/pip-audit --require-hashes --disable-pip --requirement $$lock || exit 1; done
+
+.PHONY: dist
+dist: $(VENV)/.dev ## build wheel, source archive and bill of materials into dist/
+	@rm -rf dist
+	@$(BIN)/hatchling build
+	@$(BIN)/callboard sbom --lock requirements-image.lock > dist/callboard.cdx.json
 
 .PHONY: clean
 clean: ## remove .venv and everything the tools left behind

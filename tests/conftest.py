@@ -11,7 +11,10 @@ import hypothesis
 import pytest
 import pytest_asyncio
 
-from tests.support.server import NatsServer, find_binary
+# before the fixtures import them: a failed assert of theirs then shows what it compared
+pytest.register_assert_rewrite("callboard.runtime.contract", "callboard.agents.contract")
+
+from tests.support.server import NatsServer, find_binary  # noqa: E402 - as above
 
 # How long an example takes, and how long the first ones take to be made, says more about the machine than about us:
 # before the first one Hypothesis reads the whole source for constants.

@@ -198,10 +198,11 @@ async def spent_is(world: World, scope: str, tokens: int) -> bool:
 async def test_parents_in_a_circle_are_named(callboard_world: World) -> None:
     Spender.model = Scripted(["never"])
     await callboard_world.start(Spender, Budget)
-    await set_budget(callboard_world, "one", parent="two")
-    await set_budget(callboard_world, "two", parent="one")
-    refused = await spend(callboard_world, "a", "one")
-    assert "one -> two -> one" in refused["message"]
+    # a kind's parent counts for each of its scopes, also for one that is its own parent that way
+    await set_budget(callboard_world, "kind", parent="two")
+    await set_budget(callboard_world, "two", parent="kind/one")
+    refused = await spend(callboard_world, "a", "kind/one")
+    assert "kind/one -> two -> kind/one" in refused["message"]
 
 
 async def test_a_scope_that_can_be_none_is_refused_in_words(callboard_world: World) -> None:

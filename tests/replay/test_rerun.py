@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,8 +22,17 @@ from callboard.runtime.actor.rerun import Rerun, rerun
 from callboard.runtime.actor.turn_api import current_turn
 from callboard.runtime.bus import header
 from callboard.runtime.bus.base import Write
-from callboard.runtime.errors import BusError, HistoryError, NotFoundError
+from callboard.runtime.errors import (
+    AskFailedError,
+    BusError,
+    HistoryError,
+    NotFoundError,
+    RetryableError,
+    TerminalError,
+)
+from callboard.runtime.retry import RetryPolicy
 from tests.support.actors import handled, record_of
+from tests.support.eventually import eventually
 from tests.support.world import World
 
 
@@ -276,3 +286,114 @@ async def test_steps_that_have_expired_are_no_difference(callboard_world: World)
     _ = await callboard_world.bus.purge(subjects.ACTORS, subject="cb.step.digger.a.>")
     with pytest.raises(HistoryError, match="records of its steps have expired"):
         _ = await again(callboard_world, Digger, step_ttl_s=0.0)
+
+
+class Hold(Struct):
+    word: str
+
+
+class Held(Actor, name="held"):
+    State = State
+    holds: ClassVar[bool] = True
+
+    @on
+    async def hold(self, m: Hold) -> str:
+        for number in range(3):
+            _ = await self.step(m.word, effect, number)
+        if self.holds:
+            await asyncio.Event().wait()
+        _ = await self.step("later", effect, 3)
+        return m.word
+
+
+class Other(Held, name="held"):
+    @on
+    async def hold(self, m: Hold) -> str:
+        _ = await self.step(m.word, effect, 0)
+        _ = await self.step("another", effect, 1)
+        return m.word
+
+
+class Free(Held, name="held"):
+    holds = False
+
+
+async def test_a_turn_that_was_stopped_is_compared_up_to_there(callboard_world: World) -> None:
+    running = await callboard_world.start(Held)
+    ref = callboard_world.client.actor("held/a")
+    await ref.tell(Hold("go"))
+    await eventually(lambda: 2 in Calls.made)
+    order = msgspec.json.encode({"op": "cancel", "reason": "enough"})
+    _ = await callboard_world.bus.request("cb.ctl.actor.held.a", order)
+    await handled(callboard_world, "held/a", 1)
+    await running.stop()
+    Calls.made.clear()
+    for actor in (Free, Held):
+        found = await rerun(callboard_world.bus, actor, parse("held/a"), timeout_s=0.5)
+        assert (found.is_equal, found.steps, found.stopped) == (True, 3, "enough"), found
+    changed = await rerun(callboard_world.bus, Other, parse("held/a"))
+    assert changed.first is not None
+    assert (changed.first.kind, changed.first.name) == ("step", "another")
+    assert Calls.made == []
+
+
+async def test_a_turn_that_failed_for_good_is_equal_when_it_fails_so_again(callboard_world: World) -> None:
+    class Sour(Actor, name="sour", retry=RetryPolicy(attempts=2, gaps_s=(0.01,))):
+        @on
+        async def taste(self, m: Hold) -> str:
+            _ = await self.step("taste", effect, 1)
+            message = "sour"
+            raise TerminalError(message) if m.word == "end" else RetryableError(message)
+
+    class Sweet(Actor, name="sour"):
+        @on
+        async def taste(self, m: Hold) -> str:
+            return await self.step("taste", effect, 1)
+
+    running = await callboard_world.start(Sour)
+    for word in ("end", "again"):
+        with pytest.raises(AskFailedError):
+            await callboard_world.client.actor("sour/a").ask(Hold(word), idempotency_key=word)
+        assert (await rerun(callboard_world.bus, Sour, parse("sour/a"))).is_equal
+        found = await rerun(callboard_world.bus, Sweet, parse("sour/a"))
+        assert [each.kind for each in found.differences] == ["error"], found
+    await running.stop()
+
+
+async def test_code_that_fails_half_way_parts_where_it_fails(callboard_world: World) -> None:
+    class Broken(Digger, name="digger"):
+        @on
+        async def dig(self, m: Work) -> list[str]:
+            found = [await self.step("dig", effect, number) for number in range(m.steps // 2)]
+            return [found[99]]
+
+    await dug(callboard_world)
+    found = await again(callboard_world, Broken)
+    assert [(each.kind, each.name) for each in found.differences] == [("error", "IndexError")], found
+    assert found.steps == 10
+
+
+async def test_large_values_and_times_are_equal(callboard_world: World) -> None:
+    class Big(Struct):
+        text: str = ""
+        at: datetime | None = None
+
+    class Heavy(Actor, name="heavy"):
+        State = Big
+
+        @on
+        async def lift(self, m: Hold) -> dict[str, Any]:
+            self.state.text = await self.step("lift", self._text, 400_000)
+            self.state.at = current_turn().clock.now()
+            self.tell("heap/a", Work(1))
+            return {"text": self.state.text, "at": datetime.now(UTC)}
+
+        def _text(self, size: int) -> str:
+            return "x" * size
+
+    running = await callboard_world.start(Heavy, Heap)
+    _ = await callboard_world.client.actor("heavy/a").ask(Hold("up"), idempotency_key="1")
+    await handled(callboard_world, "heap/a", 1)
+    await running.stop()
+    found = await rerun(callboard_world.bus, Heavy, parse("heavy/a"))
+    assert (found.is_equal, found.steps) == (True, 1), found

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
+from decimal import Decimal
 from types import new_class
 from typing import Any
 
 import msgspec
 import pytest
 from msgspec import Struct
+from msgspec.structs import replace
 
+from callboard import on
+from callboard.agents import approval, approvals
 from callboard.agents.agent import Agent
 from callboard.agents.flow import flow
-from callboard.agents.llm.base import ToolCall
+from callboard.agents.llm.base import Prompt, ToolCall, user
+from callboard.agents.llm.call import call_model
 from callboard.agents.llm.scripted import Say, Scripted
 from callboard.agents.message import AgentResult, Task
 from callboard.agents.rerun import Reruns, lines, rerun_all
 from callboard.agents.run import Run
 from callboard.agents.tools.decorator import tool
+from callboard.agents.tools.invoker import invoke
+from callboard.agents.tools.permission import Permissions
 from callboard.runtime.actor.actor import Actor
 from callboard.runtime.actor.ref import ActorRef
+from callboard.runtime.actor.turn_api import current_turn
 from callboard.runtime.errors import ModuleLoadError
+from tests.support.actors import parked
 from tests.support.world import World
 
 Tools: list[float] = []
@@ -110,17 +120,116 @@ async def test_a_changed_prompt_names_the_first_call_and_shows_the_line(callboar
     assert (model.calls, Tools) == (2, [])
 
 
-async def test_arguments_of_a_tool_are_shown_as_the_model_wrote_them(callboard_world: World) -> None:
-    """A tool that is there no longer is told to the model; the recorded call is gone."""
-    model = said()
-    _ = await painted(callboard_world, painter("You estimate paint.", model, area))
-    found = await again(callboard_world, of(painter("You estimate paint.", model)), "painter/ann")
-    assert found.turns[0].first is not None
-    assert found.turns[0].first.name == "model"
-    (gone,) = [each for each in found.turns[0].differences if each.kind == "gone" and each.name == "tool area"] or [
-        None
-    ]
-    assert gone is None or gone.then == {"tool": "area", "arguments": {"width_m": 3, "height_m": 4}}
+class Measure(Struct):
+    times: int = 1
+
+
+def measurer(model: Scripted, factor: float) -> type[Actor]:
+    class Measurer(Actor, name="measurer"):
+        @on
+        async def measure(self, m: Measure) -> str:
+            answer = await call_model(self, model, Prompt(messages=(user("Measure."),)))
+            (asked,) = answer.tool_calls
+            arguments = msgspec.json.decode(asked.arguments)
+            arguments["width_m"] *= factor
+            changed = replace(asked, arguments=msgspec.json.encode(arguments).decode())
+            return (await invoke(self, area, changed, permissions=Permissions())).text
+
+    return Measurer
+
+
+async def test_another_call_of_a_tool_shows_its_arguments_then_and_now(callboard_world: World) -> None:
+    model = Scripted([Say(tool_calls=(call(width_m=3, height_m=4),))])
+    running = await callboard_world.start(measurer(model, 1))
+    assert await callboard_world.client.actor("measurer/a").ask(Measure(), idempotency_key="1") == "12.0"
+    await running.stop()
+    Tools.clear()
+    assert (await again(callboard_world, of(measurer(model, 1)), "measurer/a")).is_equal
+    first = (await again(callboard_world, of(measurer(model, 2)), "measurer/a")).turns[0].first
+    assert first is not None
+    assert (first.name, first.then, first.now) == (
+        "tool area",
+        {"tool": "area", "arguments": {"width_m": 3, "height_m": 4}},
+        {"tool": "area", "arguments": {"width_m": 6, "height_m": 4}},
+    )
+    assert [line for line in lines(first) if line[0] in "-+"] == ['-    "width_m": 3,', '+    "width_m": 6,']
+    assert Tools == []
+
+
+async def test_a_call_that_failed_fails_again_as_it_did(callboard_world: World) -> None:
+    """A failure is no value of a step: it is found in the record that the call left."""
+    model = Scripted([Say(error="model_refused")])
+    assert (await painted(callboard_world, painter("You paint.", model))).status == "refused"
+    found = await again(callboard_world, of(painter("You paint.", model)), "painter/ann")
+    assert (found.is_equal, found.turns[0].steps, model.calls) == (True, 1, 1), found
+
+
+async def test_a_call_that_was_tried_again_is_equal(callboard_world: World) -> None:
+    model = Scripted([Say(text="half of it", cut_after=1), Say(text="whole")])
+    assert (await painted(callboard_world, painter("You paint.", model))).text == "whole"
+    found = await again(callboard_world, of(painter("You paint.", model)), "painter/ann")
+    assert (found.is_equal, model.calls) == (True, 2), found
+
+
+async def test_an_agent_with_a_budget_and_a_memory_is_equal(callboard_world: World) -> None:
+    model = Scripted([Say(text="one"), Say(text="two")], usd_per_token=Decimal("0.001"))
+
+    def saver(word: str) -> type[Agent]:
+        class Saver(Agent, name="saver", model=model, budget={"usd": 5, "usd_per_day": 50}, memory=10):
+            __doc__ = f"You save {word}."
+
+        return Saver
+
+    running = await callboard_world.start(saver("money"))
+    for number in range(2):
+        ask = callboard_world.client.actor("saver/a").ask
+        _ = await ask(Task(f"Task {number}"), returns=AgentResult, timeout_s=30, idempotency_key=f"{number}")
+    await running.stop()
+    found = await again(callboard_world, of(saver("money")), "saver/a")
+    assert (found.is_equal, model.calls) == (True, 2), found
+    changed = await again(callboard_world, of(saver("time")), "saver/a")
+    assert changed.turns[0].first is not None
+    assert changed.turns[0].first.name == "model"
+
+
+class Pay(Struct):
+    usd: int
+
+
+def payer(more: int) -> type[Actor]:
+    class Payer(Actor, name="payer"):
+        companions = approval.COMPANIONS
+
+        @on
+        async def pay(self, m: Pay) -> str:
+            grant = await approval.approve(current_turn(), {"usd": m.usd + more}, to="ann", timeout="1h")
+            paid = await self.step("pay", self._pay, m.usd, key="pay")
+            return f"{paid} by {grant.by}"
+
+        def _pay(self, usd: int) -> int:
+            Tools.append(usd)
+            return usd
+
+    return Payer
+
+
+async def test_a_turn_that_waited_for_a_person_goes_on_by_what_the_person_said(callboard_world: World) -> None:
+    running = await callboard_world.start(payer(0))
+    asking = asyncio.create_task(callboard_world.client.actor("payer/a").ask(Pay(7), timeout_s=30, idempotency_key="1"))
+    _ = await parked(callboard_world, "payer/a")
+    waiting = await again(callboard_world, of(payer(0)), "payer/a")
+    assert (waiting.is_equal, Tools) == (True, []), waiting
+    (pending,) = await approvals.ls(callboard_world.bus)
+    _ = await approvals.grant(callboard_world.bus, pending.id, by="ann", hash=pending.entry.hash)
+    assert await asking == "7 by ann"
+    await running.stop()
+    Tools.clear()
+    found = await again(callboard_world, of(payer(0)), "payer/a")
+    assert (found.is_equal, Tools) == (True, []), found
+    below = await again(callboard_world, of(payer(0), *approval.COMPANIONS), "payer/a", deep=True)
+    assert (below.is_equal, below.left_out) == (True, []), below
+    other = await again(callboard_world, of(payer(1)), "payer/a")
+    assert (other.is_equal, Tools) == (False, []), other
 
 
 async def test_a_run_and_the_agents_below_it(callboard_world: World) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from callboard.agents.contract.sandbox import SandboxContract
 from callboard.agents.errors import SandboxError, SandboxMissingError
 from callboard.agents.sandbox.base import Job, Limits
 from callboard.agents.sandbox.docker import DockerSandbox
@@ -20,7 +21,6 @@ from tests.root.book import BOOK
 from tests.support.engine import IMAGE, PYTHON, Engine, EngineRefused, engine
 from tests.support.escapes import ESCAPES, Escape
 from tests.support.eventually import eventually
-from tests.support.sandbox_contract import SandboxContract
 from tests.support.trial import attempt, stage
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]

@@ -140,15 +140,13 @@ def _tree() -> bytes:
     """Return a root file system with this Python and, where there is one, a static busybox."""
     where = Path(sysconfig.get_path("stdlib"))
     executable = Path(sys.executable).resolve()
-    libraries = sorted(_libraries([executable, *_modules(where)]))
+    needed = sorted(libraries([executable, *modules(where)]))
     made = io.BytesIO()
     with tarfile.open(fileobj=made, mode="w") as tar:
-        _make_folders(
-            tar, "bin", "etc", "proc", "py/bin", "py/lib", *(str(Path(name).parent)[1:] for name in libraries)
-        )
+        make_folders(tar, "bin", "etc", "proc", "py/bin", "py/lib", *(str(Path(name).parent)[1:] for name in needed))
         tar.add(executable, PYTHON[1:])
         tar.add(where, f"py/lib/{where.name}", filter=lambda each: None if _NOT_NEEDED.search(each.name) else each)
-        for library in libraries:
+        for library in needed:
             tar.add(os.path.realpath(library), library.lstrip("/"))
         busybox = shutil.which("busybox")
         for name in ("busybox", "sh", "true", "cat", "id") if busybox else ():
@@ -161,11 +159,12 @@ def _tree() -> bytes:
     return made.getvalue()
 
 
-def _modules(stdlib: Path) -> list[Path]:
+def modules(stdlib: Path) -> list[Path]:
+    """Return the compiled modules of the standard library, without those for its own tests."""
     return [each for each in (stdlib / "lib-dynload").glob("*.so") if not _NOT_NEEDED.search(f"/{each.name}")]
 
 
-def _make_folders(tar: tarfile.TarFile, *names: str) -> None:
+def make_folders(tar: tarfile.TarFile, *names: str) -> None:
     """Make folders that everybody may enter; the engine would make missing ones for root alone."""
     wanted = {str(each) for name in names for each in (Path(name), *Path(name).parents)} - {"."}
     for name in (*sorted(wanted), "tmp"):
@@ -174,6 +173,7 @@ def _make_folders(tar: tarfile.TarFile, *names: str) -> None:
         tar.addfile(folder)
 
 
-def _libraries(files: list[Path]) -> set[str]:
+def libraries(files: list[Path]) -> set[str]:
+    """Return the shared libraries that they need."""
     said = subprocess.run(["ldd", *map(str, files)], capture_output=True, text=True, check=False).stdout
     return set(re.findall(r"(?:=> |^\s+)(/\S+) \(0x", said, flags=re.MULTILINE))

@@ -1,17 +1,16 @@
-"""Every adapter of the model port, on a stage where it says what a test wants. A new one takes a line at the end."""
+"""Every adapter of the model port, on a stage where it says what a test wants."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 import pytest
-from _pytest.mark import ParameterSet
-from msgspec import Struct
 
+from callboard.agents.contract.model import Part
 from callboard.agents.llm import scripted
-from callboard.agents.llm.base import Model, ToolCall
+from callboard.agents.llm.base import Model
 from callboard.agents.llm.extractive import Extractive
 from callboard.agents.llm.models import resolve
 from callboard.agents.settings import AgentSettings, ProviderSettings
@@ -19,25 +18,6 @@ from tests.support.provider import Provider, Say, Want
 
 KEY = "sk-of-the-local-provider"
 
-
-class Part(Struct, frozen=True, kw_only=True):
-    """What the model does at one call, in order.
-
-    Attributes:
-        error: Code of the error that it raises.
-        cut_after: Pieces after which a stream breaks off.
-        hangs: Never answers.
-    """
-
-    text: str = ""
-    tools: tuple[ToolCall, ...] = ()
-    error: str = ""
-    retry_after_s: float | None = None
-    cut_after: int | None = None
-    hangs: bool = False
-
-
-Stage = Callable[[Sequence[Part]], AbstractAsyncContextManager[Model]]
 
 # How a provider of the OpenAI protocol says each.
 REFUSALS = {
@@ -101,19 +81,6 @@ async def script(parts: Sequence[Part]) -> AsyncIterator[Model]:
 @asynccontextmanager
 async def extractive(parts: Sequence[Part]) -> AsyncIterator[Model]:
     yield Extractive()
-
-
-_LENIENT = (pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(180))
-
-# Those that ask a provider, those that say what they are told, and those that answer by themselves.
-ASKING: dict[str, Stage] = {"openai": openai, "litellm": litellm}
-TOLD: dict[str, Stage] = ASKING | {"scripted": script}
-ALL: dict[str, Stage] = TOLD | {"extractive": extractive}
-
-
-def params(stages: Mapping[str, Stage]) -> list[ParameterSet]:
-    """Return the names of stages for a fixture. What litellm's dependencies warn of is none of ours."""
-    return [pytest.param(name, marks=_LENIENT if name == "litellm" else ()) for name in stages]
 
 
 def _say(part: Part) -> Say:

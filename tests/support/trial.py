@@ -16,6 +16,7 @@ from pathlib import Path
 
 from msgspec import Struct, structs
 
+from callboard.agents.contract.sandbox import survivors
 from callboard.agents.errors import SandboxMissingError
 from callboard.agents.sandbox.base import Job, Limits, Ran, Sandbox
 from tests.support.escapes import LIMITS, PRELUDE, Escape, Outcome
@@ -109,18 +110,6 @@ async def got_through(escape: Escape, stage: Stage) -> tuple[bool, str]:
     does_flood = "flood" in escape.name and len(out) > LIMITS.output_bytes
     is_through = b"ESCAPED" in out or does_flood or bool(survivors(stage.daemon))
     return is_through, err.decode(errors="replace")[-500:]
-
-
-def survivors(name: str) -> list[int]:
-    """Return the processes of this machine that bear a name among their arguments."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            with contextlib.suppress(OSError):
-                words = (entry / "cmdline").read_bytes().split(b"\0")
-                if name.encode() in words:
-                    found.append(int(entry.name))
-    return found
 
 
 def clear(stage: Stage) -> None:

@@ -132,7 +132,9 @@ def test_the_check_of_addresses_sees_one() -> None:
     assert not _foreign("a" + PATHS[0] + "b and ~" + PATHS[0] + "b")
 
 
-@pytest.mark.parametrize("name", ["requirements.lock", "requirements-core.lock", "requirements-llm.lock"])
+@pytest.mark.parametrize(
+    "name", [f"requirements{part}.lock" for part in ("", "-core", "-llm", "-image", "-image-build", "-audit")]
+)
 def test_a_lock_has_hashes_and_no_address(name: str) -> None:
     text = (ROOT / name).read_text("utf-8")
     assert "://" not in text
@@ -143,8 +145,9 @@ def test_a_lock_has_hashes_and_no_address(name: str) -> None:
 
 def test_each_lock_pins_what_the_smaller_one_pins() -> None:
     pin = re.compile(r"^(\S+==\S+)", flags=re.MULTILINE)
-    core, full, llm = (
+    core, full, llm, image = (
         set(pin.findall((ROOT / name).read_text("utf-8")))
-        for name in ("requirements-core.lock", "requirements.lock", "requirements-llm.lock")
+        for name in ("requirements-core.lock", "requirements.lock", "requirements-llm.lock", "requirements-image.lock")
     )
     assert core <= full <= llm
+    assert image <= full

@@ -6,6 +6,9 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,9 +18,10 @@ from msgspec import Struct
 
 from callboard.agents.errors import ModelSetupError, UnexpectedPromptError
 from callboard.agents.llm import recorded, typed
-from callboard.agents.llm.base import Message, Prompt, ToolSpec, user
+from callboard.agents.llm.base import Completion, Delta, Message, Prompt, ToolSpec, Usage, user
 from callboard.agents.llm.embed import embed_texts
 from callboard.agents.llm.extractive import Extractive
+from callboard.agents.llm.price import price_of
 from callboard.agents.llm.scripted import Scripted
 
 TEXT = (
@@ -126,6 +130,26 @@ async def test_what_was_recorded_is_played_back_without_the_model(tmp_path: Path
     assert said == ["one", "three", "two", "two"]
     with pytest.raises(UnexpectedPromptError, match=r"no recording of this prompt.*'c'"):
         await model.complete(ask("c"))
+
+
+async def test_who_records_costs_what_its_model_costs_and_lets_go_of_its_stream(tmp_path: Path) -> None:
+    left: list[str] = []
+
+    class Open(Scripted):
+        async def stream(
+            self, prompt: Prompt, *, timeout_s: float | None = None, key: str = ""
+        ) -> AsyncIterator[Delta | Completion]:
+            try:
+                async for part in super().stream(prompt, timeout_s=timeout_s, key=key):
+                    yield part
+            finally:
+                left.append("closed")
+
+    recorder = recorded.Recorder(Open(["one two"], usd_per_token=Decimal("0.5")), tmp_path / "talk.jsonl")
+    assert price_of(recorder, Usage(input_tokens=3, output_tokens=1)) == 2
+    async with aclosing(recorder.stream(ask("a"))) as parts:
+        assert isinstance(await anext(parts), Delta)
+    assert left == ["closed"]
 
 
 @pytest.mark.parametrize(("text", "said"), [(None, "cannot be read"), ("{}\n", "line 1 is no recording")])

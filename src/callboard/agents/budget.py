@@ -17,6 +17,7 @@ from msgspec import UNSET, Struct, field
 
 from callboard.agents.llm.allowance import smaller
 from callboard.agents.llm.scope import (
+    MAX_LASTS_S,
     TYPE,
     Amount,
     BudgetView,
@@ -28,6 +29,7 @@ from callboard.agents.llm.scope import (
     Settle,
     ShowBudget,
     Unit,
+    check_amount,
     check_scope,
 )
 from callboard.agents.settings import AgentSettings
@@ -41,6 +43,9 @@ from callboard.runtime.errors import InputError
 
 # Calls whose end is remembered, so that a repeated or late settlement counts once.
 CLOSED_KEPT = 512
+MAX_ABOVE = 16
+"""Scopes above one another."""
+
 _AGENT_DAY_PARTS = 3
 _LEVELS: tuple[Level, ...] = ("ok", "warn", "critical", "spent")
 
@@ -99,6 +104,7 @@ class Budget(Actor, name=TYPE, restart_budget=1000, poison_limit=100):
     async def reserve(self, m: Reserve) -> Grant:
         """Set something aside, here and in every scope above, or say why not."""
         now = current_turn().clock.now()
+        _check(m)
         await self._know()
         self._interrupt([id_ for id_, one in self.state.open.items() if is_over(one, id_, m, now=now)])
         if m.id in self.state.closed:
@@ -121,6 +127,7 @@ class Budget(Actor, name=TYPE, restart_budget=1000, poison_limit=100):
     @on
     def settle(self, m: Settle) -> None:
         """Charge what a call has spent, once, here and in every scope above."""
+        _ = check_amount(m.spent)
         settle(self.state, m)
         self._tell_level()
         if self.state.parent:
@@ -133,7 +140,7 @@ class Budget(Actor, name=TYPE, restart_budget=1000, poison_limit=100):
         self.state.limits = changed(self.state.limits, m)
         self.state.is_set = True
         if m.parent is not UNSET:
-            self.state.parent = _parent(m.parent, self.key)
+            self.state.parent = await self._found_parent(m.parent)
         if _is_every_day(self.key):
             # today's scope took over the limits when its first call came
             today = f"{self.key}/{current_turn().clock.now():%Y-%m-%d}"
@@ -161,6 +168,24 @@ class Budget(Actor, name=TYPE, restart_budget=1000, poison_limit=100):
         else:
             self.state.limits = await asyncio.to_thread(_defaults, self.key)
         self.state.is_known = True
+
+    async def _found_parent(self, parent: str) -> str:
+        """Return a parent that can be one.
+
+        Raises:
+            InputError: If it cannot: two calls that came from both sides of a circle would wait for each other.
+        """
+        above, via = _parent(parent, self.key), [self.key]
+        while above and len(via) < MAX_ABOVE:
+            via.append(above)
+            if above == self.key:
+                text = f"{parent} cannot be the parent of {self.key}, which pays for it: {' -> '.join(via)}"
+                raise InputError(text)
+            above = msgspec.convert(await self.ask(f"{TYPE}/{above}", ShowBudget()), BudgetView).parent
+        if above:
+            text = f"{self.key} would have more than {MAX_ABOVE} scopes above it: take a parent nearer to the top"
+            raise InputError(text)
+        return parent
 
     async def _ask_parent(self, m: Reserve, amount: Amount) -> Grant:
         parent = self.state.parent
@@ -346,6 +371,14 @@ def _used_up(scope: str, unit: Unit, limit: Decimal, taken: Decimal, least: Deci
         f"budget {scope} has {shown}{max(limit - taken, Decimal(0)):.6g} of {shown}{limit:.6g}{word} left, the call "
         f"needs {shown}{least:.6g} at least: raise it with `callboard budget set {scope} --{unit} N`, or stop here"
     )
+
+
+def _check(m: Reserve) -> None:
+    for amount in (m.least, m.want):
+        _ = check_amount(amount)
+    if not 0 <= m.lasts_s <= MAX_LASTS_S:
+        text = f"a call that lasts {m.lasts_s:g} s cannot be: say 0 to {MAX_LASTS_S:g}"
+        raise InputError(text)
 
 
 def _defaults(scope: str) -> Limits:

@@ -10,7 +10,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from callboard.agents.errors import ContextTooLongError
-from callboard.agents.llm.base import Message
+from callboard.agents.llm.base import Message, ToolCall
 from callboard.runtime import codec
 
 FENCE_RULE = (
@@ -21,6 +21,9 @@ FENCE_RULE = (
 SHORT_RESULT_CHARS = 400
 # What a conversation keeps of one result when its task is over.
 KEPT_RESULT_CHARS = 2_000
+# And of any other message; and how much room all of them have in a state, which is limited in bytes (1 MiB by default).
+KEPT_SAID_CHARS = 32_000
+KEPT_BYTES = 512 << 10
 
 Count = Callable[[Sequence[Message]], int]
 
@@ -68,18 +71,22 @@ def pack(window: Window, *, limit_tokens: int, count: Count) -> tuple[Message, .
 def remember(conversation: Sequence[Message], said: Sequence[Message], *, limit: int) -> list[Message]:
     """Return a conversation with what a task added, its oldest exchanges left out beyond ``limit`` messages.
 
-    Results of tools are cut to ``KEPT_RESULT_CHARS``. An exchange that alone is longer keeps its question and its last
-    words. 0 keeps nothing.
+    They are left out beyond ``KEPT_BYTES`` as well, or a state that has grown too large would fail every task to come.
+    Results of tools are cut to ``KEPT_RESULT_CHARS``, all else to ``KEPT_SAID_CHARS``. An exchange that alone is longer
+    keeps its question and its last words. 0 keeps nothing.
     """
     if not limit or not said:
         return list(conversation)[-limit:] if limit else []
-    new = [_cut(message, KEPT_RESULT_CHARS) for message in said]
-    if len(new) > limit:
+    new = [_kept(message) for message in said]
+    room = KEPT_BYTES - _bytes(new)
+    if len(new) > limit or room < 0:
         last = next((message for message in reversed(new) if message.role == "assistant" and message.text), None)
         new = [new[0], *([replace(last, tool_calls=())] if last is not None else [])][:limit]
+        room = KEPT_BYTES - _bytes(new)
     kept: list[Message] = new
     for group in reversed(_groups(conversation, "user")):
-        if len(kept) + len(group) > limit:
+        room -= _bytes(group)
+        if len(kept) + len(group) > limit or room < 0:
             break
         kept = [*group, *kept]
     return kept
@@ -139,8 +146,31 @@ def _groups(messages: Sequence[Message], role: str) -> list[list[Message]]:
     return found
 
 
+def _kept(message: Message) -> Message:
+    """Return a message as a conversation keeps it."""
+    if message.role == "tool":
+        return _cut(message, KEPT_RESULT_CHARS)
+    calls = tuple(_short_call(call) for call in message.tool_calls)
+    return _shortened(replace(message, tool_calls=calls), KEPT_SAID_CHARS)
+
+
+def _short_call(call: ToolCall) -> ToolCall:
+    if len(call.arguments) <= KEPT_RESULT_CHARS:
+        return call
+    # JSON still: who is shown the conversation reads it
+    return replace(call, arguments=msgspec.json.encode({"left out": f"{len(call.arguments):,} characters"}).decode())
+
+
+def _bytes(messages: Sequence[Message]) -> int:
+    return len(msgspec.json.encode(messages))
+
+
 def _cut(message: Message, chars: int) -> Message:
-    if message.role != "tool" or len(message.text) <= chars:
+    return _shortened(message, chars) if message.role == "tool" else message
+
+
+def _shortened(message: Message, chars: int) -> Message:
+    if len(message.text) <= chars:
         return message
     left_out = len(message.text) - chars
     return replace(message, text=f"{message.text[:chars]}\n[{left_out:,} more characters are left out here]")

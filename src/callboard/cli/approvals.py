@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from callboard.cli.output import emit, note, shorten, stamp, table, tell
+from callboard.cli.output import emit, note, one_line, shorten, stamp, table, tell
 from callboard.cli.session import Session, example, global_options, json_option, pass_session
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 STATUSES = ("pending", "granted", "denied", "suggested", "used", "expired", "withdrawn", "all")
 _HASH_SHOWN = 12
+_AS_JSON = frozenset({"context", "payload"})
 
 
 @click.group("approvals")
@@ -78,7 +79,8 @@ def show(session: Session, /, approval: str) -> None:
         emit(_plain(found))
         return
     for name, text in _lines(found.entry):
-        tell(f"{name + ':':<12}{text}")
+        # JSON has no line ends but its own; what else was written here would look like a line of ours
+        tell(f"{name + ':':<12}{text if name in _AS_JSON else one_line(text)}")
     if found.entry.status == "pending":
         note(f"\ncallboard approvals grant {found.id} --hash {found.entry.hash[:_HASH_SHOWN]}")
         note(f"callboard approvals deny {found.id} --reason '…'")
@@ -112,7 +114,8 @@ def grant(session: Session, /, approval: str, *, by: str | None, role: str, hash
     async def decide(bus: Bus, found: Approval) -> Answer:
         hash_shown = _whole(hash_, found.entry.hash)
         if hash_ is None and not session.json:
-            note(f"{found.entry.action} for {found.entry.requester}: {_json(found.entry.payload)}")
+            what = one_line(f"{found.entry.action} for {found.entry.requester}")
+            note(f"{what}: {_json(found.entry.payload)}")
         return await approvals.grant(bus, found.id, by=_who(by), hash=hash_shown, role=role, reason=reason)
 
     _decided(session, approval, decide)

@@ -51,7 +51,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "pause": ("pause", "Hold a capability back on all workers."),
     "resume": ("resume", "Let a paused capability go on."),
     "audit": ("audit", "Read the record of all tasks, in order; check and mend the copy of actors."),
-    "replay": ("replay", "Show an actor as it was: at a moment, turn by turn, and what changed."),
+    "replay": ("replay", "Show an actor as it was; run a run again on today's code and compare."),
     "log": ("log", "Look through the history of messages."),
     "provision": ("provision", "Create or update streams; --plan shows the difference."),
     "nats": ("nats", "Write configuration for NATS servers of your own: TLS, users, accounts."),
@@ -63,6 +63,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "doctor": ("doctor", "Check server, streams, disk, clock and workers, and say what to do."),
     "config": ("config", "Show every setting and where it came from."),
     "schema": ("schema", "Print the JSON Schema of a record, or of an actor's messages."),
+    "sbom": ("sbom", "Print the bill of materials as CycloneDX."),
     "completion": ("completion", "Print the completion script of your shell."),
     "version": ("version", "Print the version."),
 }

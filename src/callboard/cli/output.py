@@ -10,8 +10,11 @@ from typing import TextIO
 
 import click
 
-# C0 but tab and line feed, DEL, C1.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+# C0 but tab and line feed, DEL, C1; then what turns the direction of a line, ends one, or is not seen at all, so that a
+# text does not look like another one to who decides about it.
+_CONTROL = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\U000e0000-\U000e007f]"
+)
 MINUTE_S, HOUR_S, DAY_S = 60.0, 3600.0, 86_400.0
 _UNITS = {"s": 1.0, "m": MINUTE_S, "h": HOUR_S, "d": DAY_S, "w": 7 * DAY_S}
 
@@ -30,7 +33,12 @@ def tell(text: str, *, end: str = "\n") -> None:
 
 def visible(text: str) -> str:
     """Return ``text`` without what a terminal would take for orders; line ends and tabs stay."""
-    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+    return _CONTROL.sub(_spelled, text)
+
+
+def one_line(text: str) -> str:
+    """Return ``text`` on one line, so that it cannot look like the lines around it."""
+    return " ".join(text.split())
 
 
 def table(rows: Sequence[Sequence[str]], *, head: Sequence[str], empty: str) -> None:
@@ -79,6 +87,11 @@ def shorten(text: str, width: int = 80) -> str:
     """Return the beginning of ``text`` on one line."""
     line = " ".join(text.split())
     return line if len(line) <= width else line[: width - 1] + "…"
+
+
+def _spelled(found: re.Match[str]) -> str:
+    number = ord(found[0])
+    return f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}"  # noqa: PLR2004 - two digits hold no more
 
 
 class Span(click.ParamType):  # type: ignore[type-arg]  # generic in new clicks only

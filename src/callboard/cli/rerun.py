@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from callboard.cli.output import SPAN, emit, note, shorten, tell
+from callboard.cli.output import SPAN, emit, note, tell
 from callboard.cli.session import Session, example, global_options, json_option, pass_session
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from callboard.runtime.actor.rerun import Rerun
 
 DIFFERS = 1
-_LINES = 60
+_LINES, _WIDTH = 60, 160
 
 
 class Replays(click.Group):
@@ -129,9 +129,9 @@ def _difference(found: Difference) -> dict[str, object]:
 
 def _tell(found: Reruns) -> None:
     for each in found.turns:
-        outside = f", {len(each.tried)} outside calls refused" if each.tried else ", 0 outside calls"
-        told = "no difference" if each.is_equal else f"{len(each.differences)} differences"
-        tell(f"{each.turn}: {told}, {each.steps} steps recalled{outside}")
+        told = "no difference" if each.is_equal else _count(len(each.differences), "difference")
+        outside = _count(len(each.tried), "outside call") + (" refused" if each.tried else "")
+        tell(f"{each.turn}: {told}, {_count(each.steps, 'step')} recalled, {outside}")
         for text in each.uncompared:
             tell(f"  not compared: {text}")
         for place, difference in enumerate(each.differences):
@@ -149,6 +149,10 @@ def _tell_difference(found: Difference, *, is_first: bool) -> None:
         tell(f"    {found.entry}{was}")
     shown = lines(found)
     for line in shown[:_LINES]:
-        tell(f"    {shorten(line, 160)}")
+        tell(f"    {line[:_WIDTH]}")
     if len(shown) > _LINES:
         tell(f"    ... {len(shown) - _LINES} lines more; --json has them")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -22,6 +22,7 @@ from callboard.agents.llm.scope import (
     SetBudget,
     Settle,
     check_scope,
+    possible,
 )
 from callboard.runtime.actor.ref import ActorRef
 from callboard.runtime.actor.turn_api import TurnApi
@@ -124,7 +125,8 @@ class Allowance:
 
     async def settle(self, usage: Usage, *, cost_usd: Decimal | None, seconds: float) -> None:
         """Say what the call has spent; the second time nothing happens."""
-        message = Settle(id=self._id, spent=Amount(tokens=usage.tokens, usd=cost_usd, seconds=seconds))
+        spent = possible(Amount(tokens=usage.tokens, usd=cost_usd, seconds=seconds))
+        message = Settle(id=self._id, spent=spent)
         held, self._held = self._held, []
         # at once and not with the turn's commit, which may be an hour away or never come; repeated it is harmless
         mailed = (ActorRef(self._turn.bus, f"{TYPE}/{scope}", clock=self._turn.clock).tell(message) for scope in held)
@@ -148,7 +150,7 @@ class Allowance:
 
     def _amount(self, output_tokens: int) -> Amount:
         usage = Usage(input_tokens=self._input_tokens, output_tokens=output_tokens)
-        return Amount(tokens=usage.tokens, usd=price_of(self._model, usage))
+        return possible(Amount(tokens=usage.tokens, usd=price_of(self._model, usage)))
 
 
 def smaller(one: Amount, other: Amount) -> Amount:

@@ -9,17 +9,16 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from decimal import Decimal
-from typing import cast
 
 import msgspec
 from msgspec import Struct
 
 from callboard.agents.llm import notes
-from callboard.agents.llm.base import Completion, Delta, Model, ModelFacts, Prompt, Usage, fingerprint
-from callboard.agents.llm.price import price_of
+from callboard.agents.llm.around import Around
+from callboard.agents.llm.base import Completion, Delta, Model, Prompt, Usage, fingerprint
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 
 DEFAULT_TTL_S = 3600.0
@@ -32,8 +31,8 @@ class _Kept(Struct, frozen=True):
     until_s: float
 
 
-class Cached:
-    """A model with a cache before it. Implements ``Model``.
+class Cached(Around):
+    """A model with a cache before it; what is in the cache costs nothing.
 
     The key is exact: the model's name and the whole prompt. A cached answer has no usage and costs nothing, and the
     call's record says ``is_cached``. Answers that were cut off or refused are not kept. Give each tenant an object of
@@ -58,23 +57,13 @@ class Cached:
             entries: How many are kept; the one that was not used for longest goes first.
             clock: Time.
         """
-        self._model = model
+        super().__init__(model)
         self._tenant = tenant
         self._ttl_s = ttl_s
         self._entries = entries
         self._clock = clock
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
         self._running: dict[str, asyncio.Future[Completion | None]] = {}
-
-    @property
-    def name(self) -> str:
-        """That of its model."""
-        return self._model.name
-
-    @property
-    def facts(self) -> ModelFacts:
-        """Those of its model."""
-        return self._model.facts
 
     async def complete(self, prompt: Prompt, *, timeout_s: float | None = None, key: str = "") -> Completion:
         """See ``Model``.
@@ -83,27 +72,27 @@ class Cached:
             ModelError: As its model. Each of those who shared a failed request asks for itself.
         """
         if _bypassed.get():
-            return await self._model.complete(prompt, timeout_s=timeout_s, key=key)
+            return await super().complete(prompt, timeout_s=timeout_s, key=key)
         place = self._place(prompt)
         found = await self._found(place)
         if found is not None:
             return found
         with self._flight(place) as landed:
-            answer = await self._model.complete(prompt, timeout_s=timeout_s, key=key)
+            answer = await super().complete(prompt, timeout_s=timeout_s, key=key)
             self._keep(place, answer)
             landed.append(answer)
             return answer
 
     async def stream(
         self, prompt: Prompt, *, timeout_s: float | None = None, key: str = ""
-    ) -> AsyncIterator[Delta | Completion]:
+    ) -> AsyncGenerator[Delta | Completion, None]:
         """See ``Model``. An answer from the cache comes in one piece.
 
         Raises:
             ModelError: As its model.
         """
         if _bypassed.get():
-            async with aclosing(self._upstream(prompt, timeout_s=timeout_s, key=key)) as parts:
+            async with aclosing(super().stream(prompt, timeout_s=timeout_s, key=key)) as parts:
                 async for part in parts:
                     yield part
             return
@@ -115,31 +104,23 @@ class Cached:
             yield found
             return
         with self._flight(place) as landed:
-            async with aclosing(self._upstream(prompt, timeout_s=timeout_s, key=key)) as parts:
+            async with aclosing(super().stream(prompt, timeout_s=timeout_s, key=key)) as parts:
                 async for part in parts:
                     if isinstance(part, Completion):
                         self._keep(place, part)
                         landed.append(part)
                     yield part
 
-    def cost(self, usage: Usage) -> Decimal | None:
-        """Return the price of its model; what is in the cache costs nothing."""
-        return price_of(self._model, usage)
-
-    def count_tokens(self, prompt: Prompt) -> int:
-        """See ``Model``."""
-        return self._model.count_tokens(prompt)
-
     async def embed(self, texts: Sequence[str]) -> list[list[float]]:
         """See ``Model``. Equal texts are sent once, all in one request; vectors are not kept."""
         single = list(dict.fromkeys(texts))
-        vectors = dict(zip(single, await self._model.embed(single), strict=True)) if single else {}
+        vectors = dict(zip(single, await super().embed(single), strict=True)) if single else {}
         return [vectors[text] for text in texts]
 
     async def close(self) -> None:
         """Close its model and forget all answers."""
         self._kept.clear()
-        await self._model.close()
+        await super().close()
 
     # --- inside
 
@@ -183,12 +164,6 @@ class Cached:
         self._kept.move_to_end(place)
         while len(self._kept) > self._entries:
             _ = self._kept.popitem(last=False)
-
-    def _upstream(
-        self, prompt: Prompt, *, timeout_s: float | None, key: str
-    ) -> AsyncGenerator[Delta | Completion, None]:
-        parts = self._model.stream(prompt, timeout_s=timeout_s, key=key)
-        return cast("AsyncGenerator[Delta | Completion, None]", parts)
 
 
 @contextmanager

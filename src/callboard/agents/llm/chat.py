@@ -12,10 +12,17 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
-from callboard.agents.errors import ModelTransientError
+from callboard.agents.errors import ModelOutputError, ModelTransientError
 from callboard.agents.llm.base import Completion, Finish, Message, Prompt, ToolCall, Usage
 from callboard.agents.llm.usage import estimated
 
+MAX_CALLS: Final = 1000
+"""Calls of tools in one answer; beyond them it is no answer."""
+
+MAX_TOKENS: Final = 100_000_000
+"""Tokens of one call; what a provider counts beyond them is not believed."""
+
+_ID_CHARS, _SUFFIX_CHARS, _NAME_CHARS = 100, 12, 200
 _NOT_NAME = re.compile(r"[^A-Za-z0-9_-]+")
 _FINISH: Final[dict[str, Finish]] = {
     "stop": "stop",
@@ -121,6 +128,7 @@ class Gathering:
         self._text: list[str] = []
         self._refusal: list[str] = []
         self._calls: list[_Open] = []
+        self._by_index: dict[int, _Open] = {}
         self._usage: Counted | None = None
         self._finish: str | None = None
 
@@ -150,13 +158,14 @@ class Gathering:
     def completion(self) -> Completion:
         """Return the answer as far as it came."""
         text, refusal = "".join(self._text), "".join(self._refusal)
-        calls = tuple(call.close(number) for number, call in enumerate(self._calls))
+        ids = _ids([call.id for call in self._calls])
+        calls = tuple(call.close(id_) for call, id_ in zip(self._calls, ids, strict=True))
         counted = _usage(self._usage)
         made = Completion(
             text=text or refusal,
             tool_calls=calls,
             usage=counted or Usage(),
-            model=f"{self._provider}/{self._model}",
+            model=f"{self._provider}/{_one_line(self._model)}",
             finish=_finish(self._finish, has_calls=bool(calls), is_refused=bool(refusal)),
             is_estimated=counted is None,
         )
@@ -168,25 +177,38 @@ class Gathering:
         A new id under an old index is a new call: some providers number every call 0.
         """
         name = call.function.name if call.function is not None else None
-        found = next((other for other in self._calls if call.index is not None and other.index == call.index), None)
+        found = None if call.index is None else self._by_index.get(call.index)
         if call.index is None and self._calls and not name and call.id in {None, "", self._calls[-1].id}:
             found = self._calls[-1]
         if found is not None and call.id and found.id and call.id != found.id:
-            found.index = None
             found = None
         if found is None:
-            found = _Open(call.index)
-            self._calls.append(found)
+            found = self._opened(call.index)
         found.add(call)
+
+    def _opened(self, index: int | None) -> _Open:
+        """Return a new call.
+
+        Raises:
+            ModelOutputError: If there are more than anybody could want.
+        """
+        if len(self._calls) >= MAX_CALLS:
+            name = f"{self._provider}/{self._model[:_NAME_CHARS]}"
+            message = f"{name} asks for more than {MAX_CALLS} calls of tools in one answer; none was made"
+            raise ModelOutputError(message, model=name)
+        made = _Open()
+        self._calls.append(made)
+        if index is not None:
+            self._by_index[index] = made
+        return made
 
 
 class _Open:
     """A call of a tool of which fragments may still come."""
 
-    __slots__ = ("arguments", "id", "index", "name")
+    __slots__ = ("arguments", "id", "name")
 
-    def __init__(self, index: int | None) -> None:
-        self.index = index
+    def __init__(self) -> None:
         self.id = ""
         self.name = ""
         self.arguments: list[str] = []
@@ -202,10 +224,8 @@ class _Open:
             arguments = msgspec.json.encode(arguments).decode()
         self.arguments.append(arguments or "")
 
-    def close(self, number: int) -> ToolCall:
-        return ToolCall(
-            id=self.id or f"call_{number}", name=self.name, arguments="".join(self.arguments).strip() or "{}"
-        )
+    def close(self, id_: str) -> ToolCall:
+        return ToolCall(id=id_, name=self.name, arguments="".join(self.arguments).strip() or "{}")
 
 
 def read(answer: Answer, prompt: Prompt, *, provider: str, model: str) -> Completion:
@@ -266,15 +286,37 @@ def _text(content: str | list[Part] | None) -> str:
     return content or ""
 
 
+def _ids(given: list[str]) -> list[str]:
+    """Return the ids of calls, each once: a provider that is shown two answers to one id refuses the conversation."""
+    found: dict[str, None] = {}
+    for number, id_ in enumerate(given):
+        own = id_[:_ID_CHARS] or f"call_{number}"
+        if own in found:
+            own = f"{own[: _ID_CHARS - _SUFFIX_CHARS]}_{number}"
+        while own in found:
+            own += "_"
+        found[own] = None
+    return list(found)
+
+
+def _one_line(name: str) -> str:
+    """Return a model's name as a provider spells it, without what is no part of a name."""
+    return "".join(letter for letter in name[:_NAME_CHARS] if letter.isprintable())
+
+
 def _usage(counted: Counted | None) -> Usage | None:
+    """Return what a provider counted; None where it did not, or counted what cannot be.
+
+    Below nothing would be given back to a budget, and beyond ``MAX_TOKENS`` no budget of a day would stand it.
+    """
     if counted is None or counted.prompt_tokens is None:
         return None
     details = counted.prompt_tokens_details
-    return Usage(
-        input_tokens=counted.prompt_tokens,
-        output_tokens=counted.completion_tokens or 0,
-        cached_tokens=(details.cached_tokens or 0) if details is not None else 0,
-    )
+    made = counted.completion_tokens or 0
+    cached = (details.cached_tokens or 0) if details is not None else 0
+    if not all(0 <= tokens <= MAX_TOKENS for tokens in (counted.prompt_tokens, made, cached)):
+        return None
+    return Usage(input_tokens=counted.prompt_tokens, output_tokens=made, cached_tokens=cached)
 
 
 def _finish(reason: str | None, *, has_calls: bool, is_refused: bool) -> Finish:

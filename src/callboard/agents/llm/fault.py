@@ -142,7 +142,7 @@ def retry_after(headers: Mapping[str, str], *, now: datetime) -> float | None:
         pass
     try:
         date = parsedate_to_datetime(headers["retry-after"])
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, OverflowError):
         return None
     return _sane(((date if date.tzinfo else date.replace(tzinfo=UTC)) - now).total_seconds())
 
@@ -152,7 +152,8 @@ def said(body: bytes, *, secrets: Iterable[str] = ()) -> Said:
     try:
         return _said(msgspec.json.decode(body), secrets=secrets)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        text = body[: 4 * MAX_SAID_CHARS].decode(errors="replace").strip()
+        # cleaned before it is cut: half a key is a piece of a secret as well
+        text = body.decode(errors="replace").strip()
     if text[:1] == "<":
         return Said("it sent a web page, not an answer")
     return Said(clean(text, secrets=secrets))

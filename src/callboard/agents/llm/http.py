@@ -23,6 +23,7 @@ from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 
 _REFUSAL_MAX_BYTES: Final = 65_536
 _OK: Final = 200
+_PACKINGS: Final = frozenset({"", "identity", "gzip", "deflate"})
 
 
 class Http:
@@ -49,7 +50,7 @@ class Http:
         # A redirect would take the key elsewhere. A proxy of the environment does not see this machine's own addresses.
         self._http = httpx.AsyncClient(
             base_url=base_url.rstrip("/") + "/",
-            headers=dict(headers),
+            headers={"Accept-Encoding": "gzip, deflate"} | dict(headers),
             timeout=httpx.Timeout(provider.idle_s, connect=provider.connect_s, pool=None),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=32),
             follow_redirects=False,
@@ -100,6 +101,7 @@ class Http:
         timeout = httpx.Timeout(silence_s, connect=self._provider.connect_s, pool=None)
         try:
             async with self._http.stream("POST", path, content=content, headers=headers, timeout=timeout) as response:
+                self._check_packing(response)
                 if response.status_code != _OK:
                     raise await self._refusal(response)
                 yield response
@@ -112,6 +114,16 @@ class Http:
             raise ModelTransientError(self._told(what, error), model=self._model) from error
         except httpx.HTTPError as error:
             raise ModelTransientError(self._told("broke the connection", error), model=self._model) from error
+
+    def _check_packing(self, response: httpx.Response) -> None:
+        """Return if what comes can swell only so far: packed once, a piece of 64 KiB becomes 64 MiB at most."""
+        packing = response.headers.get("content-encoding", "").strip().lower()
+        if packing not in _PACKINGS:
+            message = (
+                f"{self._model} sent an answer packed as {packing[:40]!r}, which was not asked for; it was not read. "
+                "Check base_url, or what stands between"
+            )
+            raise ModelSetupError(message, model=self._model, status=response.status_code)
 
     def _encoded(self, body: Mapping[str, Any]) -> bytes:
         try:

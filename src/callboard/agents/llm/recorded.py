@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from contextlib import aclosing
 from decimal import Decimal
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from msgspec import Struct
 
 from callboard.agents.errors import ModelSetupError, UnexpectedPromptError
 from callboard.agents.llm import estimate
+from callboard.agents.llm.around import Around
 from callboard.agents.llm.base import Completion, Delta, Model, ModelFacts, Prompt, fingerprint
 from callboard.agents.llm.embed import embed_texts
 from callboard.agents.llm.record import ModelCall, ModelInput, Record
@@ -92,50 +94,29 @@ class Recorded:
         """Nothing is open."""
 
 
-class Recorder:
-    """A model whose questions and answers are written to a file, one line each. Implements ``Model``."""
+class Recorder(Around):
+    """A model whose questions and answers are written to a file, one line each. Vectors are not recorded."""
 
     def __init__(self, model: Model, file: Path) -> None:
         """Record what ``model`` answers to the end of ``file``; failed calls are not recorded."""
-        self._model = model
+        super().__init__(model)
         self._file = file
-
-    @property
-    def name(self) -> str:
-        """That of its model."""
-        return self._model.name
-
-    @property
-    def facts(self) -> ModelFacts:
-        """Those of its model."""
-        return self._model.facts
 
     async def complete(self, prompt: Prompt, *, timeout_s: float | None = None, key: str = "") -> Completion:
         """See ``Model``."""
-        found = await self._model.complete(prompt, timeout_s=timeout_s, key=key)
+        found = await super().complete(prompt, timeout_s=timeout_s, key=key)
         self._write(prompt, found)
         return found
 
     async def stream(
         self, prompt: Prompt, *, timeout_s: float | None = None, key: str = ""
-    ) -> AsyncIterator[Delta | Completion]:
+    ) -> AsyncGenerator[Delta | Completion, None]:
         """See ``Model``."""
-        async for part in self._model.stream(prompt, timeout_s=timeout_s, key=key):
-            if isinstance(part, Completion):
-                self._write(prompt, part)
-            yield part
-
-    def count_tokens(self, prompt: Prompt) -> int:
-        """See ``Model``."""
-        return self._model.count_tokens(prompt)
-
-    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
-        """See ``Model``. Not recorded."""
-        return await self._model.embed(texts)
-
-    async def close(self) -> None:
-        """Close its model."""
-        await self._model.close()
+        async with aclosing(super().stream(prompt, timeout_s=timeout_s, key=key)) as parts:
+            async for part in parts:
+                if isinstance(part, Completion):
+                    self._write(prompt, part)
+                yield part
 
     def _write(self, prompt: Prompt, completion: Completion) -> None:
         line = msgspec.json.encode(Recording(prompt=prompt, completion=completion)) + b"\n"

@@ -15,6 +15,9 @@ Unit = Literal["tokens", "usd", "seconds"]
 Level = Literal["ok", "warn", "critical", "spent"]
 # A call that says no limit of time is given up by its budgets after this.
 LONGEST_CALL_S = 900.0
+# Nothing that is asked for or spent is more; sums of them stay exact and have a form in JSON.
+MOST_TOKENS, MOST_USD, MOST_SECONDS = 10**12, Decimal(10**12), 1e10
+MAX_LASTS_S = 30 * 86_400.0
 
 
 class Limits(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -151,6 +154,37 @@ class BudgetView(Struct, frozen=True, kw_only=True, omit_defaults=True):
     level: Level = "ok"
     since: datetime | None = None
     is_set: bool = False
+
+
+def check_amount(amount: Amount) -> Amount:
+    """Return an amount that can be spent. One below nothing would give a budget back what others have spent.
+
+    Raises:
+        InputError: If it cannot.
+    """
+    usd = amount.usd if amount.usd is not None else Decimal(0)
+    is_fine = (
+        0 <= amount.tokens <= MOST_TOKENS
+        and usd.is_finite()
+        and 0 <= usd <= MOST_USD
+        and 0 <= amount.seconds <= MOST_SECONDS
+    )
+    if not is_fine:
+        text = (
+            f"{amount.tokens:.4g} tokens, {usd:.4g} US dollars, {amount.seconds:.4g} s are nothing that a call can "
+            "spend: say amounts from 0 on"
+        )
+        raise InputError(text)
+    return amount
+
+
+def possible(amount: Amount) -> Amount:
+    """Return an amount that can be spent and is nearest to one that a model, or its provider, has told."""
+    usd = amount.usd
+    if usd is not None:
+        usd = min(max(usd, Decimal(0)), MOST_USD) if not usd.is_nan() else None
+    tokens = min(max(amount.tokens, 0), MOST_TOKENS)
+    return Amount(tokens=tokens, usd=usd, seconds=min(max(amount.seconds, 0.0), MOST_SECONDS))
 
 
 def agent_day(kind: str, now: datetime) -> str:

@@ -32,12 +32,15 @@ from callboard.agents.tools.context import ToolContext
 from callboard.agents.tools.permission import Permissions
 from callboard.agents.tools.run import MAX_CHARS, cut, run
 from callboard.agents.tools.schema import arguments_of, shape_of
+from callboard.runtime import codec
 from callboard.runtime.actor.actor import Actor
 from callboard.runtime.actor.step import current_step
 from callboard.runtime.actor.turn_api import TurnApi
-from callboard.runtime.errors import StepUnknownError
+from callboard.runtime.errors import EncodeError, PayloadTooLargeError, StepUnknownError
 
 DENIED_EVENT = "tool.denied"
+# Of a call's arguments, in what a person is asked; beside them stands some text.
+MAX_SHOWN_BYTES = 48 * 1024
 _KEY_BYTES = 16
 
 
@@ -180,7 +183,7 @@ class _Call:
             if self._tool.needs_approval:
                 await self._ask(self._question("call", 0))
             return await self._rounds()
-        except (ApprovalDeniedError, ApprovalMismatchError) as error:
+        except (ApprovalDeniedError, ApprovalMismatchError, EncodeError, PayloadTooLargeError) as error:
             return self._result(str(error), error.code)
 
     async def _rounds(self) -> ToolResult:
@@ -221,7 +224,8 @@ class _Call:
                 "ended; or give_up."
             )
             choices = ("done", "again", "give_up")
-        fields = {"kind": kind, "tool": tool.name, "action": tool.action, "arguments": self._plain(), "round": round_}
+        shown = self._shown(is_whole=kind == "call")
+        fields = {"kind": kind, "tool": tool.name, "action": tool.action, "arguments": shown, "round": round_}
         return msgspec.convert({**fields, "key": self._key, "text": text, "choices": choices}, ToolQuestion)
 
     async def _run(self, arguments: dict[str, Any]) -> ToolResult:
@@ -240,8 +244,20 @@ class _Call:
         shape = shape_of(self._tool.function, self._tool.name)
         return arguments_of(shape, self._call.arguments, tool=self._tool.name)
 
-    def _plain(self) -> dict[str, Any]:
-        found: dict[str, Any] = msgspec.json.decode(self._call.arguments.strip() or "{}")
+    def _shown(self, *, is_whole: bool) -> dict[str, Any]:
+        """Return the arguments as a person is shown them: what the function is given, not what the model wrote.
+
+        Raises:
+            EncodeError: If they have no form in JSON.
+            PayloadTooLargeError: If they are more than a person reads and must be whole.
+        """
+        data = codec.encode(self._arguments())
+        if len(data) > MAX_SHOWN_BYTES:
+            if is_whole:
+                text = f"the arguments take {len(data)} bytes, a person is shown at most {MAX_SHOWN_BYTES}: send less"
+                raise PayloadTooLargeError(text, size_bytes=len(data), limit_bytes=MAX_SHOWN_BYTES)
+            return {"left out": f"{len(data)} bytes", "blake2b": blake2b(data, digest_size=_KEY_BYTES).hexdigest()}
+        found: dict[str, Any] = msgspec.json.decode(data)
         return found
 
     def _result(self, text: str, error: str) -> ToolResult:

@@ -12,8 +12,10 @@ from callboard.agents.errors import ToolOutcomeUnknownError
 from callboard.agents.tools.base import Tool, ToolResult
 from callboard.agents.tools.context import ToolContext
 from callboard.agents.tools.schema import shape_of
+from callboard.agents.tools.thread import THREADS
 from callboard.runtime import codec
 from callboard.runtime.actor import function
+from callboard.runtime.actor.turn import ParkSignal
 from callboard.runtime.errors import CallboardError, EncodeError, HandlerExitError
 
 MAX_CHARS: Final = 32_000
@@ -56,9 +58,17 @@ def cut(text: str, *, max_chars: int) -> str:
 
 async def _called(tool: Tool, given: Mapping[str, Any]) -> object:
     try:
-        return await function.call(tool.function, (), given)
+        return await function.call(tool.function, (), given, executor=THREADS)
     except (SystemExit, KeyboardInterrupt) as error:
         message = f"the tool tried to end its process: {error!r}"
+        raise HandlerExitError(message) from error
+    except (asyncio.CancelledError, ParkSignal):
+        raise
+    except BaseException as error:
+        if isinstance(error, Exception):
+            raise
+        # it stands beside all errors, and nothing above would take it for one
+        message = f"the tool raised {type(error).__name__}, which is no Exception: {_said(error)}"
         raise HandlerExitError(message) from error
 
 
@@ -95,7 +105,15 @@ def _told(tool: Tool, task: asyncio.Task[object], *, is_late: bool) -> tuple[str
     if isinstance(error, ToolOutcomeUnknownError) or not isinstance(error, Exception):
         raise error
     code = error.code if isinstance(error, CallboardError) else FAILED
-    return f"{type(error).__name__}: {error}"[:_ERROR_CHARS], code
+    return f"{type(error).__name__}: {_said(error)}"[:_ERROR_CHARS], code
+
+
+def _said(error: BaseException) -> str:
+    """Return what an error says; its own code may fail at that."""
+    try:
+        return str(error)
+    except BaseException as broken:  # noqa: BLE001 - whatever a tool's own error does when it is asked
+        return f"[it cannot be shown: {type(broken).__name__}]"
 
 
 def _text(value: object) -> tuple[str, str]:

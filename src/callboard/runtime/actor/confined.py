@@ -12,6 +12,8 @@ from contextlib import contextmanager
 _WAYS_OUT = frozenset(
     {
         "socket.connect",
+        "socket.getaddrinfo",
+        "socket.gethostbyname",
         "socket.sendto",
         "socket.sendmsg",
         "subprocess.Popen",
@@ -31,7 +33,8 @@ _hooked: list[bool] = []
 def confined() -> Iterator[list[str]]:
     """Refuse connections and programs to the code of the block, its tasks and threads; yield what was refused.
 
-    What runs beside it is not touched. The first use adds an audit hook to the process, which stays and costs a look-up
+    What runs beside it is not touched. Names may still be looked up, where the event loop does so in its threads. The
+    first use adds an audit hook to the process, which stays and costs a look-up
     for each connection and each program.
 
     Raises:

@@ -18,7 +18,7 @@ from callboard.runtime.actor.difference import Change, difference
 from callboard.runtime.actor.execute import Done, Ending, Raised, Waits
 from callboard.runtime.actor.history import Version
 from callboard.runtime.actor.recall import Recall, Wanted, plain
-from callboard.runtime.actor.recording import SKEW_S, Recorded, Recording, Sent
+from callboard.runtime.actor.recording import ENGINES, SKEW_S, Recorded, Recording, Sent
 from callboard.runtime.actor.turn import Turn
 from callboard.runtime.blobs import BlobStore
 from callboard.runtime.bus import header
@@ -118,20 +118,21 @@ class Parting:
 
     def differences(self, now: Now, tried: Sequence[str], then: bytes | None) -> list[Difference]:
         """Return all differences: steps in their order, then what came of them."""
-        found = self._recording
-        is_cut = bool(found.stopped)
-        steps = self._steps(is_whole=now.ending is not None)
+        is_cut = bool(self._recording.stopped)
+        # one that was stopped had asked for no more when nothing is left
+        is_as_far = is_cut and not self._left()
+        steps = [] if is_as_far else self._steps(is_whole=isinstance(now.ending, Done | Waits) and not is_cut)
         outside = [Difference(kind="outside", name=each, text=f"outside of steps it tries {each}") for each in tried]
         if self._recall.wanted or is_cut:
             # how it ends is not known: it has not come so far
-            return [*([] if is_cut else steps), *outside]
+            return [*steps, *outside]
         return [*steps, *outside, *self._end(now, then)]
 
     # --- steps
 
     def _steps(self, *, is_whole: bool) -> list[Difference]:
         left = self._left()
-        latest = max((self._seq(entry) for entry in self._recall.served), default=0)
+        latest = max((self._place(entry) for entry in self._recall.served), default=0)
         found: list[Difference] = []
         for wanted in self._recall.wanted:
             pair = self._pair(wanted, left)
@@ -139,9 +140,9 @@ class Parting:
                 left.remove(pair)
             found.append(self._wanted(wanted, pair))
         # before the place that was reached, or all when the handler came to its end
-        passed = [each for each in left if is_whole or each.seq < latest]
+        passed = [each for each in left if is_whole or each.place < latest]
         gone = [self._gone(each) for each in passed]
-        is_first = bool(passed) and (not found or not found[0].was or passed[0].seq < self._seq(found[0].was))
+        is_first = bool(passed) and (not found or not found[0].was or passed[0].place < self._place(found[0].was))
         return [*gone, *found] if is_first else [*found, *gone]
 
     def _left(self) -> list[Recorded]:
@@ -153,13 +154,17 @@ class Parting:
             if entry not in served and not each.parent and not (self._passing and each.name.startswith(self._passing))
         ]
 
-    def _seq(self, entry: str) -> int:
+    def _place(self, entry: str) -> int:
         found = self._recording.steps.get(entry)
-        return found.seq if found is not None else 0
+        return found.place if found is not None else 0
 
     def _pair(self, wanted: Wanted, left: Sequence[Recorded]) -> Recorded | None:
-        """Return the recorded step that stands where the wanted one does: of its name, the most alike."""
-        same = [each for each in left if each.name == wanted.name]
+        """Return the recorded step that stands where the wanted one does: the first of its name.
+
+        Where several of the name are wanted side by side, the most alike of as many.
+        """
+        beside = sum(each.name == wanted.name for each in self._recall.wanted)
+        same = [each for each in left if each.name == wanted.name][:beside]
         if len(same) < 2:  # noqa: PLR2004 - nothing to choose
             return next(iter(same), None)
         text = _text(wanted.asked)
@@ -203,7 +208,7 @@ class Parting:
         found = self._recording
         failure = failure_of(error)
         said = found.reply.error if found.reply is not None and found.reply.error is not UNSET else None
-        if found.failed and (said is None or said.code == failure.code):
+        if said.code == failure.code if said is not None else found.failed:
             return
         text = f"today it fails: {failure.code}: {failure.message}"
         then = {"code": said.code, "message": said.message} if said is not None else None
@@ -233,7 +238,7 @@ class Parting:
             text = f"it waited for {found.parked.awaiting}, and today it goes on"
             yield Difference(kind="wait", name=found.parked.awaiting, text=text)
             return
-        if found.failed:
+        if found.failed or (found.reply is not None and found.reply.error is not UNSET):
             text = "it failed for good then, and comes to its end today"
             yield Difference(kind="error", text=text, then=plain(found.reply))
             return
@@ -302,7 +307,7 @@ def _sent(writes: Sequence[Write]) -> list[Sent]:
     for write in writes:
         parts = write.subject.split(".")
         name = (write.headers or {}).get(header.TYPE, "")
-        if parts[1] in ("mail", "event"):
+        if parts[1] == "mail" or (parts[1] == "event" and name not in ENGINES):
             to = str(Address(parts[2], subjects.unescape(parts[3])))
             found.append(Sent(kind=parts[1], to=to, type=name, data=write.data))
     return found

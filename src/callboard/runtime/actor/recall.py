@@ -114,6 +114,7 @@ class Recall(Journal):
         self._failure = failure
         self._identities: dict[str, object] = {}
         self._function: Callable[..., object] | None = None
+        self._waiting: list[asyncio.Future[object]] = []
 
     # --- in the place of what runs and writes
 
@@ -192,7 +193,14 @@ class Recall(Journal):
         wanted = Wanted(name=slot.at.name, entry=slot.at.entry, asked=plain(self._identities.get(slot.at.entry)))
         self.wanted.append(wanted)
         self.is_stuck.set()
-        return await asyncio.get_running_loop().create_future()
+        waiter: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        return await waiter
+
+    def give_up(self) -> None:
+        """End the waits of those who want what is not there; the run is over."""
+        for waiter in self._waiting:
+            _ = waiter.cancel()
 
 
 def plain(value: object) -> Any:  # noqa: ANN401 - plain JSON

@@ -36,12 +36,12 @@ class Recorded(Struct, frozen=True, kw_only=True):
     """A step that has a value.
 
     Attributes:
-        seq: Sequence of the record in ``CB_ACTORS``: its place in the order.
+        place: Its place in the order in which the turn's steps were recorded, from 1.
         value: What it returned, as JSON.
     """
 
     entry: str
-    seq: int
+    place: int
     record: StepRecord
     value: bytes
 
@@ -304,7 +304,7 @@ def _reason(data: bytes, seq: int) -> str:
         found = msgspec.json.decode(data)
     except msgspec.DecodeError:
         return ""
-    if not isinstance(found, dict) or found.get("seq") != seq or found.get("partial"):
+    if not isinstance(found, dict) or found.get("seq") != seq:
         return ""
     return str(found.get("reason") or "by request")
 
@@ -331,10 +331,10 @@ async def _steps(blobs: BlobStore, found: list[Stored]) -> tuple[dict[str, Recor
             pending[entry] = record
             continue
         pending.pop(entry, None)
-        # written anew with a lifetime when the turn had ended: its place is that of the first
-        seq = done[entry].seq if entry in done else stored.seq
-        done[entry] = Recorded(entry=entry, seq=seq, record=record, value=await _value(blobs, record))
-    return dict(sorted(done.items(), key=lambda each: each[1].seq)), pending
+        done[entry] = Recorded(entry=entry, place=stored.seq, record=record, value=await _value(blobs, record))
+    # by their own time: some are written again with a lifetime, when the turn has ended
+    in_order = sorted(done.values(), key=lambda each: (each.record.at, each.place))
+    return {each.entry: msgspec.structs.replace(each, place=n) for n, each in enumerate(in_order, 1)}, pending
 
 
 async def _value(blobs: BlobStore, record: StepRecord) -> bytes:

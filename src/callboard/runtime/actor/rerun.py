@@ -218,6 +218,7 @@ class _Run:
             turn.stop = (STOP_LOST, "the run on records is over")
             turn.is_over = True
             work.cancel()
+            recall.give_up()
             _ = await asyncio.wait([work], timeout=_END_S)
             if work.done() and not work.cancelled():
                 _ = work.exception()

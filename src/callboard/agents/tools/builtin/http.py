@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 from collections.abc import Mapping, Sequence
-from html.parser import HTMLParser
 from typing import Any, Final
 
 import httpx
@@ -11,14 +12,20 @@ import httpx
 from callboard.agents.errors import ToolArgumentError, ToolError
 from callboard.agents.tools.base import Tool
 from callboard.agents.tools.builtin.guard import Guard, Resolve, resolve
+from callboard.agents.tools.builtin.page import words
 from callboard.agents.tools.context import ToolContext
 from callboard.agents.tools.decorator import tool
 
 MAX_BODY_BYTES: Final = 2 << 20
 MAX_REDIRECTS: Final = 5
 CONNECT_S: Final = 10.0
-_SKIPPED = frozenset({"script", "style", "noscript", "template", "svg", "head"})
-_BLOCKS = frozenset({"p", "div", "br", "li", "tr", "h1", "h2", "h3", "h4", "h5", "h6", "section", "article", "pre"})
+# Not among them are codecs whose time grows with the square of the text, or that stand for something else.
+_CHARSETS = re.compile(
+    r"(?:us-)?ascii|utf[-_]?(?:8|16|32)(?:[-_]?[bl]e)?|latin[-_]?[0-9]+|iso[-_]?8859[-_][0-9]+|windows[-_]?[0-9]+"
+    r"|cp[0-9]+|koi8[-_][rut]|gb(?:2312|k|18030)|big5(?:[-_]?hkscs)?|shift[-_]?jis|s[-_]?jis|euc[-_]?(?:jp|kr|cn)"
+    r"|iso[-_]?2022[-_](?:jp|kr)(?:[-_][0-9])?|mac[-_]?roman|tis[-_]?620",
+    re.IGNORECASE,
+)
 _TEXTS = ("text/", "application/json", "application/xml", "application/xhtml", "application/javascript")
 
 
@@ -38,8 +45,8 @@ def http_tools(
         return httpx.AsyncClient(
             transport=Guard(allow=allow, resolver=resolver),
             trust_env=False,
-            follow_redirects=True,
-            max_redirects=MAX_REDIRECTS,
+            # by hand, below: httpx reads the whole body of each redirect, however long
+            follow_redirects=False,
             timeout=httpx.Timeout(timeout_s, connect=connect_s),
             # what is not packed cannot swell
             headers={"Accept-Encoding": "identity", "User-Agent": "callboard"},
@@ -53,7 +60,7 @@ def http_tools(
             url: Its whole URL, http or https.
         """
         async with client() as web:
-            return await _sent(web, "GET", url)
+            return await _sent(web, "GET", url, redirects=MAX_REDIRECTS)
 
     @tool(category="http", action="communicate", repeatable=False, timeout_s=timeout_s)
     async def send_json(url: str, body: dict[str, Any], context: ToolContext) -> str:
@@ -66,7 +73,6 @@ def http_tools(
         headers = {"Idempotency-Key": context.key.encode("ascii", "backslashreplace").decode()}
         async with client() as web:
             # an answer that sends it elsewhere is an answer: a POST is not made twice
-            web.follow_redirects = False
             return await _sent(web, "POST", url, json=body, headers=headers)
 
     return fetch_page, send_json
@@ -77,17 +83,34 @@ HTTP: Final = (fetch_page, send_json)
 
 
 async def _sent(
-    web: httpx.AsyncClient, method: str, url: str, *, json: object = None, headers: Mapping[str, str] | None = None
+    web: httpx.AsyncClient,
+    method: str,
+    url: str,
+    *,
+    json: object = None,
+    headers: Mapping[str, str] | None = None,
+    redirects: int = 0,
 ) -> str:
     try:
-        async with web.stream(method, url, json=json, headers=headers) as response:
-            return await _read(response)
+        request = web.build_request(method, url, json=json, headers=headers)
+        for left in range(redirects, -1, -1):
+            response = await web.send(request, stream=True)
+            try:
+                if not left or response.next_request is None:
+                    if redirects and response.next_request is not None:
+                        message = f"{method} {url[:200]} failed: TooManyRedirects, more than {redirects}"
+                        raise ToolError(message)
+                    return await _read(response)
+                request = response.next_request
+            finally:
+                await response.aclose()
     except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
         message = f"{url[:200]!r} is no URL of the web: {error}"
         raise ToolArgumentError(message) from error
     except httpx.HTTPError as error:
         message = f"{method} {url[:200]} failed: {type(error).__name__} {error}".rstrip()
         raise ToolError(message) from error
+    raise AssertionError
 
 
 async def _read(response: httpx.Response) -> str:
@@ -104,54 +127,23 @@ async def _read(response: httpx.Response) -> str:
         data += piece
         if len(data) > MAX_BODY_BYTES:
             break
-    text = bytes(data[:MAX_BODY_BYTES]).decode(_charset(response), "replace")
-    text = _page(text) if "html" in kind else text
+    # beside the event loop, which goes on meanwhile
+    text = await asyncio.to_thread(_decoded, bytes(data[:MAX_BODY_BYTES]), _charset(response), "html" in kind)
     return f"{head}\n{text}" + ("\n[cut: the page is longer]" if len(data) > MAX_BODY_BYTES else "")
+
+
+def _decoded(data: bytes, charset: str, is_html: bool) -> str:  # noqa: FBT001 - an argument of a thread
+    text = data.decode(charset, "replace")
+    return words(text) if is_html else text
 
 
 def _charset(response: httpx.Response) -> str:
     named = response.charset_encoding or "utf-8"
+    if not _CHARSETS.fullmatch(named):
+        return "utf-8"
     try:
         # one that is unknown, or no text at all, shows only with something to decode
         b"x".decode(named, "replace")
     except (LookupError, UnicodeError, ValueError):
         return "utf-8"
     return named
-
-
-def _page(html: str) -> str:
-    """Return the words of a page."""
-    reader = _Reader()
-    reader.feed(html)
-    reader.close()
-    lines = ("".join(reader.pieces)).splitlines()
-    kept = (" ".join(line.split()) for line in lines)
-    return "\n".join(line for line in kept if line)
-
-
-class _Reader(HTMLParser):
-    """Keeps the text between tags, but for scripts and styles."""
-
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self.pieces: list[str] = []
-        self._skipping = ""
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag in _SKIPPED and not self._skipping:
-            self._skipping = tag
-        if tag in _BLOCKS:
-            self.pieces.append("\n")
-        link = dict(attrs).get("href") if tag == "a" else None
-        if link and not self._skipping and link.startswith(("http://", "https://")):
-            self.pieces.append(f" <{link}> ")
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag == self._skipping:
-            self._skipping = ""
-        if tag in _BLOCKS:
-            self.pieces.append("\n")
-
-    def handle_data(self, data: str) -> None:
-        if not self._skipping:
-            self.pieces.append(data)

@@ -20,6 +20,7 @@ MAX_FILES: Final = 5000
 MAX_FILE_BYTES: Final = 1 << 20
 MAX_TOTAL_BYTES: Final = 64 << 20
 MAX_HITS: Final = 20
+MAX_WORDS: Final = 64
 PIECE_LINES: Final = 12
 _STEP_LINES = 8
 _SHOWN_CHARS = 600
@@ -44,11 +45,11 @@ def search_files(query: str, context: ToolContext, folder: str = "", hits: int =
     """Search the text files of a folder by words; returns the best places as file:line with their text.
 
     Args:
-        query: Words to look for; those that are rare in the folder count for more.
+        query: Words to look for, 64 at most; those that are rare in the folder count for more.
         folder: Path within the agent's folder; empty for the whole of it.
         hits: How many places, 1 to 20.
     """
-    wanted = list(dict.fromkeys(_words(query)))
+    wanted = list(dict.fromkeys(_words(query)))[:MAX_WORDS]
     if not wanted:
         message = "the query holds no word"
         raise ToolArgumentError(message)

@@ -1,25 +1,78 @@
-"""What every sandbox promises; a class of tests inherits it and gives the fixtures sandbox, folder and python."""
+"""The contract of the sandbox port: a class of tests that every sandbox inherits."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
-from collections.abc import Sequence
+import sys
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from callboard.agents.errors import SandboxError
 from callboard.agents.sandbox.base import Job, Limits, Ran, Sandbox
-from tests.support.eventually import eventually
-from tests.support.trial import survivors
+from callboard.runtime.contract.eventually import eventually
+from callboard.runtime.errors import InputError
 
 MIB = 1 << 20
 LIMITS = Limits(time_s=30.0, memory_bytes=256 * MIB, processes=24)
 
 
+def survivors(name: str) -> list[int]:
+    """Return the processes of this machine that bear a name among their arguments."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with contextlib.suppress(OSError):
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+                if name.encode() in words:
+                    found.append(int(entry.name))
+    return found
+
+
 class SandboxContract:
-    """Tests of the port."""
+    """What every sandbox promises; a class of tests inherits it and gives ``make``.
+
+    ::
+
+        class TestMine(SandboxContract):
+            def make(self) -> Sandbox:
+                return MySandbox()
+
+    Override the fixtures ``folder`` and ``python`` where the folder of a run, or Python inside of the sandbox, lies
+    elsewhere. Linux only: it looks for processes in ``/proc``.
+    """
+
+    def make(self) -> Sandbox:
+        """Return a sandbox for one test.
+
+        Raises:
+            InputError: If the class does not say.
+        """
+        message = f"{type(self).__name__} gives no sandbox: give it `make`, or a fixture `sandbox`"
+        raise InputError(message)
+
+    @pytest_asyncio.fixture
+    async def sandbox(self) -> AsyncIterator[Sandbox]:
+        """Give a sandbox, and close it afterwards."""
+        made = self.make()
+        yield made
+        await made.close()
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        """Give the folder of a run."""
+        made = tmp_path / "folder"
+        made.mkdir()
+        return made
+
+    @pytest.fixture
+    def python(self) -> str:
+        """Return how Python is called inside."""
+        return sys.executable
 
     async def run(
         self, sandbox: Sandbox, folder: Path, argv: Sequence[str], *, data: bytes = b"", limits: Limits = LIMITS

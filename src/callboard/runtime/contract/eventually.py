@@ -1,0 +1,31 @@
+"""Waiting in tests: for something to become true, never for a time."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Awaitable, Callable
+
+POLL_S = 0.01
+
+
+async def eventually(
+    condition: Callable[[], object] | Callable[[], Awaitable[object]],
+    *,
+    within_s: float = 5.0,
+    what: str = "",
+    every_s: float = POLL_S,
+) -> None:
+    """Wait until ``condition`` holds; fail with ``what`` when it does not in time."""
+    deadline = time.monotonic() + within_s
+    while True:
+        found = condition()
+        if inspect.isawaitable(found):
+            found = await found
+        if found:
+            return
+        if time.monotonic() > deadline:
+            message = f"not within {within_s} s: {what or inspect.getsource(condition).strip()}"
+            raise AssertionError(message)
+        await asyncio.sleep(every_s)
