@@ -29,7 +29,7 @@ AGENTS = Pool(
     scaler="none",
     providers=("openai",),
 )
-BATCH = Pool(name="batch", max=50, drain_grace_s=15, is_spot=True, code="callboard-code")
+BATCH = Pool(name="batch", max=50, drain_grace_s=15, is_spot=True, code="callboard-batch")
 POOLS = {
     "base/pools/default": DEFAULT,
     "overlays/prod-ha/pools/agents": AGENTS,

@@ -4,8 +4,6 @@ Ours list what we use and forbid the rest, because a cluster drops unknown field
 ``CALLBOARD_CRDS`` set to a folder of CRD files, theirs are asked as well.
 """
 
-# ruff: noqa: N815 - fields are called what Kubernetes calls them
-
 from __future__ import annotations
 
 import copy

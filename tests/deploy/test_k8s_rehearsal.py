@@ -45,6 +45,7 @@ class Pod:
         self.container = render.containers(self.spec)[0]
         self._folder = folder
         (self.port,) = free_ports(1)
+        self.said = ""
         self._env = {
             name: value
             for source in self.container["envFrom"]
@@ -69,17 +70,29 @@ class Pod:
         assert self.container["command"] == ["callboard"]
         words = [word.replace(CODE_FOLDER, str(self._folder / "code")) for word in self.container["args"]]
         env = self._env | {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT / "src")}
-        return subprocess.Popen(
-            [sys.executable, "-m", "callboard", *words], cwd=self._folder, env=env, stderr=subprocess.DEVNULL
-        )
+        with (self._folder / "log").open("ab") as log:
+            return subprocess.Popen([sys.executable, "-m", "callboard", *words], cwd=self._folder, env=env, stderr=log)
+
+    async def starts(self) -> None:
+        """Wait until the kubelet would let it live; fail with its own reasons."""
+        try:
+            await eventually(lambda: self.probe("startupProbe"), within_s=_START_S, every_s=0.2)
+        except AssertionError as error:
+            message = f"{self.container['args']} does not start: {self.said}\n{self.log()}"
+            raise AssertionError(message) from error
+
+    def log(self) -> str:
+        """Return what it has said."""
+        return (self._folder / "log").read_text("utf-8", "replace")
 
     def probe(self, which: str) -> bool:
         """Ask what the kubelet asks."""
         path = self.container[which]["httpGet"]["path"]
         try:
-            answer = httpx.get(f"http://127.0.0.1:{self.port}{path}", trust_env=False, timeout=3)
+            answer = httpx.get(f"http://127.0.0.1:{self.port}{path}?verbose", trust_env=False, timeout=3)
         except httpx.HTTPError:
             return False
+        self.said = answer.text
         return answer.is_success
 
 
@@ -93,7 +106,7 @@ def _ended(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]
         process.wait(10)
 
 
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(300)
 async def test_an_overlay_becomes_a_fleet_that_works_and_drains(tmp_path: Path) -> None:
     objects = render.by_name(render.render(K8S / "overlays" / "dev-single"))
     server = await NatsServer(tmp_path / "server").start()
@@ -105,7 +118,7 @@ async def test_an_overlay_becomes_a_fleet_that_works_and_drains(tmp_path: Path) 
                     assert await asyncio.to_thread(job.wait, 60) == 0
         pod = Pod(objects, "Deployment/callboard-default", folder=folder, nats=server.url)
         with _ended(pod.start()) as process:
-            await eventually(lambda: pod.probe("startupProbe"), within_s=_START_S, every_s=0.2, what="the pod starts")
+            await pod.starts()
             assert pod.probe("readinessProbe")
             assert pod.probe("livenessProbe")
             bus = await jetstream.connect(server.url, name="test")
@@ -121,7 +134,7 @@ async def test_an_overlay_becomes_a_fleet_that_works_and_drains(tmp_path: Path) 
         server.stop()
 
 
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(300)
 async def test_pods_of_servers_with_users_get_in_by_their_secrets_and_do_their_work(tmp_path: Path) -> None:
     objects = render.by_name(render.render(K8S / "overlays" / "prod-ha"))
     nats = Folder(tmp_path / "nats")
@@ -147,7 +160,7 @@ async def test_pods_of_servers_with_users_get_in_by_their_secrets_and_do_their_w
         registry, worker = pod("Deployment/callboard-registry"), pod("Deployment/callboard-default")
         with _ended(registry.start()) as first, _ended(worker.start()) as second:
             for each in (registry, worker):
-                await eventually(lambda each=each: each.probe("startupProbe"), within_s=_START_S, every_s=0.2)
+                await each.starts()
             settings = Settings.load(file=nats.settings_file("callboard", "submitter"), env={})
             bus = await connector(settings)("test")
             client = Client(bus)
