@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import yaml
+
 from callboard.cli import k8s_base, k8s_folder, k8s_pool, k8s_twin
 from callboard.cli.k8s import _words
 from callboard.cli.k8s_pool import Pool
@@ -27,7 +29,7 @@ AGENTS = Pool(
     scaler="none",
     providers=("openai",),
 )
-BATCH = Pool(name="batch", max=50, drain_grace_s=15, is_spot=True, code="callboard-code")
+BATCH = Pool(name="batch", max=50, drain_grace_s=15, is_spot=True, code="callboard-batch")
 POOLS = {
     "base/pools/default": DEFAULT,
     "overlays/prod-ha/pools/agents": AGENTS,
@@ -46,6 +48,31 @@ def twin() -> topology.Topology:
     return topology.declared(TopologySettings(replicas=3), capabilities=("hello",))
 
 
+def monitoring() -> dict[str, str]:
+    """Return rules and dashboards of ``deploy/monitoring`` as Kubernetes takes them."""
+    folder = ROOT / "deploy" / "monitoring"
+    rules = yaml.safe_load((folder / "alerts.yaml").read_text("utf-8"))
+    marks = {"app.kubernetes.io/name": "callboard", "app.kubernetes.io/part-of": "callboard"}
+    rule = {
+        "apiVersion": "monitoring.coreos.com/v1",
+        "kind": "PrometheusRule",
+        "metadata": {"name": "callboard", "labels": marks},
+        "spec": rules,
+    }
+    dashboards = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": "callboard-dashboards", "labels": marks | {"grafana_dashboard": "1"}},
+        "data": {
+            f"callboard-{path.name}": path.read_text("utf-8") for path in sorted((folder / "dashboards").glob("*.json"))
+        },
+    }
+    return {
+        "prometheus-rule.yaml": k8s_folder.text([rule]),
+        "dashboards.yaml": k8s_folder.text([dashboards]),
+    }
+
+
 def texts() -> dict[str, str]:
     """Return the text of every generated file by its path below ``deploy/k8s``."""
     found: dict[str, str] = {}
@@ -61,6 +88,7 @@ def texts() -> dict[str, str]:
         "components/nack/streams.yaml": lambda: k8s_folder.text(k8s_twin.twin(twin()), words=NACK_WORDS),
     }
     found |= {name: make() for name, make in single.items()}
+    found |= {f"components/monitoring/{name}": text for name, text in monitoring().items()}
     for name, patch in k8s_base.login_patches().items():
         found[f"components/login/{name}"] = k8s_folder.text([patch])  # type: ignore[list-item]  # a list of operations
     return found

@@ -4,8 +4,6 @@ Ours list what we use and forbid the rest, because a cluster drops unknown field
 ``CALLBOARD_CRDS`` set to a folder of CRD files, theirs are asked as well.
 """
 
-
-
 from __future__ import annotations
 
 import copy
@@ -131,17 +129,11 @@ class Selector(Strict):
     matchExpressions: list[Requirement] = []
 
 
-class Relabeling(Strict):
-    sourceLabels: list[str]
-    targetLabel: str
-
-
 class MetricsEndpoint(Strict):
     port: str
     path: str
     interval: Span
     scrapeTimeout: Span
-    relabelings: list[Relabeling] = []
 
 
 class PodMonitorSpec(Strict):
@@ -153,6 +145,36 @@ class PodMonitor(Resource):
     apiVersion: Literal["monitoring.coreos.com/v1"]
     kind: Literal["PodMonitor"]
     spec: PodMonitorSpec
+
+
+class Record(Strict):
+    record: Annotated[str, Field(pattern=r"^[a-zA-Z_:][a-zA-Z0-9_:]*$")]
+    expr: str
+    labels: dict[str, str] = {}
+
+
+class Alert(Strict):
+    alert: Annotated[str, Field(pattern=r"^[A-Za-z]+$")]
+    expr: str
+    for_: Annotated[Span | None, Field(alias="for")] = None
+    labels: dict[str, str]
+    annotations: dict[str, str]
+
+
+class RuleGroup(Strict):
+    name: str
+    interval: Span | None = None
+    rules: Annotated[list[Record | Alert], Field(min_length=1)]
+
+
+class PrometheusRuleSpec(Strict):
+    groups: Annotated[list[RuleGroup], Field(min_length=1)]
+
+
+class PrometheusRule(Resource):
+    apiVersion: Literal["monitoring.coreos.com/v1"]
+    kind: Literal["PrometheusRule"]
+    spec: PrometheusRuleSpec
 
 
 class Transform(Strict):
@@ -252,6 +274,7 @@ class Account(Resource):
 CUSTOM: dict[str, type[Resource]] = {
     "ScaledObject": ScaledObject,
     "PodMonitor": PodMonitor,
+    "PrometheusRule": PrometheusRule,
     "Stream": Stream,
     "Consumer": Consumer,
     "Account": Account,

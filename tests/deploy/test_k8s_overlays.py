@@ -22,7 +22,7 @@ from tests.deploy.render import Manifest
 
 OVERLAYS = generated.K8S / "overlays"
 NAMES = ("dev-single", "prod-ha", "spot")
-COUNTS = {"dev-single": 14, "prod-ha": 22, "spot": 27}
+COUNTS = {"dev-single": 14, "prod-ha": 24, "spot": 30}
 Breakage = Callable[[dict[str, Manifest]], object]
 
 
@@ -105,6 +105,8 @@ def test_the_schema_of_kubernetes_catches_a_misspelled_field() -> None:
         ("ScaledObject", "spec.triggers.0.name", "top-5"),
         ("ScaledObject", "spec.triggers.0.metadata.durable", "x"),
         ("PodMonitor", "spec.podMetricsEndpoints.0.interval", 15),
+        ("PrometheusRule", "spec.groups.0.every", "1m"),
+        ("PrometheusRule", "spec.groups.0.rules.0.exp", "up"),
         ("Stream", "spec.allowMsgSchedule", True),
         ("Stream", "spec.maxAge", 30),
         ("Consumer", "spec.ackWait", "4"),
@@ -316,7 +318,7 @@ def test_the_generated_files_are_what_callboard_writes() -> None:
     wanted = generated.texts()
     different = [name for name, text in wanted.items() if (generated.K8S / name).read_text("utf-8") != text]
     assert different == [], "run python -m tests.deploy.generated"
-    assert len(wanted) == 21
+    assert len(wanted) == 23
 
 
 def test_the_login_component_makes_what_a_pool_with_login_is() -> None:

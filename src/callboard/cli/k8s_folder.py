@@ -71,6 +71,11 @@ def _present(folder: Path) -> dict[str, str]:
     return {path.name: path.read_text("utf-8") for path in folder.glob("*.yaml") if path.is_file()}
 
 
+def _as_lines(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    """Return text of several lines as a block, as people write it."""
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
+
+
 class _Dumper(yaml.SafeDumper):
     """Lists stand under their key, indented, as people write them; nothing is an alias of something else."""
 
@@ -79,3 +84,6 @@ class _Dumper(yaml.SafeDumper):
 
     def ignore_aliases(self, data: object) -> bool:  # noqa: ARG002 - as above
         return True
+
+
+_Dumper.add_representer(str, _as_lines)
