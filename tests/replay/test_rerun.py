@@ -115,6 +115,18 @@ async def test_an_earlier_turn_runs_on_the_state_of_its_moment(callboard_world: 
     assert (found.turn, found.is_equal, found.steps) == (f"digger/a/{first.seq}", True, 1), found
 
 
+async def test_a_repeated_question_is_no_turn(callboard_world: World) -> None:
+    """It is answered from the record, and the last turn is the one that it repeats."""
+    running = await callboard_world.start(Digger, Heap)
+    for _ in range(2):
+        await callboard_world.client.actor("digger/a").ask(Work(3), idempotency_key="1")
+    asked = await callboard_world.bus.get_next(subjects.ACTORS, 1, "cb.mbox.digger.*.a")
+    await running.stop()
+    assert asked is not None
+    found = await again(callboard_world, Digger)
+    assert (found.turn, found.is_equal, found.steps) == (f"digger/a/{asked.seq}", True, 3), found
+
+
 async def test_a_step_that_asks_for_something_else_is_the_first_difference(callboard_world: World) -> None:
     class Deeper(Actor, name="digger"):
         State = State

@@ -141,7 +141,7 @@ async def last_turn(bus: Bus, address: Address) -> int:
         gone = _gone(before, new)
         if gone:
             found = max(gone)
-        elif new.mail and (before is None or new.mail != before.mail):
+        elif new.mail and (before is None or new.mail != before.mail) and _is_turn(before, new):
             found = new.mail
         before = new
     if not found:
@@ -223,7 +223,7 @@ class _Reader:
         now = _parked(new, self._seq)
         if was is not None and now != was:
             self._resumed(before or StateRecord(), version, now)
-        elif new.mail == self._seq and (before is None or before.mail != self._seq) and self._found is None:
+        elif new.mail == self._seq and self._found is None and _is_turn(before, new):
             self._begun(before, version, now)
 
     def _begun(self, before: StateRecord | None, version: Version, now: Parked | None) -> None:
@@ -282,6 +282,18 @@ def _parked(record: StateRecord | None, seq: int) -> Parked | None:
     found = next((parked for parked in record.parked if parked.seq == seq), None)
     # who repeats the question joins it, and changes nothing else
     return msgspec.structs.replace(found, askers=[]) if found is not None else None
+
+
+def _is_turn(before: StateRecord | None, new: StateRecord) -> bool:
+    """Return whether a handler ran for a version; a repeat is answered, and a stale timer dropped, without one."""
+    old = before or StateRecord()
+    known = {reply.id for reply in old.replies}
+    return (
+        new.turns > old.turns
+        or new.failures > old.failures
+        or any(reply.id not in known for reply in new.replies)
+        or bool({parked.seq for parked in new.parked} - {parked.seq for parked in old.parked})
+    )
 
 
 def _gone(before: StateRecord | None, new: StateRecord) -> set[int]:
