@@ -31,7 +31,7 @@ from callboard.runtime.errors import (
     TerminalError,
 )
 from callboard.runtime.retry import RetryPolicy
-from tests.support.actors import handled, record_of
+from tests.support.actors import handled, mails_of, record_of
 from tests.support.eventually import eventually
 from tests.support.world import World
 
@@ -121,6 +121,7 @@ async def test_a_repeated_question_is_no_turn(callboard_world: World) -> None:
     for _ in range(2):
         await callboard_world.client.actor("digger/a").ask(Work(3), idempotency_key="1")
     asked = await callboard_world.bus.get_next(subjects.ACTORS, 1, "cb.mbox.digger.*.a")
+    assert await mails_of(callboard_world, "digger/a") == 2
     await running.stop()
     assert asked is not None
     found = await again(callboard_world, Digger)
