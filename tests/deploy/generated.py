@@ -36,7 +36,6 @@ POOLS = {
 NACK_WORDS = ["k8s", "streams", "--replicas", "3", "--capability", "hello"]
 
 
-
 def keda_default() -> Pool:
     """Return the pool of the base as the component ``keda`` makes it."""
     return Pool(name="default", capabilities=("hello",), max=10, code="callboard-code")

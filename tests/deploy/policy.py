@@ -129,6 +129,10 @@ def _container(container: Manifest, *, is_production: bool) -> Iterator[str]:
         yield f"its image {container['image']} is not named by digest"
     if not is_production and not (_DIGEST.fullmatch(container["image"]) or _TAG.fullmatch(container["image"])):
         yield f"its image {container['image']} has no tag"
+    yield from _secrets(container)
+
+
+def _secrets(container: Manifest) -> Iterator[str]:
     for variable in container.get("env", ()):
         if _SECRET_NAME.search(variable["name"]):
             yield f"{variable['name']} holds a secret in the clear, where `kubectl describe` shows it"
@@ -201,9 +205,7 @@ def _traffic(objects: list[Manifest]) -> Iterator[str]:
             for block in blocks:
                 if block["cidr"] == "0.0.0.0/0" and "169.254.0.0/16" not in block.get("except", ()):
                     yield f"{_title(each)}: lets pods reach the metadata service of the cloud"
-        yield from (
-            f"{_title(each)}: lets anybody in" for rule in spec.get("ingress", ()) if not rule.get("from")
-        )
+        yield from (f"{_title(each)}: lets anybody in" for rule in spec.get("ingress", ()) if not rule.get("from"))
 
 
 def _matches(selector: Manifest, marks: dict[str, str]) -> bool:

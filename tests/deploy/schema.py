@@ -4,6 +4,8 @@ Ours list what we use and forbid the rest, because a cluster drops unknown field
 ``CALLBOARD_CRDS`` set to a folder of CRD files, theirs are asked as well.
 """
 
+
+
 from __future__ import annotations
 
 import copy
@@ -295,7 +297,7 @@ def crds() -> dict[str, Manifest]:
         pytest.skip("CALLBOARD_CRDS names no folder of CRD files: ours alone have looked at the custom resources")
     found: dict[str, Manifest] = {}
     for path in sorted(Path(folder).glob("*.y*ml")):
-        for document in yaml.load_all(path.read_text("utf-8"), Loader=_Loader):  # noqa: S506 - a SafeLoader
+        for document in yaml.load_all(path.read_text("utf-8"), Loader=_Loader):
             if document and document.get("kind") == "CustomResourceDefinition":
                 kind = document["spec"]["names"]["kind"]
                 for version in document["spec"]["versions"]:
@@ -320,10 +322,10 @@ class _Loader(yaml.SafeLoader):
     """Reads a lone ``=`` as text, as newer YAML does."""
 
 
-_Loader.add_constructor("tag:yaml.org,2002:value", lambda loader, node: loader.construct_scalar(node))
+_Loader.add_constructor("tag:yaml.org,2002:value", lambda _, node: str(node.value))
 
 
-def _closed(schema: Any) -> Any:
+def _closed(schema: Any) -> Any:  # noqa: ANN401 - maps and lists in turn
     """Forbid what an object's schema does not name."""
     if isinstance(schema, list):
         return [_closed(each) for each in schema]

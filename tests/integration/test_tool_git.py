@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -261,3 +263,70 @@ def _bad(repo: Path) -> Path:
 
 def _ran(repo: Path) -> bool:
     return (repo.parent / "ran").exists()
+
+
+async def test_a_setting_that_comes_between_look_and_use_runs_nothing(repo: Path) -> None:
+    good = (repo / ".git/config").read_text()
+    bad = repo.parent / "between"
+    (repo / ".gitattributes").write_text("* filter=x\n")
+    wicked = f'{good}[filter "x"]\n\tclean = "touch {bad}; cat"\n'
+    ended = threading.Event()
+
+    def swap() -> None:
+        while not ended.is_set():
+            for text in (good, wicked):
+                (repo / ".git/next").write_text(text)
+                (repo / ".git/next").replace(repo / ".git/config")
+                ended.wait(0.002)
+
+    swapping = threading.Thread(target=swap)
+    swapping.start()
+    seen = 0
+    try:
+        for number in range(8):
+            (repo / "a.txt").write_text(f"{number}\n")
+            with contextlib.suppress(ToolError):
+                seen += "a.txt" in await git.git_diff(context(repo))
+    finally:
+        ended.set()
+        swapping.join()
+    assert not bad.exists()
+    # the wicked setting would have run it
+    (repo / ".git/config").write_text(wicked)
+    _ = run(repo, "diff")
+    assert bad.exists()
+
+
+async def test_links_in_the_place_of_git_s_files_are_not_followed(repo: Path, tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("mine\n")
+    for name in ("index", "HEAD", "config", "packed-refs"):
+        own = repo / ".git" / name
+        kept = own.read_bytes() if own.exists() else None
+        own.unlink(missing_ok=True)
+        own.symlink_to(precious)
+        with pytest.raises(ToolError, match="is a link"):
+            await git.git_commit("x", ["a.txt"], context(repo, name))
+        own.unlink()
+        if kept is not None:
+            own.write_bytes(kept)
+    # a reflog would be written on, with the commit's subject in it
+    (repo / ".git/logs/HEAD").unlink()
+    (repo / ".git/logs/HEAD").symlink_to(precious)
+    (repo / "a.txt").write_text("two\n")
+    assert "$(bad)" in await git.git_commit("$(bad)", ["a.txt"], context(repo, "log"))
+    assert precious.read_text() == "mine\n"
+    assert not (repo / ".git/index.lock").exists()
+
+
+async def test_a_commit_without_a_branch_and_one_beside_another_git(repo: Path) -> None:
+    run(repo, "checkout", "-q", "--detach")
+    (repo / "a.txt").write_text("two\n")
+    assert "Detached" in await git.git_commit("Detached", ["a.txt"], context(repo, "one"))
+    assert run(repo, "log", "-1", "--format=%s").strip() == "Detached"
+    assert run(repo, "status", "--short") == ""
+    (repo / ".git/index.lock").touch()
+    (repo / "a.txt").write_text("three\n")
+    with pytest.raises(ToolError, match="another git"):
+        await git.git_commit("Third", ["a.txt"], context(repo, "two"))
+    assert (repo / ".git/index.lock").exists()

@@ -310,9 +310,7 @@ def _on_spot() -> Manifest:
         "kubernetes.azure.com/scalesetpriority": "spot",
         "callboard.dev/spot": "true",
     }
-    terms = [
-        {"matchExpressions": [{"key": key, "operator": "In", "values": [value]}]} for key, value in known.items()
-    ]
+    terms = [{"matchExpressions": [{"key": key, "operator": "In", "values": [value]}]} for key, value in known.items()]
     affinity = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}
     return {
         "affinity": affinity,

@@ -63,6 +63,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "doctor": ("doctor", "Check server, streams, disk, clock and workers, and say what to do."),
     "config": ("config", "Show every setting and where it came from."),
     "schema": ("schema", "Print the JSON Schema of a record, or of an actor's messages."),
+    "sbom": ("sbom", "Print the bill of materials as CycloneDX."),
     "completion": ("completion", "Print the completion script of your shell."),
     "version": ("version", "Print the version."),
 }

@@ -93,6 +93,9 @@ class Carrier:
                 if not error.retryable:
                     _log.warning(events.POST_UNREAD, type=self._kind, code=error.code, message=str(error))
                 await self._services.clock.sleep(RETRY_S if error.retryable else CLOSED_RETRY_S)
+            except Exception as error:  # noqa: BLE001 - nobody foresaw it: the post waits, it is seen, and tried again
+                _log.error(events.POST_UNREAD, type=self._kind, code=type(error).__name__, message=str(error))
+                await self._services.clock.sleep(CLOSED_RETRY_S)
 
     async def _carry(self) -> None:
         """Read on from the position that stands, until another carrier has moved it or the broker cannot be had."""

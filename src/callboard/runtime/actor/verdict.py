@@ -248,7 +248,7 @@ def _fits(mail: Mail, data: bytes, parked: Parked) -> bool:
     try:
         found = message.plain(data, mail.content_type)
         wanted = msgspec.json.decode(parked.where)
-    except (msgspec.DecodeError, DecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, DecodeError):
         return False
     return isinstance(found, dict) and all(found.get(name, UNSET) == value for name, value in wanted.items())
 

@@ -309,13 +309,14 @@ class RegistryCache:
             if self.index.remove(address, entry.revision):
                 self.presence.left_agent(kind, key)
             return
-        try:
+        found = None
+        with contextlib.suppress(DecodeError):
             found = records.decode(entry.data)
-        except DecodeError:
-            # what others wrote there is nobody's agent
-            return
-        if found.address == address:
+        if found is not None and found.address == address:
             self.take(found, entry.revision)
+        elif self.index.remove(address, entry.revision):
+            # what was written over it is nobody's agent
+            self.presence.left_agent(kind, key)
 
     def _on_beat(self, message: Message) -> None:
         beat = heard(message)
@@ -336,7 +337,7 @@ class RegistryCache:
         """Hear an agent's own beat; a stranger's, or one of a process that does not hold the address, says nothing."""
         try:
             beat = _beats.decode(message.data)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return
         record = self.index.get(f"{beat.type}/{beat.key}")
         if (
@@ -353,7 +354,7 @@ class RegistryCache:
     def _on_served(self, message: Message) -> None:
         try:
             served = _served.decode(message.data)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return
         if self.index.get(served.address) is not None:
             self.reservations.served(served.address, served.s)

@@ -14,13 +14,14 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Final
 
 from callboard.agents.errors import ToolArgumentError, ToolError
 from callboard.agents.tools.builtin.folder import relative
+from callboard.agents.tools.builtin.repository import private_copy
 from callboard.agents.tools.context import ToolContext
 from callboard.agents.tools.decorator import tool
 
@@ -30,6 +31,7 @@ MAX_COMMITS: Final = 200
 _GITLINK = "160000 "
 _TRAILER = "Callboard-Call"
 _READ_BYTES = 64 << 10
+_WRITING = frozenset({"add", "commit"})
 _PATH = "/usr/local/bin:/usr/bin:/bin"
 _REVISION = re.compile(r"[A-Za-z0-9_@][A-Za-z0-9_./@^~{}:+-]{0,255}")
 # Settings that name no program, no file outside and no other place for the work tree; the last part of a key is in
@@ -48,6 +50,7 @@ _HARMLESS = re.compile(
 # Given on the command line, which comes before every file.
 _SETTINGS = {
     "core.hooksPath": "/dev/null",
+    "core.logAllRefUpdates": "false",
     "core.fsmonitor": "false",
     "core.attributesFile": "/dev/null",
     "core.excludesFile": "/dev/null",
@@ -173,9 +176,10 @@ async def _git(context: ToolContext, *args: str, data: bytes = b"", is_empty_fin
     if program is None:
         message = "git is not on this machine: install it"
         raise ToolError(message)
-    await _check(program, folder)
     given = [part for name, value in _SETTINGS.items() for part in ("-c", f"{name}={value}")]
-    status, out, err = await _run([program, *given, "--no-pager", *args], folder, data)
+    async with _own_copy(folder / ".git", is_written=args[0] in _WRITING) as own:
+        await _check(program, folder, own)
+        status, out, err = await _run([program, *given, "--no-pager", *args], folder, own, data)
     if status and not is_empty_fine:
         message = f"git {args[0]} failed: {_text(err).strip()[:2000] or _text(out).strip()[:2000]}"
         raise ToolError(message)
@@ -185,17 +189,36 @@ async def _git(context: ToolContext, *args: str, data: bytes = b"", is_empty_fin
     return text if text.strip() or is_empty_fine else "[nothing]"
 
 
-async def _check(program: str, folder: Path) -> None:
+@contextlib.asynccontextmanager
+async def _own_copy(inside: Path, *, is_written: bool) -> AsyncIterator[Path]:
+    """Give a private copy, made and put back in threads. What has begun comes to its end, whoever is cancelled."""
+    copies = private_copy(inside, is_written=is_written)
+    opening = asyncio.ensure_future(asyncio.to_thread(copies.__enter__))
+
+    def close(done: asyncio.Future[Path]) -> None:
+        if not done.cancelled() and done.exception() is None:
+            _ = copies.__exit__(None, None, None)
+
+    try:
+        own = await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        opening.add_done_callback(close)
+        raise
+    try:
+        yield own
+    finally:
+        await asyncio.shield(asyncio.to_thread(copies.__exit__, None, None, None))
+
+
+async def _check(program: str, folder: Path, own: Path) -> None:
     """Return if the repository names no program and no other place.
 
     Raises:
         ToolError: If it does, or is none.
     """
-    inside = folder / ".git"
-    await asyncio.to_thread(_look, inside)
     # no section of another file is read: ``include`` is itself refused
-    show = [program, "config", "--file", str(inside / "config"), "--no-includes", "--null", "--name-only", "--list"]
-    status, out, err = await _run(show, folder, b"")
+    show = [program, "config", "--file", str(own / "config"), "--no-includes", "--null", "--name-only", "--list"]
+    status, out, err = await _run(show, folder, own, b"")
     if status:
         message = f"the repository's configuration cannot be read: {_text(err).strip()[:500]}"
         raise ToolError(message)
@@ -207,24 +230,14 @@ async def _check(program: str, folder: Path) -> None:
             raise ToolError(message)
 
 
-def _look(inside: Path) -> None:
-    if inside.is_symlink() or not inside.is_dir():
-        message = "the agent's folder is no git repository of its own: it has no folder .git"
-        raise ToolError(message)
-    for name in ("commondir", "config.worktree", "objects/info/alternates"):
-        if os.path.lexists(inside / name):
-            message = f"the repository has .git/{name}, which leads to another place: this tool does not follow it"
-            raise ToolError(message)
-
-
-async def _run(argv: Sequence[str], folder: Path, data: bytes) -> tuple[int, bytes, bytes]:
+async def _run(argv: Sequence[str], folder: Path, own: Path, data: bytes) -> tuple[int, bytes, bytes]:
     process = await asyncio.create_subprocess_exec(
         *argv,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         cwd=folder,
-        env=_environment(folder),
+        env=_environment(folder, own),
         start_new_session=True,
     )
     try:
@@ -250,13 +263,13 @@ async def _first(stream: asyncio.StreamReader) -> bytes:
     return bytes(found)
 
 
-def _environment(folder: Path) -> dict[str, str]:
+def _environment(folder: Path, own: Path) -> dict[str, str]:
     """Return all that git sees of its environment; nothing of ours."""
     return {
         "PATH": _PATH,
         "LANG": "C.UTF-8",
         "HOME": "/nonexistent",
-        "GIT_DIR": str(folder / ".git"),
+        "GIT_DIR": str(own),
         "GIT_WORK_TREE": str(folder),
         "GIT_CONFIG_NOSYSTEM": "1",
         "GIT_CONFIG_GLOBAL": "/dev/null",
