@@ -129,6 +129,10 @@ lock: $(VENV)/.dev ## resolve the dependencies anew (UPGRADE=--upgrade takes new
 	@$(LOCK) --extra llm --group dev --group build --constraints requirements.lock --output-file requirements-llm.lock pyproject.toml >/dev/null
 LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header $(UPGRADE)
 
+.PHONY: ci
+ci: check test ## what CI runs on every change, but for the image and the audit
+	@$(MAKE) --no-print-directory bench BENCH_ARGS=--quick
+
 .PHONY: audit
 audit: $(VENV)/.dev ## look up known faults of what the locks pin (asks the advisory service)
 	@$(PIP) install --require-hashes --no-deps -r requirements-audit.lock

@@ -125,15 +125,11 @@ def _container(container: Manifest, *, is_production: bool) -> Iterator[str]:
     for which, what in (("requests", "cpu"), ("requests", "memory"), ("limits", "memory")):
         if what not in resources.get(which, {}):
             yield f"has no {what} in {which}"
-    yield from _image(container, is_production=is_production)
-    yield from _secrets(container)
-
-
-def _image(container: Manifest, *, is_production: bool) -> Iterator[str]:
     if is_production and not _DIGEST.fullmatch(container["image"]):
         yield f"its image {container['image']} is not named by digest"
     if not is_production and not (_DIGEST.fullmatch(container["image"]) or _TAG.fullmatch(container["image"])):
         yield f"its image {container['image']} has no tag"
+    yield from _secrets(container)
 
 
 def _secrets(container: Manifest) -> Iterator[str]:

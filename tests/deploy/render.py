@@ -96,7 +96,7 @@ def _patch(folder: Path, objects: list[Manifest], said: Manifest) -> None:
             _operate(each, copy.deepcopy(operation))
 
 
-def _operate(target: Any, operation: Manifest) -> None:  # noqa: ANN401 - any part of a manifest
+def _operate(target: Any, operation: Manifest) -> None:  # noqa: ANN401 - maps and lists in turn
     *parents, last = [part.replace("~1", "/").replace("~0", "~") for part in operation["path"].split("/")[1:]]
     for part in parents:
         target = target[int(part)] if isinstance(target, list) else target[part]
@@ -121,9 +121,7 @@ def _set_image(objects: list[Manifest], image: Manifest) -> None:
         name = re.split(r"[:@]", container["image"])[0]
         if name != image["name"]:
             continue
-        new = name
-        if "newName" in image:
-            new = str(image["newName"])
+        new = str(image.get("newName", name))
         if "digest" in image:
             new += f"@{image['digest']}"
         elif "newTag" in image:

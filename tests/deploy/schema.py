@@ -4,6 +4,8 @@ Ours list what we use and forbid the rest, because a cluster drops unknown field
 ``CALLBOARD_CRDS`` set to a folder of CRD files, theirs are asked as well.
 """
 
+
+
 from __future__ import annotations
 
 import copy
@@ -320,14 +322,10 @@ class _Loader(yaml.SafeLoader):
     """Reads a lone ``=`` as text, as newer YAML does."""
 
 
-def _text(loader: _Loader, node: yaml.ScalarNode) -> object:
-    return loader.construct_scalar(node)
+_Loader.add_constructor("tag:yaml.org,2002:value", lambda _, node: str(node.value))
 
 
-_Loader.add_constructor("tag:yaml.org,2002:value", _text)
-
-
-def _closed(schema: Any) -> Any:  # noqa: ANN401 - any part of a schema
+def _closed(schema: Any) -> Any:  # noqa: ANN401 - maps and lists in turn
     """Forbid what an object's schema does not name."""
     if isinstance(schema, list):
         return [_closed(each) for each in schema]

@@ -6,12 +6,17 @@ import copy
 import re
 import sys
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from callboard.agents.settings import AgentSettings
+from callboard.cli import k8s_pool
+from callboard.runtime.config import Settings
+from callboard.runtime.errors import ConfigError
 from tests.deploy import generated, policy, render, schema
 from tests.deploy.render import Manifest
 
@@ -21,8 +26,13 @@ COUNTS = {"dev-single": 14, "prod-ha": 22, "spot": 27}
 Breakage = Callable[[dict[str, Manifest]], object]
 
 
-def _rendered(name: str) -> list[Manifest]:
+@lru_cache
+def _read(name: str) -> list[Manifest]:
     return render.render(OVERLAYS / name)
+
+
+def _rendered(name: str) -> list[Manifest]:
+    return copy.deepcopy(_read(name))
 
 
 def _nack() -> list[Manifest]:
@@ -116,12 +126,12 @@ def test_an_overlay_keeps_to_the_policy(name: str) -> None:
     assert policy.problems(_rendered(name), is_production=name != "dev-single") == []
 
 
-def _pod(objects: dict[str, Manifest], title: str = "Deployment/callboard-default") -> Any:  # noqa: ANN401 - part of a manifest
-    return objects[title]["spec"]["template"]["spec"]
+def _pod(objects: dict[str, Manifest], title: str = "Deployment/callboard-default") -> Manifest:
+    return render.pods([objects[title]])[0]
 
 
-def _main(objects: dict[str, Manifest], title: str = "Deployment/callboard-default") -> Any:  # noqa: ANN401 - part of a manifest
-    return _pod(objects, title)["containers"][0]
+def _main(objects: dict[str, Manifest], title: str = "Deployment/callboard-default") -> Manifest:
+    return render.containers(_pod(objects, title))[0]
 
 
 def _set_env(objects: dict[str, Manifest], name: str, value: str) -> None:
@@ -134,8 +144,9 @@ def _mount(objects: dict[str, Manifest], title: str, secret: str) -> None:
     _pod(objects, title)["volumes"].append({"name": "more", "secret": {"secretName": secret}})
 
 
-def _egress(objects: dict[str, Manifest], name: str) -> Any:  # noqa: ANN401 - part of a manifest
-    return objects[f"NetworkPolicy/{name}"]["spec"]["egress"][0]
+def _egress(objects: dict[str, Manifest], name: str) -> Manifest:
+    rules: list[Manifest] = objects[f"NetworkPolicy/{name}"]["spec"]["egress"]
+    return rules[0]
 
 
 AGENTS, REGISTRY = "Deployment/callboard-agents", "Deployment/callboard-registry"
@@ -276,23 +287,29 @@ def test_a_pod_drains_for_less_than_its_grace_in_every_overlay() -> None:
     assert seen == {f"Deployment/callboard-{name}" for name in ("default", "agents", "batch", "registry")}
 
 
-def test_all_pods_take_settings_that_exist() -> None:
-    from callboard.agents.settings import AgentSettings
-    from callboard.runtime.config import Settings
-
-    for name in NAMES:
-        objects = render.by_name(_rendered(name))
-        shared = objects["ConfigMap/callboard"]["data"]
-        for pod in render.pods(list(objects.values())):
-            container = pod["containers"][0]
-            if container["command"] != ["callboard"] if "command" in container else True:
-                continue
-            env = shared | {variable["name"]: variable["value"] for variable in container["env"]}
-            settings = Settings.load(env={k: v for k, v in env.items() if not k.endswith("API_KEY_FILE")})
-            assert settings.nats.url == shared["CALLBOARD_NATS__URL"]
-            AgentSettings.read(settings) if hasattr(AgentSettings, "read") else None
-            with pytest.raises(Exception, match=r"(?i)unknown|no such|not a setting|is no"):
-                Settings.load(env=env | {"CALLBOARD_WORKER__DRAIN_GRACE": "1"})
+@pytest.mark.parametrize("name", NAMES)
+def test_all_pods_take_settings_that_exist(name: str, tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("sk-test\n", "utf-8")
+    objects = render.by_name(_rendered(name))
+    shared = objects["ConfigMap/callboard"]["data"]
+    seen = 0
+    for pod in render.pods(list(objects.values())):
+        container = pod["containers"][0]
+        if container["name"] == "nats":
+            continue
+        own = {variable["name"]: variable["value"] for variable in container["env"]}
+        keys = {key: str(tmp_path / "key") for key in own if key.endswith("API_KEY_FILE")}
+        env = shared | own | keys
+        settings = Settings.load(env=env)
+        assert settings.nats.url == shared["CALLBOARD_NATS__URL"]
+        providers = AgentSettings.of(settings).providers
+        assert [
+            each for each in providers if (key := providers[each].api_key) and key.get_secret_value() == "sk-test"
+        ] == ["openai" for _ in keys]
+        with pytest.raises(ConfigError):
+            Settings.load(env=env | {"CALLBOARD_WORKER__DRAIN_GRACE": "1"})
+        seen += 1
+    assert seen == len(render.pods(list(objects.values()))) - (name == "dev-single")
 
 
 def test_the_generated_files_are_what_callboard_writes() -> None:
@@ -303,8 +320,6 @@ def test_the_generated_files_are_what_callboard_writes() -> None:
 
 
 def test_the_login_component_makes_what_a_pool_with_login_is() -> None:
-    from callboard.cli import k8s_pool
-
     found = render.by_name(_rendered("prod-ha"))["Deployment/callboard-default"]
     wanted = copy.deepcopy(k8s_pool.files(generated.keda_default())["deployment.yaml"][0])
     wanted["metadata"]["namespace"] = "callboard"

@@ -19,6 +19,8 @@ PROVIDER_FOLDER: Final = "/etc/callboard/providers"
 CODE_FOLDER: Final = "/srv/code"
 EGRESS_LABEL: Final = "callboard.dev/egress"
 
+_SCRATCH: Final = "/tmp"  # noqa: S108 - an emptyDir of the pod's own
+
 
 class Login(Struct, frozen=True, kw_only=True):
     """Which of the servers' users a pod is. Its Secret ``callboard-<user>`` is mounted there and nowhere else.
@@ -132,10 +134,7 @@ def template(
         is_served: Whether it answers probes; a Job does not.
         more: Further fields of the pod.
     """
-    mounts, volumes = _mounted(room, code=code, providers=providers, login=login)
-    env = [*env, *variables({"HOME": "/tmp", "PYTHONDONTWRITEBYTECODE": "1"})]  # noqa: S108 - an emptyDir of the pod's own
-    if login is not None:
-        env = [*env, *login.variables()]
+    mounts, volumes = _volumes(room, code=code, providers=providers, login=login)
     container: Manifest = {
         "name": name,
         "image": IMAGE,
@@ -143,7 +142,11 @@ def template(
         "command": ["callboard"],
         "args": list(arguments),
         "envFrom": [{"configMapRef": {"name": CONFIG_MAP}}],
-        "env": env,
+        "env": [
+            *env,
+            *variables({"HOME": _SCRATCH, "PYTHONDONTWRITEBYTECODE": "1"}),
+            *(login.variables() if login is not None else ()),
+        ],
         "resources": room.resources(),
         "securityContext": _shut(),
         "volumeMounts": mounts,
@@ -161,24 +164,6 @@ def template(
         **(more or {}),
     }
     return {"metadata": {"labels": dict(marks)}, "spec": spec}
-
-
-def _mounted(
-    room: Room, *, code: str | None, providers: str | None, login: Login | None
-) -> tuple[list[Manifest], list[Manifest]]:
-    """Return the mounts of a container, and its pod's volumes for them."""
-    mounts: list[Manifest] = [{"name": "tmp", "mountPath": "/tmp"}]  # noqa: S108 - an emptyDir of the pod's own
-    volumes: list[Manifest] = [{"name": "tmp", "emptyDir": {"sizeLimit": room.scratch}}]
-    if code is not None:
-        mounts.append({"name": "code", "mountPath": CODE_FOLDER, "readOnly": True})
-        volumes.append({"name": "code", "configMap": {"name": code}})
-    if providers is not None:
-        mounts.append({"name": "providers", "mountPath": PROVIDER_FOLDER, "readOnly": True})
-        volumes.append({"name": "providers", "secret": {"secretName": providers, "defaultMode": 0o440}})
-    if login is not None:
-        mounts.append({"name": "user", "mountPath": USER_FOLDER, "readOnly": True})
-        volumes.append({"name": "user", "secret": {"secretName": login.secret, "defaultMode": 0o440}})
-    return mounts, volumes
 
 
 def spread(marks: Mapping[str, str]) -> list[Manifest]:
@@ -206,6 +191,25 @@ def disruption_budget(name: str, marks: Mapping[str, str]) -> Manifest:
             "selector": {"matchLabels": dict(marks)},
         },
     }
+
+
+def _volumes(
+    room: Room, *, code: str | None, providers: str | None, login: Login | None
+) -> tuple[list[Manifest], list[Manifest]]:
+    """Return where the container sees what, and what that is; the login comes last."""
+    mounts: list[Manifest] = [{"name": "tmp", "mountPath": _SCRATCH}]
+    volumes: list[Manifest] = [{"name": "tmp", "emptyDir": {"sizeLimit": room.scratch}}]
+    if code is not None:
+        mounts.append({"name": "code", "mountPath": CODE_FOLDER, "readOnly": True})
+        volumes.append({"name": "code", "configMap": {"name": code}})
+    for name, place, secret in (
+        ("providers", PROVIDER_FOLDER, providers),
+        ("user", USER_FOLDER, login.secret if login is not None else None),
+    ):
+        if secret is not None:
+            mounts.append({"name": name, "mountPath": place, "readOnly": True})
+            volumes.append({"name": name, "secret": {"secretName": secret, "defaultMode": 0o440}})
+    return mounts, volumes
 
 
 def _restricted() -> Manifest:

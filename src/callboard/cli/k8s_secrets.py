@@ -38,7 +38,9 @@ def secrets(folder: Folder, *, namespace: str) -> list[Manifest]:
         raise ConfigError(message)
     tls = folder.path / "tls"
     hosts = tuple(server.host for server in plan.servers)
-    certificate, key = folder.authority.issue(SERVER, hosts=(*hosts, f"nats.{namespace}.svc.cluster.local"))
+    # by localhost a person comes in through `kubectl port-forward`
+    names = dict.fromkeys((*hosts, f"nats.{namespace}.svc.cluster.local", "localhost"))
+    certificate, key = folder.authority.issue(SERVER, hosts=tuple(names))
     found = [
         _secret("nats-accounts", namespace, {"accounts.conf": folder.path / "accounts.conf"}),
         _secret("nats-tls", namespace, {"ca.crt": tls / "ca.pem", "tls.crt": certificate, "tls.key": key}),
