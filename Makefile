@@ -86,6 +86,14 @@ chaos-upgrade: $(VENV)/.dev ## replace the workers of the version before under 2
 chaos-takeover: $(VENV)/.dev ## kill the host of a turn 200 times and time its heirs (CHAOS="--kills 20")
 	@$(BIN)/python -m tests.chaos.takeover $(CHAOS)
 
+.PHONY: chaos-registry
+chaos-registry: $(VENV)/.dev ## kill the registry's leader 20 times under callers that never stop (CHAOS="--kills 5")
+	@$(BIN)/python -m tests.chaos.registry_kills $(CHAOS)
+
+.PHONY: chaos-post
+chaos-post: $(VENV)/.dev ## kill the host that makes mail of the post 20 times in mid-flood (CHAOS="--kills 5")
+	@$(BIN)/python -m tests.chaos.post_kills $(CHAOS)
+
 .PHONY: chaos-cluster
 chaos-cluster: $(VENV)/.dev ## every fault of three servers under tasks and turns (CHAOS='--fault "leader killed"')
 	@$(BIN)/python -m tests.chaos.cluster_ledger $(CHAOS)
