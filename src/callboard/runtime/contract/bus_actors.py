@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 import pytest
 import pytest_asyncio
@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from callboard.runtime.bus import header, topology
 from callboard.runtime.bus.base import Bus, PubAck, Source, Stored, StreamConfig, Write
 from callboard.runtime.bus.pattern import partition_of
+from callboard.runtime.clock import SYSTEM_CLOCK
 from callboard.runtime.config import TopologySettings
 from callboard.runtime.contract.broker import cas, fill
 from callboard.runtime.contract.eventually import eventually
@@ -33,7 +34,7 @@ def mbox(key: str) -> str:
 
 
 def at(delay_s: float, target: str = MAIL, **more: str) -> dict[str, str]:
-    return header.at(datetime.now(UTC) + timedelta(seconds=delay_s), target) | more
+    return header.at(SYSTEM_CLOCK.now() + timedelta(seconds=delay_s), target) | more
 
 
 async def last_seq(bus: Bus) -> int:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import pytest
 
 from callboard.runtime.bus.base import Bus, Stored, StreamConfig, Write
+from callboard.runtime.clock import SYSTEM_CLOCK
 from callboard.runtime.contract.broker import LOG, WORK, fill, work_queue
 from callboard.runtime.contract.eventually import eventually
 from callboard.runtime.errors import NotFoundError
@@ -22,7 +23,7 @@ class BusRead:
 
     async def test_a_direct_get_returns_the_message_as_it_was_stored(self, bus: Bus) -> None:
         await bus.create_stream(LOG)
-        before = datetime.now(UTC) - timedelta(seconds=1)
+        before = SYSTEM_CLOCK.now() - timedelta(seconds=1)
         await fill(bus, b"old", subject="l.a")
         await bus.store(Write("l.a", b"new", {"X": "é", "Nats-Msg-Id": "1"}))
         await fill(bus, b"other", subject="l.b")
@@ -30,7 +31,7 @@ class BusRead:
         assert found is not None
         assert (found.subject, found.data, found.seq) == ("l.a", b"new", 2)
         assert found.headers == {"X": "é", "Nats-Msg-Id": "1"}
-        assert before < found.time < datetime.now(UTC) + timedelta(seconds=1)
+        assert before < found.time < SYSTEM_CLOCK.now() + timedelta(seconds=1)
         assert await bus.get_seq("L", 2) == found
         plain = await bus.get_seq("L", 1)
         assert plain is not None

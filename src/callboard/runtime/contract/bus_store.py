@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import pytest
 from msgspec.structs import replace
 
 from callboard.runtime.bus import header
 from callboard.runtime.bus.base import Bus, PubAck, StreamConfig, Write
+from callboard.runtime.clock import SYSTEM_CLOCK
 from callboard.runtime.contract.broker import LOG, ONCE, WORK, cas, fill, hands, work_queue
 from callboard.runtime.contract.eventually import eventually
 from callboard.runtime.errors import (
@@ -38,7 +39,7 @@ async def _messages(bus: Bus, stream: str) -> int:
 
 
 def _in(seconds: float, target: str, **more: str) -> dict[str, str]:
-    return header.at(datetime.now(UTC) + timedelta(seconds=seconds), target) | more
+    return header.at(SYSTEM_CLOCK.now() + timedelta(seconds=seconds), target) | more
 
 
 class BusStore:
@@ -229,7 +230,7 @@ class BusStore:
 
     async def test_a_schedule_fires_once_on_its_target(self, bus: Bus) -> None:
         await bus.create_stream(TIMED)
-        due = datetime.now(UTC) + timedelta(seconds=1.2)
+        due = SYSTEM_CLOCK.now() + timedelta(seconds=1.2)
         headers = header.at(due, "s.due") | {"Cb-Task-Id": "t1", "Nats-Msg-Id": "m1"}
         await bus.store(Write("s.later.1", b"body", headers))
         assert await bus.get_last("S", "s.due") is None

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from callboard.runtime.bus.base import Bus, ConsumerConfig, Delivery
+from callboard.runtime.clock import SYSTEM_CLOCK
 from callboard.runtime.contract.broker import WORK, Broker, fill, hands, work_queue
 from callboard.runtime.contract.eventually import eventually
 from callboard.runtime.errors import NotFoundError
@@ -135,7 +136,7 @@ class BusWork:
         await taken.have(1)
         for _ in range(8):
             await bus.extend(taken.tokens[:1])
-            await asyncio.sleep(0.15)
+            await SYSTEM_CLOCK.sleep(0.15)
         assert len(taken.got) == 1
         await taken.have(2, within_s=2)
         assert taken.got[1].delivered == 2
@@ -182,7 +183,7 @@ class BusWork:
         await taken.have(2)
         for _ in range(6):
             await bus.extend(taken.tokens[:1])
-            await asyncio.sleep(0.15)
+            await SYSTEM_CLOCK.sleep(0.15)
         assert len(taken.got) == 2
 
     async def test_unsettled_messages_count_against_the_consumers_limit(self, bus: Bus) -> None:

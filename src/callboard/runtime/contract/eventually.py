@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import time
 from collections.abc import Awaitable, Callable
+
+from callboard.runtime.clock import SYSTEM_CLOCK
 
 POLL_S = 0.01
 
@@ -28,4 +29,4 @@ async def eventually(
         if time.monotonic() > deadline:
             message = f"not within {within_s} s: {what or inspect.getsource(condition).strip()}"
             raise AssertionError(message)
-        await asyncio.sleep(every_s)
+        await SYSTEM_CLOCK.sleep(every_s)
