@@ -86,6 +86,14 @@ chaos-upgrade: $(VENV)/.dev ## replace the workers of the version before under 2
 chaos-takeover: $(VENV)/.dev ## kill the host of a turn 200 times and time its heirs (CHAOS="--kills 20")
 	@$(BIN)/python -m tests.chaos.takeover $(CHAOS)
 
+.PHONY: chaos-registry
+chaos-registry: $(VENV)/.dev ## kill the registry's leader 20 times under callers that never stop (CHAOS="--kills 5")
+	@$(BIN)/python -m tests.chaos.registry_kills $(CHAOS)
+
+.PHONY: chaos-post
+chaos-post: $(VENV)/.dev ## kill the host that makes mail of the post 20 times in mid-flood (CHAOS="--kills 5")
+	@$(BIN)/python -m tests.chaos.post_kills $(CHAOS)
+
 .PHONY: chaos-cluster
 chaos-cluster: $(VENV)/.dev ## every fault of three servers under tasks and turns (CHAOS='--fault "leader killed"')
 	@$(BIN)/python -m tests.chaos.cluster_ledger $(CHAOS)
@@ -120,6 +128,10 @@ lock: $(VENV)/.dev ## resolve the dependencies anew (UPGRADE=--upgrade takes new
 	@$(LOCK) --group audit --constraints requirements.lock --output-file requirements-audit.lock >/dev/null
 	@$(LOCK) --extra llm --group dev --group build --constraints requirements.lock --output-file requirements-llm.lock pyproject.toml >/dev/null
 LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header $(UPGRADE)
+
+.PHONY: ci
+ci: check test ## what CI runs on every change, but for the image and the audit
+	@$(MAKE) --no-print-directory bench BENCH_ARGS=--quick
 
 .PHONY: audit
 audit: $(VENV)/.dev ## look up known faults of what the locks pin (asks the advisory service)

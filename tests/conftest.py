@@ -23,8 +23,9 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("callboard")
 
-# Tests that start processes, one after the other: on a busy machine each takes seconds, and that is no failure.
-SLOW_TO_START = tuple(Path(__file__).parent / name for name in ("acceptance", "chaos"))
+# Tests that start processes, one after the other, or compute through virtual hours: on a busy machine each takes
+# longer, and that is no failure.
+SLOW_TO_START = tuple(Path(__file__).parent / name for name in ("acceptance", "chaos", "simulation"))
 START_LIMIT_S = 300
 
 

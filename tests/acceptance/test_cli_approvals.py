@@ -79,7 +79,7 @@ def test_it_is_shown_and_granted(console: Console, dev: Background) -> None:
     shown = console.run("approvals", "show", id_[:6])
     assert hash_ in shown.out
     assert '"customer": "ann"' in shown.out
-    assert f"callboard approvals grant {id_} --hash {hash_[:12]}" in shown.err
+    assert f"callboard approvals grant {id_} --as ops --hash {hash_[:12]}" in shown.err
     assert console.run("approvals", "show", id_, "--json").json == found
     wrong = console.run("approvals", "grant", id_, "--as", "ops", "--hash", "0" * 12)
     assert (wrong.status, "error[approval_refused]" in wrong.err) == (4, True)

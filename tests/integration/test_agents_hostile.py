@@ -271,7 +271,7 @@ async def test_tools_that_never_return_leave_the_others_their_threads(callboard_
         gate.wait(60)
         return "late"
 
-    calls = tuple(call("hang", f'{{"n":{n}}}', f"c{n}") for n in range(60))
+    calls = tuple(call("hang", f'{{"n":{n}}}', f"c{n}") for n in range(40))
     model = Scripted([Say(tool_calls=calls), Say(text="done")])
 
     class Stuck(Agent, name="stuck", model=model, tools=[hang]):

@@ -439,3 +439,14 @@ async def test_keys_are_nowhere_in_what_a_call_leaves(
     left = "".join(traceback.format_exception(caught.value)) + caplog.text + repr(asked) + repr(vars(caught.value))
     assert CANARY not in left
     assert HEADER_CANARY not in left
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("packing", ["gzip, gzip", "br", "zstd", "gzip,deflate,gzip"])
+async def test_an_answer_that_could_swell_without_end_is_not_unpacked(packing: str, *, stream: bool) -> None:
+    async with Provider([Say(body="x" * 100, headers={"Content-Encoding": packing})]) as provider:
+        near = model(provider)
+        with pytest.raises(ModelSetupError, match="packed as"):
+            _ = await (drain(near.stream(ASK)) if stream else near.complete(ASK))
+        assert provider.calls[0].headers["accept-encoding"] == "gzip, deflate"
+        await near.close()

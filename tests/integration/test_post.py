@@ -171,6 +171,32 @@ async def test_the_brokers_own_headers_do_not_travel(callboard_world: World) -> 
     assert "Callboard's own" in found[1].problem
 
 
+async def test_what_a_carrier_left_undeleted_the_next_one_deletes(callboard_world: World) -> None:
+    world = callboard_world
+    seq = await hand_in(world, "carried")
+    # another host had made mail of it, and died before it deleted it
+    await world.bus.store(Write(subjects.posted("book"), b'{"upto":%d}' % seq))
+    await world.start(Book)
+
+    async def is_empty() -> bool:
+        info = await world.bus.stream_info(subjects.POST)
+        return info is not None and not info.messages
+
+    await eventually(is_empty)
+    assert await mails(world) == []
+
+
+@pytest.mark.parametrize("moment", ["9999-12-31T23:59:59-14:00", "0001-01-01T00:00:00+14:00", "nonsense", ""])
+async def test_a_time_that_is_none_holds_up_nobody_s_mail(callboard_world: World, moment: str) -> None:
+    world = callboard_world
+    await world.start(Book)
+    for name in ("Cb-Not-Before", "Cb-Deadline"):
+        await hand_in(world, "odd", {name: moment}, key="odd")
+    await hand_in(world, "behind")
+    await have(world, 1)
+    assert await lines(world) == ["behind"]
+
+
 async def test_a_delayed_mail_is_held_and_a_repeat_does_not_move_it(callboard_world: World) -> None:
     world = callboard_world
     await world.start(Book)

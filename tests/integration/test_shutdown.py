@@ -147,11 +147,15 @@ async def test_the_check_of_repeated_steps_sees_one(callboard_world: World) -> N
 async def test_a_cooperative_drain_tells_handlers_and_lets_them_finish(callboard_world: World) -> None:
     diary = Diary()
     kind = labourer(callboard_world, diary)
+    # the turn is held in a step until the drain has begun
+    diary.gate = asyncio.Event()
     await callboard_world.client.actor("labourer/ann").tell(Job(0))
     running = await callboard_world.start(kind, worker_id="first")
-    diary.step_s = 0.2
     await eventually(lambda: diary.begun)
-    await running.stop()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(running.stop())
+        await eventually(lambda: diary.drained)
+        diary.gate.set()
     assert await done(callboard_world, "ann") == [0]
     assert diary.drained == ["ann"]
     assert "ann" in diary.told

@@ -183,7 +183,8 @@ async def test_a_long_back_off_is_held_by_the_server_and_keeps_id_and_count(
     await world.start(patient, options=BY_SCHEDULE)
     handle = await world.client.submit(patient, 7, id="patient/1" if named else None, lane="high")
     await eventually(lambda: _is_later(world, handle.id))
-    assert await world.waiting() == 0, "the first message is done with"
+    # the schedule is stored first, and only then is the first message done with
+    await eventually(lambda: _is_taken(world))
     await world.nothing_held()
     assert await world.client.wait(handle, timeout_s=10) == 7
     assert seen == [(handle.id, 1, "high"), (handle.id, 2, "high"), (handle.id, 3, "high")]
@@ -196,6 +197,10 @@ async def test_a_long_back_off_is_held_by_the_server_and_keeps_id_and_count(
     ]
     assert notes[0].scheduled is True
     await eventually(lambda: _is_empty(world))
+
+
+async def _is_taken(world: World) -> bool:
+    return await world.waiting() == 0
 
 
 async def _is_later(world: World, task_id: str) -> bool:

@@ -256,3 +256,41 @@ async def test_a_proxy_of_the_environment_is_not_used(monkeypatch: pytest.Monkey
         here.pages["/"] = page("direct")
         assert "direct" in await fetcher(f"127.0.0.1:{here.port}").function(f"http://127.0.0.1:{here.port}/")
         assert proxy.seen == []
+
+
+async def test_the_body_of_a_redirect_is_not_read() -> None:
+    sent = 0
+
+    async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        if head.startswith("GET /b "):
+            writer.write(page("arrived"))
+        else:
+            writer.write(page("", status="302 Found", head="Location: /b\r\n"))
+            with contextlib.suppress(ConnectionError):
+                while sent < 1 << 30:
+                    writer.write(b"x" * 65_536)
+                    await writer.drain()
+                    sent += 65_536
+        writer.close()
+
+    server = await asyncio.start_server(endless, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        found = await fetcher(f"127.0.0.1:{port}").function(f"http://127.0.0.1:{port}/a")
+    assert found.endswith("/b\narrived")
+    assert sent < 64 << 20
+
+
+@pytest.mark.parametrize("charset", ["punycode", "idna", "unicode_escape", "zlib_codec", "nonsense", "utf-8\x00"])
+async def test_a_page_does_not_choose_how_long_it_takes_to_read(charset: str) -> None:
+    async with site() as here:
+        here.pages["/"] = page("caf\u00e9-9", kind=f"text/plain; charset={charset}")
+        fetch = fetcher(f"127.0.0.1:{here.port}").function
+        try:
+            found = await fetch(f"http://127.0.0.1:{here.port}/")
+        except ToolError:
+            assert "\x00" in charset
+        else:
+            assert found.endswith("caf\u00e9-9")

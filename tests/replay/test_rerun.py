@@ -115,6 +115,23 @@ async def test_an_earlier_turn_runs_on_the_state_of_its_moment(callboard_world: 
     assert (found.turn, found.is_equal, found.steps) == (f"digger/a/{first.seq}", True, 1), found
 
 
+async def test_a_question_that_was_repeated_is_no_turn(callboard_world: World) -> None:
+    """Who heard no answer in time asks again under the same id: the stored answer goes out, and nothing runs."""
+    running = await callboard_world.start(Digger, Heap)
+    ask = callboard_world.client.actor("digger/a").ask
+    said = await ask(Work(3), idempotency_key="1")
+    turn = (await record_of(callboard_world, "digger/a")).mail
+    assert await ask(Work(3), idempotency_key="1") == said
+    await running.stop()
+    repeat = (await record_of(callboard_world, "digger/a")).mail
+    assert repeat > turn
+    Calls.made.clear()
+    found = await again(callboard_world, Digger)
+    assert (found.turn, found.is_equal, found.steps) == (f"digger/a/{turn}", True, 3), found
+    with pytest.raises(HistoryError, match=f"mail {repeat} of digger/a repeats a question: no turn of its own"):
+        await again(callboard_world, Digger, seq=repeat)
+
+
 async def test_a_step_that_asks_for_something_else_is_the_first_difference(callboard_world: World) -> None:
     class Deeper(Actor, name="digger"):
         State = State

@@ -1,18 +1,21 @@
-"""The image, really built and run: read-only, as nobody in particular, drained by SIGTERM, nothing needless in it."""
+"""The image, really built and run: read-only, as a user of no rights, drained by SIGTERM, with nothing else in it."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
+import re
+import shlex
 import socket
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
+import yaml
 
 import callboard
 from callboard.runtime.client import Client
@@ -20,10 +23,10 @@ from callboard.runtime.config import Settings
 from tests.root.book import BOOK
 from tests.support.engine import Engine, EngineRefused
 from tests.support.eventually import eventually
-from tests.support.image import IMAGE, Docker, make_context
+from tests.support.image import IMAGE, LOCKS, ROOT, Docker, make_context
 from tests.support.server import NatsServer, find_binary
 
-pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(1800)]
 TASKS = """
 import asyncio, os
 from callboard import TaskContext, capability
@@ -89,6 +92,14 @@ class Box:
             return bool(urllib.request.urlopen(f"http://127.0.0.1:{self.port}/readyz", timeout=5).status == 200)
         return False
 
+    def running(self, capability: str) -> int:
+        """Return how many tasks it says it runs."""
+        text = urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=5).read().decode()
+        found = re.search(
+            rf'^callboard_tasks_running{{[^}}]*capability="{capability}"[^}}]*}} (\d+)', text, flags=re.MULTILINE
+        )
+        return int(found[1]) if found else 0
+
     def asks_itself(self, path: str) -> int:
         """Run the health check's own command in the container."""
         return self._docker.run(
@@ -135,12 +146,7 @@ async def test_a_worker_serves_drains_and_cannot_write(docker: Docker, server: N
         assert said == ["ann", 10001, 10001, False, False]
         naps = [await client.submit("nap", 3.0) for _ in range(4)]
 
-        async def is_running() -> bool:
-            url = f"http://127.0.0.1:{box.port}/metrics"
-            text = await asyncio.to_thread(lambda: urllib.request.urlopen(url, timeout=5).read().decode())
-            return 'callboard_tasks_running{capability="nap"' in text and '"} 4.0' in text
-
-        await eventually(is_running, within_s=30)
+        await eventually(lambda: box.running("nap") == 4, within_s=30, what="all naps run", every_s=0.1)
         assert box.stop() == 0, box.log()
         assert [await client.wait(each) for each in naps] == ["rested"] * 4
     assert "drain_begun" in box.log()
@@ -174,10 +180,67 @@ def test_nothing_is_in_it_that_only_the_build_needs(docker: Docker) -> None:
     assert "PIP_" not in history
 
 
+def _flags(service: dict[str, Any], folder: Path) -> list[str]:
+    """Return what `docker run` is given for a service of Compose, but for its image, network and command."""
+    assert service["read_only"] is True
+    found = ["--read-only", *(f"--cap-drop={each}" for each in service["cap_drop"])]
+    found += [f"--security-opt={each}" for each in service["security_opt"]]
+    found += [f"--tmpfs={each}" for each in service["tmpfs"]]
+    found += [f"--env={name}={value}" for name, value in service["environment"].items()]
+    for volume in service.get("volumes", ()):
+        source, _, rest = re.sub(r"^\$\{\w+:-([^}]*)\}", r"\1", volume).partition(":")
+        found.append(f"--volume={(folder / source).resolve() if source.startswith('.') else source}:{rest}")
+    if "stop_signal" in service:
+        found.append(f"--stop-signal={service['stop_signal']}")
+    check = service.get("healthcheck", {})
+    if "test" in check:
+        found.append(f"--health-cmd={shlex.join(check['test'][1:])}")
+        found += [f"--health-{name.replace('_', '-')}={check[name]}" for name in ("interval", "timeout", "retries")]
+    if "entrypoint" in service:
+        found.append(f"--entrypoint={service['entrypoint'][0]}")
+    return found
+
+
+def _order(service: dict[str, Any]) -> list[str]:
+    words = [*service.get("entrypoint", [])[1:], *service["command"]]
+    return [re.sub(r"^\$\{\w+:-([^}]*)\}$", r"\1", word) for word in words]
+
+
+async def test_the_services_of_compose_work_together(docker: Docker) -> None:
+    """Run each as Compose would, in one network of their own that leads nowhere."""
+    path = ROOT / "deploy" / "compose" / "compose.yaml"
+    services = yaml.safe_load(path.read_text("utf-8"))["services"]
+
+    def start(name: str, network: list[str]) -> str:
+        service = services[name]
+        given = [*_flags(service, path.parent), *network, IMAGE, *_order(service)]
+        return docker.run("run", "-d", *given).stdout.strip()
+
+    def said(what: str, container: str) -> str:
+        return docker.run("inspect", "--format", what, container).stdout.strip()
+
+    server = start("nats", ["--network=none", "--add-host=nats:127.0.0.1"])
+    health = "{{.State.Health.Status}}"
+    await eventually(lambda: said(health, server) == "healthy", within_s=90, what="the server is healthy", every_s=0.5)
+    shared = [f"--network=container:{server}"]
+    provision = start("provision", shared)
+    assert docker.run("wait", provision).stdout.strip() == "0", docker.run("logs", provision).stderr
+    worker = start("worker", shared)
+    await eventually(lambda: said(health, worker) == "healthy", within_s=120, what="the worker is healthy", every_s=0.5)
+    asked = docker.run("exec", worker, "callboard", "ask", "greeter/ann", "Ask", '{"text": "bob"}')
+    assert "bob" in asked.stdout
+    lonely = docker.run(
+        "exec", worker, "python3", "-c", "import socket; socket.create_connection(('192.0.2.1', 80), 3)", check=False
+    )
+    assert lonely.returncode != 0
+    for container in (worker, server):
+        docker.run("stop", "--time", "60", container)
+        assert said("{{.State.ExitCode}}", container) == "0", docker.run("logs", container).stderr[-2000:]
+
+
 def test_the_builder_is_given_nothing_else(docker: Docker) -> None:
     sent = docker.sent(CONTEXT[0])
     assert (CONTEXT[0] / "secret.txt").exists()
-    wanted = {"src", "deploy", "wheels", "pyproject.toml", "README.md", "LICENSE"}
-    wanted |= {"requirements-image-build.lock", "requirements-image.lock"}
-    assert {each.partition("/")[0] for each in sent} <= wanted
+    allowed = {"src", "deploy", "wheels", "pyproject.toml", "README.md", "LICENSE", *LOCKS}
+    assert {each.partition("/")[0] for each in sent} <= allowed
     assert [each for each in sent if each.startswith("deploy/")] == ["deploy/image/health.py"]

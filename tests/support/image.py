@@ -23,7 +23,7 @@ _PROGRAMS = ("sh", "mkdir", "chown")
 _LEFT_OUT = re.compile(
     r"/(__pycache__|test|tests|idlelib|site-packages|tkinter|lib2to3|turtledemo|config-[^/]*)(/|$)|\.a$"
 )
-_TIMEOUT_S = 600
+_TIMEOUT_S = 1500
 
 
 class Docker:

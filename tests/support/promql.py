@@ -156,7 +156,7 @@ def _series(found: Expression, name: str, tokens: list[tuple[str, str]], place: 
         inside = tokens[place + 1 : end]
         for at in range(0, len(inside), 4):
             part = [value for _, value in inside[at : at + 3]]
-            if len(part) < 3 or part[1] not in {"=", "!=", "=~", "!~"}:  # label, operator, value
+            if len(part) < 3 or part[1] not in {"=", "!=", "=~", "!~"}:
                 raise Malformed(f"cannot read the matchers of {name}")  # noqa: EM102 - a finding
             found.picks.append((name, part[0], part[1], part[2][1:-1]))
         place = end + 1

@@ -9,9 +9,11 @@ from decimal import Decimal
 import msgspec
 import pytest
 
-from callboard.agents.errors import ModelOutputError
-from callboard.agents.llm import chat, fault
-from callboard.agents.llm.base import Completion, Prompt, user
+from callboard.agents import window
+from callboard.agents.errors import ContextTooLongError, ModelOutputError
+from callboard.agents.llm import chat, estimate, fault, typed
+from callboard.agents.llm.base import Completion, Message, Prompt, ToolCall, ToolSpec, user
+from callboard.agents.llm.extractive import Extractive
 from callboard.agents.llm.scope import MOST_TOKENS, MOST_USD, Amount, check_amount, possible
 from callboard.agents.tools.builtin.page import words
 from callboard.cli.output import one_line, visible
@@ -171,3 +173,32 @@ def test_a_text_cannot_look_like_another_to_who_decides() -> None:
     )
     assert one_line("Refund\nhash:       0000\x85risk: low") == "Refund hash: 0000 risk: low"
     assert visible("naïve 日本 👩\u200d🚀") == "naïve 日本 👩\u200d🚀"
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "{" * 100_000, "\ud800", "", "\x00"])
+@pytest.mark.parametrize("kind", [list[int], dict[str, int]])
+def test_an_answer_that_cannot_be_read_is_told_so(text: str, kind: object) -> None:
+    with pytest.raises(ModelOutputError):
+        typed.parse(text, kind, model="m")
+
+
+async def test_the_extractive_model_answers_whatever_it_is_asked() -> None:
+    tool = ToolSpec(name="t", description="word", parameters={})
+    for prompt in (
+        Prompt(messages=()),
+        Prompt(messages=(Message(role="tool", text="x"),)),
+        Prompt(messages=(user("word " * 100),), tools=(tool,)),
+        Prompt(messages=(user("word"),), output={"$ref": "#"}),
+    ):
+        assert (await Extractive().complete(prompt)).finish in {"stop", "tool_calls"}
+
+
+def test_results_that_together_are_too_much_are_shown_by_their_beginnings() -> None:
+    calls = tuple(ToolCall(id=f"c{n}", name="t") for n in range(64))
+    told = tuple(Message(role="tool", text="x" * 32_000, tool_call_id=call.id, name="t") for call in calls)
+    shown = window.Window(task=(user("go"), Message(role="assistant", tool_calls=calls), *told))
+    found = window.pack(shown, limit_tokens=100_000, count=lambda said: sum(map(estimate.message_tokens, said)))
+    assert len(found) == 66
+    assert {len(message.text) > 2000 for message in found[2:]} == {True}
+    with pytest.raises(ContextTooLongError):
+        window.pack(shown, limit_tokens=100, count=lambda said: sum(map(estimate.message_tokens, said)))

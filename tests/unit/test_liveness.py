@@ -172,6 +172,16 @@ def test_line_9_elsewhere_it_takes_two_seconds(server: str) -> None:
     assert seen.is_dead("w", 12.1)
 
 
+def test_an_answered_ping_tells_the_server_of_one_that_was_not_heard_yet() -> None:
+    for server, is_dead in (("s1", True), ("s2", False), ("", False)):
+        seen = Liveness("me", now_s=9.0)
+        seen.heard("me", 9.9, server="s1")
+        seen.pinged("w", 10.0, answered=True, server=server)
+        for at_s in (10.1, 10.35, 10.6):
+            seen.pinged("w", at_s, answered=False, via="s1")
+        assert seen.is_dead("w", 10.6) is is_dead
+
+
 def test_line_9_pings_through_another_server_than_the_worker_s_are_elsewhere() -> None:
     seen = observer()
     for at_s in (10.1, 10.35, 10.6):

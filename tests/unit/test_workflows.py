@@ -1,4 +1,4 @@
-"""The workflows hold to their format, run what the Makefile has, pin what they use, and may do no more than needed."""
+"""The workflows hold to their format, run what make has, pin what they use, and do no more than they need."""
 
 from __future__ import annotations
 

@@ -229,7 +229,8 @@ def refusal(entry: Entry, *, by: str, role: str, given_hash: str | None) -> Refu
     if not by:
         return Refusal("not_allowed", "a decision needs the name of who decides: `by`")
     if not may_decide(entry.to, by, role):
-        return Refusal("not_allowed", f"only {entry.to} may decide this, not {' for '.join(filter(None, (by, role)))}")
+        who = " for ".join(filter(None, (by, role)))
+        return Refusal("not_allowed", f"only {entry.to} may decide this, not {who}: decide as one of them (--as NAME)")
     if given_hash is not None and given_hash != entry.hash:
         said = given_hash[:12] or "none"
         return Refusal(

@@ -19,6 +19,8 @@ FENCE_RULE = (
 )
 # What stays of the result of a tool that was called a while ago, when room is short.
 SHORT_RESULT_CHARS = 400
+# Of those of the last round, when all of them together are too much.
+LAST_RESULT_CHARS = (8_000, 2_000, SHORT_RESULT_CHARS)
 # What a conversation keeps of one result when its task is over.
 KEPT_RESULT_CHARS = 2_000
 # And of any other message; and how much room all of them have in a state, which is limited in bytes (1 MiB by default).
@@ -35,7 +37,7 @@ class Window(Struct, frozen=True, kw_only=True):
         head: Instructions; always shown.
         history: The conversation before this task; its oldest exchanges go first.
         task: The task and everything since; its oldest results are shortened, then its oldest rounds go. The task
-            itself and the last round always stay.
+            itself and the last round always stay; its results are shortened where they alone are too much.
     """
 
     head: tuple[Message, ...] = ()
@@ -128,6 +130,13 @@ def _packed_task(window: Window, *, limit_tokens: int, count: Count) -> tuple[Me
         if len(short) <= 1:
             break
         short = short[1:]
+    # what the last round's tools returned is too much by itself: the model sees the beginning of each
+    for chars in LAST_RESULT_CHARS:
+        cut = tuple(_cut(message, chars) for group in short for message in group)
+        shown = (*window.head, question, *cut)
+        needed = count(shown)
+        if needed <= limit_tokens:
+            return shown
     text = (
         f"instructions, task and the last round take {needed:,} tokens, and there is room for {limit_tokens:,}: "
         "shorten the task or what its tools return, or take a model with a larger context (context_tokens=)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -82,8 +83,9 @@ def show(session: Session, /, approval: str) -> None:
         # JSON has no line ends but its own; what else was written here would look like a line of ours
         tell(f"{name + ':':<12}{text if name in _AS_JSON else one_line(text)}")
     if found.entry.status == "pending":
-        note(f"\ncallboard approvals grant {found.id} --hash {found.entry.hash[:_HASH_SHOWN]}")
-        note(f"callboard approvals deny {found.id} --reason '…'")
+        role = f" --as {shlex.quote(one_line(found.entry.to.split(',')[0].strip()))}" if found.entry.to else ""
+        note(f"\ncallboard approvals grant {found.id}{role} --hash {found.entry.hash[:_HASH_SHOWN]}")
+        note(f"callboard approvals deny {found.id}{role} --reason '…'")
 
 
 def _decision(function: F) -> F:

@@ -162,16 +162,21 @@ def _names(files: list[Path]) -> str:
 
 
 def _tries(parts: Parts) -> list[str]:
-    """Return commands that work as they stand: an ask for each actor type, a submit for a capability."""
+    """Return commands that work as they stand: an ask for each actor type, a start for each flow, or a submit."""
     import shlex
 
+    from callboard.agents.run_record import PREFIX
     from callboard.runtime.actor.definition import ActorType
     from callboard.runtime.sample import sample_of
 
-    lines = []
+    lines: list[str] = []
     for actor in parts.actors:
         for name, handler in list(ActorType.of(actor).handlers.items())[:1]:
             body = sample_of(handler.shape.schema()) if handler.shape is not None else {}
+            flow = actor.actor_name.removeprefix(PREFIX)
+            if flow != actor.actor_name:
+                lines.append(f"callboard runs start {flow} {_quoted(body)} --wait")
+                continue
             lines.append(f"callboard ask {actor.actor_name}/ann {shlex.quote(name)} {_quoted(body)}")
     if not lines:
         lines = [

@@ -100,7 +100,7 @@ _STATUS: Final[dict[str, int]] = {
 }
 
 _HINTS: Final[dict[str, str]] = {
-    "bus_connect": "`callboard up` runs a server here; --nats, CALLBOARD_NATS__URL or callboard.yaml name another one",
+    "bus_connect": "--nats, CALLBOARD_NATS__URL or callboard.yaml name another one",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shlex
 from pathlib import Path
 
@@ -42,6 +43,8 @@ def agent(session: Session, /, name: str, *, folder: Path) -> None:
         click.echo(f"left {path} as it is")
     task = shlex.quote('{"text": "A wall of 3 by 4 metres"}')
     click.echo("\nNext:" + (f"\n  cd {shlex.quote(str(folder))}" if folder != Path() else ""))
+    if importlib.util.find_spec("pytest") is None:
+        click.echo("  pip install pytest                              once, for the test")
     click.echo(f"  python -m pytest {made.test.name}{' ' * max(1, 33 - len(made.test.name))}it needs no key")
     click.echo(f"  callboard dev {made.agent.name}{' ' * max(1, 36 - len(made.agent.name))}in one terminal")
     click.echo(f"  callboard ask {name}/ann Task {task}   in another")

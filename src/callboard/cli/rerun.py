@@ -100,9 +100,16 @@ async def _rerun(
 
 def _actors(modules: Sequence[str]) -> Actors:
     from callboard.runtime.actor.definition import with_companions
+    from callboard.runtime.errors import ModuleLoadError
     from callboard.runtime.loader import INSTALLED, load_parts
 
-    parts = load_parts(modules or (INSTALLED,))
+    try:
+        parts = load_parts(modules or (INSTALLED,))
+    except ModuleLoadError as error:
+        if modules:
+            raise
+        message = f"say where today's code is: --module FILE, a folder or a module; {error}"
+        raise ModuleLoadError(message) from error
     for each in parts.skipped:
         note(f"left out {each.name}: {each.error}")
     return {actor.actor_name: actor for actor in with_companions(parts.actors)}

@@ -30,11 +30,13 @@ def _document(components: list[dict[str, Any]], needs: dict[str, list[str]]) -> 
     from callboard.runtime.version import VERSION
 
     root = f"pkg:pypi/callboard@{VERSION}"
+    own = {"type": "application", "bom-ref": root, "name": "callboard", "version": VERSION, "purl": root}
+    refs = (root, *sorted(needs.keys() - {root}))
     body = {
-        "metadata": {"component": {"type": "application", "bom-ref": root, "name": "callboard", "version": VERSION, "purl": root}},
+        "metadata": {"component": own},
         "components": components,
-        "dependencies": [{"ref": ref, "dependsOn": sorted(needs[ref])} for ref in (root, *sorted(needs.keys() - {root}))],
-    }  # fmt: skip
+        "dependencies": [{"ref": ref, "dependsOn": sorted(needs[ref])} for ref in refs],
+    }
     # the same content bears the same number
     number = uuid.uuid5(uuid.NAMESPACE_URL, json.dumps(body, sort_keys=True))
     head = {"bomFormat": "CycloneDX", "specVersion": "1.6", "serialNumber": f"urn:uuid:{number}", "version": 1}

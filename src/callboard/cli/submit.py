@@ -105,7 +105,7 @@ def _no_constant(name: str) -> object:
 
 def _labels(text: str | None) -> dict[str, str]:
     pairs = [pair.partition("=") for pair in (text or "").split(",") if pair.strip()]
-    if not all(sign for _, sign, _ in pairs):
+    if not all(sign and name.strip() for name, sign, _ in pairs):
         message = f"{text!r} must be written like gpu=yes,zone=a"
         raise click.BadParameter(message, param_hint="--labels")
     return {key.strip(): value.strip() for key, _, value in pairs}

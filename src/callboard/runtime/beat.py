@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from callboard.runtime import events, logs, subjects
 from callboard.runtime.bus.base import Message
@@ -15,6 +15,8 @@ from callboard.runtime.errors import DecodeError
 _SHOWN = 80
 _log = logs.get_logger(__name__)
 
+# A beat with a number outside these is none: whoever adds them up or divides by them shall not fail.
+Count = Annotated[int, Meta(ge=0, le=1_000_000_000_000)]
 WorkerStatus = Literal["starting", "ready", "deaf", "draining", "stopped"]
 
 
@@ -35,10 +37,10 @@ class CapabilityLoad(Struct, frozen=True, kw_only=True):
 
     name: str
     pool: str
-    slots: int
-    busy: int
-    unsettled: int
-    backlog: int
+    slots: Count
+    busy: Count
+    unsettled: Count
+    backlog: Count
     is_paused: bool = False
     ended: int = 0
     again: int = 0
@@ -66,18 +68,18 @@ class ActorLoad(Struct, frozen=True, kw_only=True):
     """
 
     kind: str
-    partitions: list[int]
-    active: int
-    running: int
+    partitions: list[Count]
+    active: Count
+    running: Count
     version: int
     fingerprint: str
-    waiting: int = 0
-    mails: int = 0
+    waiting: Count = 0
+    mails: Count = 0
     ended: int = 0
     run_times_s: list[float] = []
-    of: int = 0
-    only: list[int] = []
-    busy: dict[str, int] = {}
+    of: Count = 0
+    only: list[Count] = []
+    busy: dict[str, Count] = {}
 
 
 class Beat(Struct, frozen=True, kw_only=True):
@@ -123,7 +125,7 @@ def decode_beat(data: bytes) -> Beat:
     """
     try:
         return _decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         message = f"this is not a heartbeat: {error}"
         raise DecodeError(message) from error
 

@@ -15,7 +15,7 @@ def _labels(value: object) -> object:
     if not isinstance(value, str):
         return value
     pairs = [pair.partition("=") for pair in value.split(",") if pair.strip()]
-    if not all(sign for _, sign, _ in pairs):
+    if not all(sign and name.strip() for name, sign, _ in pairs):
         kind, text = "labels", "must be written like gpu=yes,zone=a"
         raise PydanticCustomError(kind, text)
     return {key.strip(): text.strip() for key, _, text in pairs}

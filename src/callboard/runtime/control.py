@@ -79,10 +79,10 @@ def decode_death(data: bytes) -> Accusation | ProcessEnd:
     """
     try:
         return _process_end.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         pass  # then it must be the other form
     try:
         return _accusation.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         message = f"this is no report of a death: {error}"
         raise DecodeError(message) from error

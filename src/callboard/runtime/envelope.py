@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -227,18 +228,18 @@ def lane_of(priority: int) -> Lane:
 
 
 def parse_deadline(value: str | None) -> datetime | None:
-    """Return the time in a ``Cb-Deadline`` header, None when absent.
+    """Return the time in a ``Cb-Deadline`` header in UTC, None when absent.
 
     Raises:
-        InputError: If it is not an RFC 3339 time with an offset.
+        InputError: If it is not an RFC 3339 time with an offset, or one that UTC has no year of four digits for.
     """
     if value is None:
         return None
-    try:
-        moment = datetime.fromisoformat(value)
-    except ValueError:
-        moment = None
-    if moment is None or moment.tzinfo is None:
+    moment = None
+    with suppress(ValueError, OverflowError):
+        given = datetime.fromisoformat(value)
+        moment = given.astimezone(UTC) if given.tzinfo is not None else None
+    if moment is None:
         message = f"{header.DEADLINE} {value[:40]!r} is not an RFC 3339 time such as 2026-11-21T09:30:00Z"
         raise InputError(message)
     return moment

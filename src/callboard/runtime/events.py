@@ -95,6 +95,7 @@ REGISTRY_LED: Final = "callboard.v1.registry.led"  # info: agents; this worker a
 CONTEXT_UNSWEPT: Final = "callboard.v1.context.unswept"  # warning: scope, code, message; what is over stays for now
 REGISTRY_UNHOSTED: Final = "callboard.v1.registry.unhosted"  # warning: worker, message; look-ups go to other workers
 REGISTRY_DUPLICATED: Final = "callboard.v1.registry.duplicated"  # error: actor, code, holder; two claim one address
+REGISTRY_FAILED: Final = "callboard.v1.registry.failed"  # error: subject, code; the asker is told
 REGISTRY_UNWRITTEN: Final = "callboard.v1.registry.unwritten"  # debug: actor, code; tried again
 
 # --- agents ------------------------------------------------------------------------------------------------------

@@ -266,7 +266,7 @@ class GroupDesk:
     def _on_order(self, bus: Bus, message: Message) -> None:
         try:
             problem = self._obey(decode_order(message.data))
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             problem = f"not an order: {error}"
         body = {"group": self.id, "error": problem} if problem else {"group": self.id, "ok": True}
         if message.reply:

@@ -73,7 +73,7 @@ def decode_group(data: bytes) -> GroupBeat:
     """
     try:
         return _decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         message = f"this is not a group's beat: {error}"
         raise DecodeError(message) from error
 

@@ -197,7 +197,8 @@ class LeaseKeeper:
 
     def _on_ping(self, message: Message) -> None:
         if message.reply:
-            self._answers.append((message.reply, b""))
+            # who has not heard a beat of ours yet learns by it what our silence would mean
+            self._answers.append((message.reply, self.server.encode()))
             self._answers_due.set()
 
     def _on_echo(self, echo: _Echo) -> None:
@@ -233,7 +234,7 @@ class LeaseKeeper:
             return
         try:
             question = _question.decode(message.data)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return
         seqs = question.seqs or [0] * len(question.tasks)
         turns = question.turns or [0] * len(question.tasks)

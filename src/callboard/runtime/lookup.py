@@ -166,7 +166,7 @@ async def who_holds(bus: Bus, task_id: str, *, clock: Clock = SYSTEM_CLOCK) -> l
     def on_answer(message: Message) -> None:
         try:
             answer = msgspec.json.decode(message.data, type=HoldsAnswer)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return
         if task_id in answer.held:
             holders.append(answer.worker)
@@ -284,7 +284,7 @@ def as_progress(stored: Stored) -> Progress | None:
     """Return the progress event in a message, or None when it is none."""
     try:
         return msgspec.json.decode(stored.data, type=Progress)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
 

@@ -146,7 +146,7 @@ class Questions:
         def on_answer(message: Message) -> None:
             try:
                 answer = _answer.decode(message.data)
-            except msgspec.DecodeError:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 return
             held.update(answer.held)
             waiting_for.discard(answer.worker)

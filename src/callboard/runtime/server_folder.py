@@ -148,7 +148,7 @@ class DataFolder:
         """Return the note as it stands, of a living or a dead server, or None."""
         try:
             return msgspec.json.decode(self.state_file.read_bytes(), type=RunningServer)
-        except (OSError, msgspec.DecodeError):
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
 
     def member_names(self) -> list[str]:

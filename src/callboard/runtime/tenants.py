@@ -51,7 +51,7 @@ def read(path: Path) -> list[Served]:
     """
     try:
         found = msgspec.json.decode(path.read_bytes(), type=list[Served])
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         message = f"worker.tenants: {path} cannot be used: {error}"
         raise ConfigError(message) from error
     names = [each.name for each in found]

@@ -385,7 +385,7 @@ class Tickets:
 def _event(stored: Stored) -> TicketEvent:
     try:
         found = msgspec.json.decode(stored.data, type=TicketEvent)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         message = f"{stored.subject}: the change at {stored.seq} cannot be read: {error}"
         raise DecodeError(message) from error
     return msgspec.structs.replace(found, seq=stored.seq)

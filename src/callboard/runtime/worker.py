@@ -395,7 +395,7 @@ class Worker:
     def _on_cancel(self, bus: Bus, message: Message) -> None:
         try:
             request = decode_cancel(message.data)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return
         found = [pool.cancel(request.task, request.reason) for pool in self.pools.values()]
         if any(found):
@@ -404,7 +404,7 @@ class Worker:
     def _on_order(self, bus: Bus, message: Message) -> None:
         try:
             order = decode_order(message.data)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             self._reply(bus, message, {"worker": self.id, "error": f"not an order: {error}"})
             return
         if order.op in ("drain", "stop"):

@@ -281,5 +281,7 @@ def _shared(tool: ToolSpec, question: str) -> int:
 def _call(tool: ToolSpec, question: str, place: int) -> ToolCall:
     required = set(tool.parameters.get("required") or ())
     filled = _fill(tool.parameters, question, name="", defs=_definitions(tool.parameters), depth=0) or {}
-    given = {key: value for key, value in filled.items() if key in required}
+    # a schema that says nothing of an object is filled with a text
+    fields = filled if isinstance(filled, dict) else {}
+    given = {key: value for key, value in fields.items() if key in required}
     return ToolCall(id=f"{tool.name}-{place}", name=tool.name, arguments=msgspec.json.encode(given).decode())

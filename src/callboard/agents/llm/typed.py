@@ -63,7 +63,7 @@ def parse(text: str, kind: type[T] | Any, *, model: str = "") -> T:  # noqa: ANN
     for candidate in _candidates(text):
         try:
             value = decode(_unwrapped(candidate) if is_wrapped else candidate.encode())
-        except DecodeError as error:
+        except (DecodeError, UnicodeEncodeError) as error:
             problem = str(error)
         else:
             return cast("T", value)
@@ -212,7 +212,7 @@ def _unwrapped(text: str) -> bytes:
     """Return the only field of what stands for a value that is no object; a bare value as it is."""
     try:
         found = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return text.encode()
     return bytes(found[WRAPPED]) if set(found) == {WRAPPED} else text.encode()
 

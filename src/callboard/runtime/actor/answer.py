@@ -112,7 +112,7 @@ def failure(message: Message, address: Address) -> CallboardError:
     code = (message.headers or {}).get(header.ERROR, "")
     try:
         found = _error.decode(message.data).error
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         found = ReplyError(code=code or ActorError.code, message=message.data[:200].decode(errors="replace"))
     return exception(found, address)
 
@@ -132,7 +132,7 @@ def check_order(message: Message, address: Address) -> None:
     """Raise the error in an answer to an order, if it is one."""
     try:
         found = _maybe.decode(message.data).error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         text = f"the owner of {address} answered with something that is no answer to an order: {error}"
         raise DecodeError(text) from error
     if found is UNSET:

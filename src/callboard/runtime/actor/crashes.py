@@ -41,7 +41,7 @@ def deaths(found: Sequence[Stored]) -> int:
             try:
                 value = step.decode(stored.data).value
                 notes.append(_note.decode(value if value is not UNSET else b""))
-            except (DecodeError, msgspec.DecodeError):
+            except (DecodeError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 continue
     steps = _steps(found)
     return sum(1 for note in notes if note.steps == steps)

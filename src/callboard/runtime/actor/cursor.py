@@ -53,7 +53,7 @@ def decode(data: bytes) -> Cursor:
     """
     try:
         return _decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         message = f"this is not a cursor: {error}"
         raise DecodeError(message) from error
 

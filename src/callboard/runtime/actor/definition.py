@@ -295,7 +295,7 @@ class ActorType:
     def _migrated(self, state: Shape, data: bytes, schema: int) -> object:
         try:
             old = msgspec.json.decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             problem = f"{self.name}: the stored state is no JSON: {error}"
             raise StateDecodeError(problem) from error
         new = migration.bring(old, self._migrations, since=schema, to=self.version, what=self.name)

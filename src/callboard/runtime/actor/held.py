@@ -123,7 +123,7 @@ class Held:
         """
         try:
             freed = _freed.decode(message.data)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return
         partition = self._partitions.get((freed.kind, freed.partition))
         if partition is None or (freed.epoch is not None and freed.epoch < partition.taken_epoch):

@@ -251,6 +251,8 @@ class ActorHost:
 
     def _on_cursor(self, message: Message) -> None:
         _, _, kind, number = message.subject.split(".")
+        if not number.isdecimal():
+            return
         place = (kind, int(number))
         try:
             found = cursors.decode(message.data)

@@ -95,7 +95,7 @@ def decode_letter(data: bytes) -> MailLetter:
     """
     try:
         return _decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         message = f"this is not a mail's dead letter: {error}"
         raise DecodeError(message) from error
 

@@ -125,7 +125,7 @@ class Liveness:
         """Note that our own link was away: amnesty begins."""
         self._pardon(now_s)
 
-    def pinged(self, worker: str, now_s: float, *, answered: bool, via: str = "") -> bool:
+    def pinged(self, worker: str, now_s: float, *, answered: bool, via: str = "", server: str = "") -> bool:
         """Note the end of a ping; return whether to tell others: the first one unanswered, of one not doubted yet.
 
         Args:
@@ -133,6 +133,7 @@ class Liveness:
             now_s: When the ping was *sent*.
             answered: False for "no responders". A ping that timed out must not be noted.
             via: Name of the server that passed it on; by default the one that our beats come from.
+            server: Name of the server that the answer came from, "" when it does not say.
         """
         if worker == self.me:
             return False
@@ -142,6 +143,7 @@ class Liveness:
             if peer.left_s is None or now_s > peer.left_s:
                 peer.revive(max(now_s, peer.heard_s or now_s))
                 peer.is_mute = False
+                peer.server = server or peer.server
         elif peer.heard_s is None or now_s >= peer.heard_s:
             peer.miss(now_s, via or self._server)
             return peer.unanswered == 1 and not peer.is_mute and now_s >= peer.suspected_until_s

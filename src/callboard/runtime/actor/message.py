@@ -258,7 +258,7 @@ def _with_unknown(data: bytes, original: bytes, known: frozenset[str]) -> bytes:
     try:
         before = _fields_json.decode(original)
         now = _fields_json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return data
     extras = {name: raw for name, raw in before.items() if name not in known and name not in now}
     return msgspec.json.encode({**now, **extras}) if extras else data

@@ -89,7 +89,7 @@ class OrderServer:
     async def _answer(self, message: Message, kind: str, key: str) -> None:
         try:
             order = _order.decode(message.data)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             body: dict[str, object] = {"error": {"code": DecodeError.code, "message": f"not an order: {error}"}}
         else:
             body = await self._obey(order, kind, key)

@@ -67,6 +67,9 @@ class Owners:
         read: list[tuple[Place, Cursor]] = []
         for stored in await self._bus.get_many(subjects.ACTORS, [f"cb.cursor.{name}.*" for name in kinds]):
             _, _, kind, number = stored.subject.split(".")
+            if not number.isdecimal():
+                # nobody's partition, whoever wrote that
+                continue
             try:
                 found = cursors.decode(stored.data)
             except DecodeError as error:

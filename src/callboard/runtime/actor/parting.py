@@ -323,7 +323,7 @@ def _grouped(sent: Sequence[Sent]) -> dict[tuple[str, str, str], list[Sent]]:
 def _value(data: bytes) -> object:
     try:
         return msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return data.hex()
 
 

@@ -20,8 +20,13 @@ from callboard.runtime.errors import (
 )
 
 PING_EVERY_S = 0.25
+# A worker that has just begun asks sooner: until it was answered it cannot tell a death from a way that is broken.
+FIRST_EVERY_S = 0.05
+FIRST_S = 2.0
 # More at a time are left to the next rounds, and to their beats.
 MAX_PINGS = 64
+# Longer names of servers are cut.
+MAX_NAME_BYTES = 256
 
 
 class Pinger:
@@ -44,11 +49,12 @@ class Pinger:
         self._is_refused = False
 
     async def run(self) -> None:
-        """Ping four times a second until cancelled; returns only if our user has no leave to ping.
+        """Ping four times a second until cancelled, at first more often; returns only if our user may not ping.
 
         A ping that a server answers with "nobody listens" is noted as unanswered, one that times out is not noted:
         somebody is there and slow. The first unanswered one is told on ``cb.ctl.dead``, so that the others look too.
         """
+        began_s = self._clock.monotonic()
         async with asyncio.TaskGroup() as group:
             while not self._is_refused:
                 now_s = self._clock.monotonic()
@@ -56,15 +62,15 @@ class Pinger:
                     for worker in sorted(self._liveness.suspects(now_s) - self._asked)[:MAX_PINGS]:
                         self._asked.add(worker)
                         _ = group.create_task(self._ping(worker, now_s), name=f"ping-{worker}")
-                await self._clock.sleep(PING_EVERY_S)
+                await self._clock.sleep(PING_EVERY_S if now_s - began_s >= FIRST_S else FIRST_EVERY_S)
 
     async def _ping(self, worker: str, now_s: float) -> None:
         via, connected_s = self._bus.server.name, self._bus.connected_at
         try:
-            answered = await self._is_there(worker)
+            answered, server = await self._ask(worker)
             if answered is None or self._bus.connected_at != connected_s:
                 return
-            if self._liveness.pinged(worker, now_s, answered=answered, via=via):
+            if self._liveness.pinged(worker, now_s, answered=answered, via=via, server=server):
                 await self._bus.publish(subjects.CTL_DEAD, msgspec.json.encode(Accusation(worker=worker, by=self._me)))
         except PermissionDeniedError:
             self._is_refused = True
@@ -74,11 +80,12 @@ class Pinger:
         finally:
             self._asked.discard(worker)
 
-    async def _is_there(self, worker: str) -> bool | None:
+    async def _ask(self, worker: str) -> tuple[bool | None, str]:
+        """Return whether it is there, None when that stays unknown, and the name of its server if it says it."""
         try:
-            await self._bus.request(subjects.ping(worker), timeout_s=PING_EVERY_S)
+            answer = await self._bus.request(subjects.ping(worker), timeout_s=PING_EVERY_S)
         except NoRespondersError:
-            return False
+            return False, ""
         except BusTimeoutError:
-            return None
-        return True
+            return None, ""
+        return True, answer.data[:MAX_NAME_BYTES].decode(errors="replace")

@@ -93,6 +93,9 @@ class Carrier:
                 if not error.retryable:
                     _log.warning(events.POST_UNREAD, type=self._kind, code=error.code, message=str(error))
                 await self._services.clock.sleep(RETRY_S if error.retryable else CLOSED_RETRY_S)
+            except Exception as error:  # noqa: BLE001 - nobody foresaw it: the post waits, it is seen, and tried again
+                _log.error(events.POST_UNREAD, type=self._kind, code=type(error).__name__, message=str(error))
+                await self._services.clock.sleep(CLOSED_RETRY_S)
 
     async def _carry(self) -> None:
         """Read on from the position that stands, until another carrier has moved it or the broker cannot be had."""
@@ -104,6 +107,7 @@ class Carrier:
             subjects.POST, subjects.tell(self._kind), self._take, start_seq=self._upto + 1
         )
         try:
+            await self._rest()
             while True:
                 await self._filled.wait()
                 while self._waiting:
@@ -133,11 +137,13 @@ class Carrier:
         bus = self._services.bus
         stored = await bus.get_last(subjects.ACTORS, subjects.posted(self._kind), from_leader=True)
         self._position_seq = stored.seq if stored is not None else 0
-        self._upto = self._purged = msgspec.json.decode(stored.data, type=Position).upto if stored is not None else 0
+        self._upto = msgspec.json.decode(stored.data, type=Position).upto if stored is not None else 0
+        # whoever carried before us may have died before it deleted what it had carried
+        self._purged = 0
         info = await bus.stream_info(subjects.POST)
         if info is not None and info.leader is not None and self._upto > info.last_seq:
             # the stream is a new one: nothing of it has become mail
-            self._upto = self._purged = 0
+            self._upto = 0
 
     # --- writing
 

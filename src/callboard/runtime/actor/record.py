@@ -172,7 +172,7 @@ def decode(data: bytes) -> StateRecord:
     """
     try:
         found = _state.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         message = f"this is not a state record: {error}"
         raise DecodeError(message) from error
     if found.v != 1:
@@ -189,6 +189,6 @@ def decode_parked(data: bytes) -> ParkedTurn:
     """
     try:
         return _parked.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         message = f"this is not a parked turn: {error}"
         raise DecodeError(message) from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from datetime import datetime, timedelta
 
@@ -12,7 +11,7 @@ from msgspec import UNSET, Struct
 
 from callboard.runtime import subjects
 from callboard.runtime.actor import address as addresses
-from callboard.runtime.actor import archive, history, message, payload, step
+from callboard.runtime.actor import archive, history, message, payload, step, verdict
 from callboard.runtime.actor.address import Address
 from callboard.runtime.actor.history import Version
 from callboard.runtime.actor.mail import KIND_WAIT_TIMEOUT, Link, Mail, mail_of, parse_chain
@@ -136,14 +135,22 @@ async def last_turn(bus: Bus, address: Address) -> int:
     """
     found = 0
     before: StateRecord | None = None
-    async for version in _versions(bus, address):
-        new = version.record
-        gone = _gone(before, new)
-        if gone:
-            found = max(gone)
-        elif new.mail and (before is None or new.mail != before.mail):
-            found = new.mail
-        before = new
+    mails: dict[int, Mail] = {}
+    subject = subjects.state(address.type, address.key)
+    async with aclosing(history.messages(bus, address)) as messages:
+        async for stored in messages:
+            if stored.subject.startswith("cb.mbox."):
+                mails[stored.seq] = mail_of(stored)
+            if stored.subject != subject:
+                continue
+            new = history.version_of(stored).record
+            gone = _gone(before, new)
+            if gone:
+                found = max(gone)
+            elif new.mail and (before is None or new.mail != before.mail) and not _repeats(mails.get(new.mail), before):
+                found = new.mail
+            _ = mails.pop(new.mail, None)
+            before = new
     if not found:
         message_ = f"nothing is kept of a turn of {address}: it has never run, or its type or key is spelled otherwise"
         raise NotFoundError(message_)
@@ -231,6 +238,9 @@ class _Reader:
             text = f"the state before {self._address}/{self._seq} is kept no more, so its turn cannot run again"
             raise HistoryError(text)
         mail = self._mails.get(self._seq) or Mail(address=self._address, seq=0, id="", data=b"", time=version.at)
+        if _repeats(mail, before):
+            text = f"mail {self._seq} of {self._address} repeats a question: no turn of its own, so none can run again"
+            raise HistoryError(text)
         known = before or StateRecord()
         self._found = Recording(
             address=self._address, mail=mail, before=known, after=version, cause=self._seq, parked=now
@@ -284,6 +294,13 @@ def _parked(record: StateRecord | None, seq: int) -> Parked | None:
     return msgspec.structs.replace(found, askers=[]) if found is not None else None
 
 
+def _repeats(mail: Mail | None, before: StateRecord | None) -> bool:
+    """Return whether a mail repeats a question that was handled, or waits, by then: it begins no turn."""
+    if mail is None or before is None:
+        return False
+    return verdict.repeated(mail, before) is not None or verdict.parked_twin(mail, before) is not None
+
+
 def _gone(before: StateRecord | None, new: StateRecord) -> set[int]:
     """Return the turns that waited before and have gone on since."""
     if before is None:
@@ -302,19 +319,11 @@ def _said(mail: Mail) -> bytes:
 def _reason(data: bytes, seq: int) -> str:
     try:
         found = msgspec.json.decode(data)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return ""
     if not isinstance(found, dict) or found.get("seq") != seq:
         return ""
     return str(found.get("reason") or "by request")
-
-
-async def _versions(bus: Bus, address: Address) -> AsyncGenerator[Version, None]:
-    subject = subjects.state(address.type, address.key)
-    async with aclosing(history.messages(bus, address)) as found:
-        async for stored in found:
-            if stored.subject == subject:
-                yield history.version_of(stored)
 
 
 async def _steps(blobs: BlobStore, found: list[Stored]) -> tuple[dict[str, Recorded], dict[str, StepRecord]]:

@@ -199,7 +199,7 @@ def decode(data: bytes) -> StepRecord:
     """
     try:
         found = _decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         message = f"this is not a step record: {error}"
         raise DecodeError(message) from error
     if found.v != 1:

@@ -90,6 +90,8 @@ def judge(  # noqa: PLR0911 - a table
         return Answer(known)
     if record.status != "active":
         text = f"{mail.address} is {record.status}: {record.reason or 'no reason given'}; see `callboard agents show`"
+        if record.status == "failed":
+            text += f", and once the cause is gone `callboard agents restart {mail.address}`"
         return Answer(_error(mail, ActorStoppedError.code, text))
     if mail.problem:
         return Dead(Failure(code=DecodeError.code, message=mail.problem))
@@ -248,7 +250,7 @@ def _fits(mail: Mail, data: bytes, parked: Parked) -> bool:
     try:
         found = message.plain(data, mail.content_type)
         wanted = msgspec.json.decode(parked.where)
-    except (msgspec.DecodeError, DecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, DecodeError):
         return False
     return isinstance(found, dict) and all(found.get(name, UNSET) == value for name, value in wanted.items())
 

@@ -174,8 +174,8 @@ def dial_error(servers: str, error: BaseException | None, deadline_s: float, *, 
         text = f"the server at {servers} does not speak TLS, as its URL demands ({error}); nothing was sent to it: "
         return BusConnectError(f"{text}set up TLS there, or write nats:// where others may read along")
     return BusConnectError(
-        f"no NATS server at {servers} answered within {deadline_s:g} s ({error or 'no answer'}): start one with "
-        "`nats-server -js`, or check the address"
+        f"no NATS server at {servers} answered within {deadline_s:g} s ({str(error or '') or 'no answer'}): start one "
+        "with `callboard up`, or check the address"
     )
 
 

@@ -31,6 +31,7 @@ from callboard.runtime.registry.message import (
     AgentView,
     Found,
     Picked,
+    PoolWorkerView,
     Query,
     Served,
     Why,
@@ -186,7 +187,7 @@ class RegistryCache:
                 following = agents[-1].record.address
                 break
             agents.append(self.view(record))
-        workers = self.presence.slots(query.capability, now_s) if query.capability else []
+        workers = [each for each in self.presence.slots(query.capability, now_s) if _fits(each, query)]
         near: list[str] = []
         if query.capability and not agents and not workers:
             near = self._near(query.capability)
@@ -309,13 +310,14 @@ class RegistryCache:
             if self.index.remove(address, entry.revision):
                 self.presence.left_agent(kind, key)
             return
-        try:
+        found = None
+        with contextlib.suppress(DecodeError):
             found = records.decode(entry.data)
-        except DecodeError:
-            # what others wrote there is nobody's agent
-            return
-        if found.address == address:
+        if found is not None and found.address == address:
             self.take(found, entry.revision)
+        elif self.index.remove(address, entry.revision):
+            # what was written over it is nobody's agent
+            self.presence.left_agent(kind, key)
 
     def _on_beat(self, message: Message) -> None:
         beat = heard(message)
@@ -336,7 +338,7 @@ class RegistryCache:
         """Hear an agent's own beat; a stranger's, or one of a process that does not hold the address, says nothing."""
         try:
             beat = _beats.decode(message.data)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return
         record = self.index.get(f"{beat.type}/{beat.key}")
         if (
@@ -353,7 +355,7 @@ class RegistryCache:
     def _on_served(self, message: Message) -> None:
         try:
             served = _served.decode(message.data)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return
         if self.index.get(served.address) is not None:
             self.reservations.served(served.address, served.s)
@@ -381,3 +383,12 @@ class RegistryCache:
                     return
                 except BusError:
                     continue
+
+
+def _fits(worker: PoolWorkerView, query: Query) -> bool:
+    """Return whether a worker bears the labels, runs on the host and has the type that were asked for."""
+    return (
+        worker.labels.items() >= query.labels.items()
+        and query.host in ("", worker.host)
+        and query.type in ("", worker.type)
+    )

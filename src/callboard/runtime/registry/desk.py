@@ -28,6 +28,7 @@ from callboard.runtime.errors import (
     InputError,
     NoAgentError,
     NotFoundError,
+    RegistryError,
 )
 from callboard.runtime.registry import record as records
 from callboard.runtime.registry.cache import RegistryCache
@@ -50,15 +51,15 @@ from callboard.runtime.registry.message import (
     is_meant,
     type_of,
 )
-from callboard.runtime.registry.record import AgentRecord, CapabilitySpec
+from callboard.runtime.registry.record import MAX_BYTES, MAX_TIMEOUT_S, MAX_WEIGHT, AgentRecord, CapabilitySpec
 
 _log = logs.get_logger(__name__)
 T = TypeVar("T")
 
 BEAT_EVERY_S = 1.0
-MAX_TIMEOUT_S = 3600.0
-MAX_WEIGHT = 100_000
 MAX_CAPABILITIES = 256
+# Bytes of an answer; a page that would be larger is cut short, and says where to go on.
+MAX_ANSWER_BYTES = 768 * 1024
 MAX_LABELS = 64
 # Requests under way; beyond these it refuses.
 MAX_AT_ONCE = 4096
@@ -150,31 +151,48 @@ class Desk:
 
     async def _answer(self, message: Message, serve: Callable[[bytes], Awaitable[bytes]]) -> None:
         headers = None
+        data: bytes | None
         try:
-            if self._at_once > MAX_AT_ONCE:
-                text = f"the registry has {MAX_AT_ONCE} requests under way: ask again in a moment"
-                raise BackpressureError(text)
-            if not await self._is_ours():
-                # whoever leads now has it too
-                return
-            data = await serve(_meant(message))
-            if message.subject.startswith(f"{REGISTER}."):
-                data = _with_beat(data, f"{BEAT}.{type_of(message.subject)}")
+            data = await self._served(message, serve)
         except CallboardError as error:
             headers = {header.ERROR: error.code}
             data = _refusal(error)
+        except Exception as error:  # noqa: BLE001 - a question that nobody foresaw: who asked it is told, and no other
+            _log.error(events.REGISTRY_FAILED, subject=message.subject, code=type(error).__name__)
+            headers = {header.ERROR: RegistryError.code}
+            data = _refusal(RegistryError(f"the registry failed over this request: {type(error).__name__}"))
         finally:
             self._at_once -= 1
+        if data is None:
+            return
         try:
             await self._bus.publish(message.reply, data, headers=headers)
         except BusError:
             # the asker asks again
             return
 
+    async def _served(self, message: Message, serve: Callable[[bytes], Awaitable[bytes]]) -> bytes | None:
+        """Return the answer to a request, None when it is another leader's to give."""
+        if self._at_once > MAX_AT_ONCE:
+            text = f"the registry has {MAX_AT_ONCE} requests under way: ask again in a moment"
+            raise BackpressureError(text)
+        if not await self._is_ours():
+            # whoever leads now has it too
+            return None
+        data = await serve(_meant(message))
+        if message.subject.startswith(f"{REGISTER}."):
+            data = _with_beat(data, f"{BEAT}.{type_of(message.subject)}")
+        return data
+
     # --- what it serves
 
     async def _find(self, data: bytes) -> bytes:
-        return msgspec.json.encode(self._cache.find(_decoded(data, Query)))
+        query = _decoded(data, Query)
+        while True:
+            answer = msgspec.json.encode(self._cache.find(query))
+            if len(answer) <= MAX_ANSWER_BYTES or query.limit == 1:
+                return answer
+            query = replace(query, limit=max(1, query.limit // 2))
 
     async def _pick(self, data: bytes) -> bytes:
         return msgspec.json.encode(self._cache.pick(_decoded(data, Query)))
@@ -200,8 +218,13 @@ class Desk:
                 raise self._held(known)
             is_same = known is not None and known.instance == wanted.instance and not known.is_hosted
             record = _record_of(wanted, self._clock.now() if known is None or not is_same else known.registered_at)
+            body = records.encode(record)
+            if len(body) > MAX_BYTES:
+                message = (
+                    f"{record.address} was not registered: it says {len(body)} bytes of itself, {MAX_BYTES} at most"
+                )
+                raise InputError(message)
             try:
-                body = records.encode(record)
                 revision = (
                     await self._bucket.create(key, body)
                     if entry is None or entry.data is None
@@ -334,7 +357,7 @@ def _with_beat(data: bytes, subject: str) -> bytes:
 def _decoded(data: bytes, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(data or b"{}", type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         message = f"this is no {kind.__name__}: {error}"
         raise DecodeError(message) from error
 

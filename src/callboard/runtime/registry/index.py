@@ -15,6 +15,8 @@ from callboard.runtime.registry.record import AgentRecord, CapabilitySpec
 
 NEAR = 3
 _NEAR_ENOUGH = 0.5
+# Fields within fields that schemas are compared in; what lies deeper is not looked at.
+_MAX_DEPTH = 32
 # Agents that have left whose last revision is remembered, at least.
 _GONE_KEPT = 10_000
 
@@ -227,35 +229,43 @@ def _spec_fits(spec: CapabilitySpec, query: Query) -> bool:
     return not query.input or not spec.input or takes(spec.input, query.input)
 
 
-def takes(wanted: dict[str, Any], given: dict[str, Any]) -> bool:
+def takes(wanted: dict[str, Any], given: dict[str, Any], *, depth: int = _MAX_DEPTH) -> bool:
     """Return whether what fits the schema ``given`` can be expected to fit ``wanted``; where they are silent, yes.
 
-    It compares types, required fields and the types of fields both name; it is no proof.
+    It compares types, required fields and the types of fields both name, so many fields deep; it is no proof. What is
+    no schema (a type that is no name, say) is silent.
     """
+    if not depth:
+        return True
     if not _types_meet(wanted.get("type"), given.get("type")):
         return False
     fields, has = wanted.get("properties"), given.get("properties")
     if not isinstance(has, dict):
         return True
     required = wanted.get("required")
-    if isinstance(required, list) and any(name not in has for name in required):
+    if isinstance(required, list) and any(name not in has for name in required if isinstance(name, str)):
         return False
     if not isinstance(fields, dict):
         return True
     if wanted.get("additionalProperties") is False and any(name not in fields for name in has):
         return False
     both = [(fields[name], has[name]) for name in fields if name in has]
-    return all(takes(one, other) for one, other in both if isinstance(one, dict) and isinstance(other, dict))
+    schemas = ((one, other) for one, other in both if isinstance(one, dict) and isinstance(other, dict))
+    return all(takes(one, other, depth=depth - 1) for one, other in schemas)
 
 
 def _types_meet(wanted: object, given: object) -> bool:
-    if wanted is None or given is None:
+    one, other = _types(wanted), _types(given)
+    if not one or not other:
         return True
-    one = set(wanted) if isinstance(wanted, list) else {wanted}
-    other = set(given) if isinstance(given, list) else {given}
     if "number" in one:
         one.add("integer")
     return bool(one & other)
+
+
+def _types(given: object) -> set[str]:
+    """Return the names in a schema's ``type``; empty when it says nothing that can be understood."""
+    return {name for name in (given if isinstance(given, list) else [given]) if isinstance(name, str)}
 
 
 def same(one: AgentRecord, other: AgentRecord) -> bool:

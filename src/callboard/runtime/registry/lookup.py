@@ -175,7 +175,7 @@ def raise_refusal(answer: Message) -> None:
         return
     try:
         detail = _errors.decode(answer.data).error
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         detail = ErrorDetail((answer.headers or {})[header.ERROR], "the registry refused, and did not say why")
     raise _error(detail)
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
+from callboard.runtime.beat import Count
 from callboard.runtime.registry.record import TIMEOUT_S, AgentRecord, CapabilitySpec
 
 REGISTER = "cb.registry.register"
@@ -80,16 +81,16 @@ class AgentBeat(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Body of ``cb.registry.beat``: an agent that no worker hosts is alive. May be plain, or a request.
 
     Attributes:
-        busy: Requests under way.
-        waiting: Requests that wait in it.
+        busy: Requests under way, 0 to 10^12; a beat with another number is none.
+        waiting: Requests that wait in it, the same.
         status: ``ready``, ``paused``, ``draining`` or ``failed``.
     """
 
     type: str
     key: str
     instance: str = ""
-    busy: int = 0
-    waiting: int = 0
+    busy: Count = 0
+    waiting: Count = 0
     status: Literal["ready", "paused", "draining", "failed"] = "ready"
 
 
@@ -273,5 +274,5 @@ def is_meant(subject: str, data: bytes) -> bool:
         return True
     try:
         return _typed.decode(data).type == wanted
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False

@@ -16,6 +16,10 @@ BUCKET = "CB_REGISTRY"
 PREFIX = "agent."
 # An agent that beats for itself is suspect after two missed beats and offline after this, unless it says otherwise.
 TIMEOUT_S = 5.0
+MAX_TIMEOUT_S = 3600.0
+MAX_WEIGHT = 100_000
+# All of a record, as JSON: a page of look-ups must fit into one message.
+MAX_BYTES = 64 * 1024
 
 
 class CapabilitySpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -109,14 +113,17 @@ def decode(data: bytes) -> AgentRecord:
     """Return the record in ``data``.
 
     Raises:
-        DecodeError: If it is none, or one of a later version.
+        DecodeError: If it is none, has a number that nobody could register with, or is one of a later version.
     """
     try:
         found = _decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         message = f"this is no record of an agent: {error}"
         raise DecodeError(message) from error
     if found.v != 1:
         message = f"the agent's record has version {found.v}, this process knows 1: run the newer Callboard here"
+        raise DecodeError(message)
+    if not (1 <= found.weight <= MAX_WEIGHT and 1.0 <= found.timeout_s <= MAX_TIMEOUT_S):
+        message = f"an agent's record takes a weight of 1 to {MAX_WEIGHT} and a timeout_s of 1 to {MAX_TIMEOUT_S:g}"
         raise DecodeError(message)
     return found

@@ -165,7 +165,7 @@ def read(folder: Path) -> Plan | None:
         return msgspec.json.decode(file.read_bytes(), type=Plan)
     except FileNotFoundError:
         return None
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         message = f"{file} cannot be read: {error}"
         raise ConfigError(message) from error
 
