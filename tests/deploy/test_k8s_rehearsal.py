@@ -152,7 +152,7 @@ async def test_pods_of_servers_with_users_get_in_by_their_secrets_and_do_their_w
         folder = tmp_path / title.rpartition("/")[2]
         return Pod(objects, title, folder=folder, nats=nats.plan().url, secrets=found)
 
-    server = subprocess.Popen([str(find_binary()), "-c", str(nats.config_file("cb-1"))], stderr=subprocess.DEVNULL)
+    server = subprocess.Popen([str(find_binary()), "-c", str(nats.config_file("cb-1"))], stderr=subprocess.DEVNULL)  # noqa: ASYNC220 - milliseconds
     with _ended(server):
         for title in sorted(each for each in objects if each.startswith("Job/")):
             with _ended(pod(title).start()) as job:
