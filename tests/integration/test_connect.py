@@ -137,7 +137,7 @@ async def test_a_cluster_that_is_choosing_its_leader_is_waited_for(tmp_path: Pat
         # after some seconds it says that it has no leader, in place of saying nothing
         await eventually(lambda: _is_leaderless(last.url), within_s=30, every_s=0.2)
         with pytest.raises(BusConnectError, match=r"does not answer.*more than half.*connect_deadline_s") as caught:
-            await connect(last.url, name="test", connect_deadline_s=1)
+            await connect(last.url, name="test", connect_deadline_s=5)
         assert caught.value.retryable
         connecting = asyncio.create_task(connect(last.url, name="test", connect_deadline_s=60))
         await asyncio.gather(*(server.start() for server in servers.all[:2]))

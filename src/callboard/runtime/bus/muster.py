@@ -6,6 +6,7 @@ It asks nothing of JetStream, so it works when JetStream does not: a server gree
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -80,6 +81,9 @@ async def _look(url: str, name: str, within_s: float) -> Present:
                 line = b"" if parts.scheme.startswith("ws") else await reader.readline()
             finally:
                 writer.transport.abort()
+                # it is closed a turn of the loop later, and this may be the last one
+                with contextlib.suppress(OSError):
+                    await writer.wait_closed()
     except TimeoutError:
         return Present(url=url, name=name or url, state="silent")
     except OSError:
