@@ -208,7 +208,7 @@ class WorkerSettings(Section):
             serves and what it runs is finished.
         recycle_rss_bytes: The same, above so much memory in use.
         max_memory_bytes: A process cannot have more memory of its own: allocating fails (``MemoryError``), or ends it.
-        max_cpu_s: A process that has used so much CPU time is replaced; five seconds of it later it is killed.
+        max_cpu_s: CPU time since it was ready after which a process is replaced; five seconds of it later it is killed.
         max_task_s: Longest run of a task, also of capabilities that allow more.
         max_open_files: Files and sockets that a process may have open.
         user: Our name among the server's users; it stands before the worker's id in its subjects, and the server lets

@@ -347,6 +347,8 @@ async def run_worker(
         _log.info(events.WORKER_READIED, worker=worker.id, capabilities=sorted(worker.pools))
         if surveyor is not None:
             watchers.append(asyncio.create_task(surveyor.run(links[0]), name="host-survey"))
+        if parent_fd is not None:
+            watchers.append(asyncio.create_task(_watch_wear(worker, settings, parent_fd), name="host-wear"))
         if on_ready is not None:
             on_ready(worker)
 
@@ -354,8 +356,6 @@ async def run_worker(
     with signals, _lifeline(worker, parent_fd), tracing.running(settings.trace), config_here.using(settings):
         async with endpoint.serving(worker, settings, port=port) as surveyor:
             watchers.append(asyncio.create_task(_leave_stuck(worker), name="host-stuck"))
-            if parent_fd is not None:
-                watchers.append(asyncio.create_task(_watch_wear(worker, settings, parent_fd), name="host-wear"))
             try:
                 await worker.run(ready)
             except CallboardError as error:

@@ -6,9 +6,10 @@ has merely grown or worked long is replaced: its successor serves before it stop
 
 from __future__ import annotations
 
-import os
+import math
 import resource
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,7 +28,7 @@ class Limits(Struct, frozen=True, kw_only=True):
 
     Attributes:
         memory_bytes: Memory of its own, code and shared files aside. Beyond it allocations fail. Linux only.
-        cpu_s: CPU time after which it is worn; five seconds of it later the kernel ends it.
+        cpu_s: CPU time since it was ready, after which it is worn; five seconds of it later the kernel ends it.
         open_files: Files and sockets open at a time.
         tasks: Tasks and turns after which it is worn.
         rss_bytes: Resident memory above which it is worn.
@@ -51,23 +52,30 @@ class Limits(Struct, frozen=True, kw_only=True):
 
 
 def hold(limits: Limits) -> None:
-    """Have the kernel hold this process, and what it starts, to the limits; never beyond what it was given itself."""
+    """Have the kernel hold this process, and what it starts, to the limits; never beyond what it was given itself.
+
+    Starting may take as much CPU time as working: `watch` counts anew, so that slow imports do not wear a process.
+    """
     if limits.memory_bytes and sys.platform == "linux":
         _lower(resource.RLIMIT_DATA, limits.memory_bytes)
     if limits.open_files:
         _lower(resource.RLIMIT_NOFILE, limits.open_files)
     if limits.cpu_s:
         _lower(resource.RLIMIT_CORE, 0)
-        _lower(resource.RLIMIT_CPU, int(limits.cpu_s) + CPU_MARGIN_S)
+        _, most = resource.getrlimit(resource.RLIMIT_CPU)
+        resource.setrlimit(resource.RLIMIT_CPU, (_cpu_end(limits, most), most))
 
 
 async def watch(
     limits: Limits, *, tasks: Callable[[], int], on_worn: Callable[[str], None], clock: Clock = SYSTEM_CLOCK
 ) -> None:
-    """Look twice a second whether this process is worn; say so once and return."""
+    """Look twice a second whether this process is worn; say so once and return. CPU time counts from the call on."""
+    began_s = time.process_time()
+    if limits.cpu_s:
+        _, most = resource.getrlimit(resource.RLIMIT_CPU)
+        resource.setrlimit(resource.RLIMIT_CPU, (_cpu_end(limits, most),) * 2)
     while True:
-        times = os.times()
-        why = limits.why_worn(tasks=tasks(), rss_bytes=rss_bytes(), cpu_s=times.user + times.system)
+        why = limits.why_worn(tasks=tasks(), rss_bytes=rss_bytes(), cpu_s=time.process_time() - began_s)
         if why is not None:
             on_worn(why)
             return
@@ -82,6 +90,12 @@ def rss_bytes() -> int:
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return most if sys.platform == "darwin" else most << 10
     return int(pages) * resource.getpagesize()
+
+
+def _cpu_end(limits: Limits, most: int) -> int:
+    """Return the CPU time at which the kernel ends this process when its budget begins now."""
+    end = math.ceil(time.process_time() + limits.cpu_s) + CPU_MARGIN_S
+    return end if most == resource.RLIM_INFINITY else min(end, most)
 
 
 def _lower(what: int, limit: int) -> None:
