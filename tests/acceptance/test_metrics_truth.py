@@ -304,7 +304,9 @@ def _agree(scrape: Scrape, truth: Truth) -> None:
 
 
 async def _mails(bus: Bus) -> int:
-    return len([stored.seq async for stored in bus.read(subjects.AUDIT, subjects=["cb.mbox.*.*.*"])])
+    """Return how many mails there ever were for the actors that are counted; the registry has its own."""
+    mailboxes = [f"cb.mbox.{kind}.*.*" for kind in ("actress", "extra")]
+    return len([stored.seq async for stored in bus.read(subjects.AUDIT, subjects=mailboxes)])
 
 
 def _disagree(scrape: Scrape, truth: Truth) -> None:
@@ -322,11 +324,16 @@ def _disagree(scrape: Scrape, truth: Truth) -> None:
 async def _is_done(bus: Bus) -> bool:
     """Return whether nothing waits but the task that holds the second worker, and the audit has everything."""
     later, work = await bus.stream_info(subjects.LATER), await bus.stream_info(subjects.WORK)
-    extent = await archive.extent(bus)
-    uncopied = [await bus.get_next(subjects.ACTORS, extent.upto + 1, subject) for subject in subjects.AUDITED]
     assert later is not None
     assert work is not None
-    return later.messages == 0 and work.messages == 1 and not any(uncopied)
+    return later.messages == 0 and work.messages == 1 and await _is_copied(bus)
+
+
+async def _is_copied(bus: Bus, upto: int | None = None) -> bool:
+    """Return whether the audit has all that the actors' stream has, or what it had at a sequence."""
+    extent = await archive.extent(bus)
+    found = [await bus.get_next(subjects.ACTORS, extent.upto + 1, subject) for subject in subjects.AUDITED]
+    return not any(each for each in found if each and (upto is None or each.seq <= upto))
 
 
 async def _soon(condition: Callable[[], Awaitable[object]], *, timeout_s: float = 40) -> None:
@@ -338,6 +345,9 @@ async def _soon(condition: Callable[[], Awaitable[object]], *, timeout_s: float 
 async def _ended(hand: Hand, console: Console, bus: Bus) -> tuple[Scrape, Truth]:
     """See a worker that was told to end come to rest, compare, and let it go."""
     scrape, truth = await hand.quiet(drains=True), Truth(hand, console)
+    actors = await bus.stream_info(subjects.ACTORS)
+    assert actors is not None
+    await _soon(lambda: _is_copied(bus, actors.last_seq))
     await truth.read(bus)
     _agree(scrape, truth)
     _disagree(scrape, truth)
