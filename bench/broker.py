@@ -40,19 +40,21 @@ jetstream {{ store_dir: "{folder}/store"{sync} }}
 class Broker:
     """``async with Broker(mode, folder) as broker``: started, provisioned, and removed at the end."""
 
-    def __init__(self, mode: Mode, parent: Path | None = None, *, more: str = "") -> None:
-        """Prepare. ``more`` are further lines of its configuration."""
+    def __init__(self, mode: Mode, parent: Path | None = None, *, more: str = "", has_streams: bool = True) -> None:
+        """Prepare. ``more`` are further lines of its configuration; without streams it is anybody's server."""
         self.mode = mode
         self.url = ""
         self.ports: dict[str, list[str]] = {}
         self._more = more
+        self._has_streams = has_streams
         self._folder = Path(tempfile.mkdtemp(prefix=f"cb-bench-{mode}-", dir=parent))
         self._process: subprocess.Popen[bytes] | None = None
 
     async def __aenter__(self) -> Self:
         try:
             await self._start()
-            await self.provision()
+            if self._has_streams:
+                await self.provision()
         except BaseException:
             self._end()
             raise
