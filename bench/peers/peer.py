@@ -68,11 +68,11 @@ class Peer(ABC):
         """Return the command of the sender, which ends in `apps.side.send`."""
         return [python, "-m", self.module, "send"]
 
-    def environment(self, told: dict[str, Any]) -> dict[str, str]:  # noqa: ARG002, PLR6301 - for peers that need more
+    def environment(self, told: dict[str, Any]) -> dict[str, str]:  # noqa: ARG002 - for peers that need more
         """Return further environment variables of workers and sender."""
         return {}
 
-    def server_version(self) -> str:  # noqa: PLR6301 - for peers with a server
+    def server_version(self) -> str:
         """Return name and version of the server; "" for none."""
         return ""
 

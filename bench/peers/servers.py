@@ -92,14 +92,32 @@ async def postgres(folder: Path, *, settings: Sequence[str] = ()) -> AsyncIterat
             if parent.stat().st_uid == os.geteuid() and parent.stat().st_mode & 0o055 != 0o055:
                 parent.chmod(parent.stat().st_mode | 0o055)
     log = folder / "postgres.log"
-    initdb = [find("initdb", package="postgresql"), "-D", str(data), "-U", who, "--auth=trust", "-E", "UTF8", "--locale=C"]
-    done = await asyncio.to_thread(
-        subprocess.run, initdb, capture_output=True, text=True, check=False, **_as(user), cwd="/"
-    )
+    initdb = [
+        find("initdb", package="postgresql"),
+        "-D",
+        str(data),
+        "-U",
+        who,
+        "--auth=trust",
+        "-E",
+        "UTF8",
+        "--locale=C",
+    ]
+    done = subprocess.run(initdb, capture_output=True, text=True, check=False, cwd="/", **_as(user))
     if done.returncode:
         message = f"initdb failed: {done.stderr[-400:]}"
         raise PeerUnavailableError(message)
-    command = [find("postgres", package="postgresql"), "-D", str(data), "-p", str(port), "-h", "127.0.0.1", "-k", str(data)]
+    command = [
+        find("postgres", package="postgresql"),
+        "-D",
+        str(data),
+        "-p",
+        str(port),
+        "-h",
+        "127.0.0.1",
+        "-k",
+        str(data),
+    ]
     for setting in settings:
         command += ["-c", setting]
     async with _process(command, port, log, end=signal.SIGINT, **_as(user)):

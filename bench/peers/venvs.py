@@ -13,7 +13,9 @@ from bench.peers.peer import Peer, PeerUnavailableError
 FOLDER = ROOT / ".venv-peers"
 LISTS = Path(__file__).parent / "requirements"
 _INSTALL_S = 900
-_VERSIONS = "import sys; from importlib.metadata import version as v; print(*(n + ' ' + v(n) for n in sys.argv[1:]), sep=', ')"
+_VERSIONS = (
+    "import sys; from importlib.metadata import version as v; print(*(n + ' ' + v(n) for n in sys.argv[1:]), sep=', ')"
+)
 
 
 def python_of(peer: Peer) -> str:

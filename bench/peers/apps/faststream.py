@@ -43,10 +43,10 @@ class Sender:
     """Publishes to the stream and awaits its acknowledgement, 64 at once."""
 
     async def open(self) -> None:
-        await broker.connect()
-        # a worker makes the stream; the sender comes first here
-        context = await broker.stream() if hasattr(broker, "stream") else None
-        del context
+        # a worker makes stream and consumers when it starts; here the sender comes first
+        connection = await broker.connect()
+        context = connection.jetstream()
+        await context.add_stream(name="tasks", subjects=["noop", "slow"])
 
     async def burst(self, numbers: Sequence[int]) -> None:
         for start in range(0, len(numbers), 64):
