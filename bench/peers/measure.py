@@ -1,4 +1,4 @@
-"""One round of one row: start-up, latency, throughput with CPU and memory, and a worker's death, each on an empty server."""
+"""One round of one row, on empty servers: start-up, latency, throughput with CPU and memory, and a worker's death."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""What the bench must know of a peer. One module a peer, and one of the same name in ``apps`` that runs in its venv."""
+"""What the bench must know of a peer.
+
+To add one: a `Peer` in ``systems``, a module of the same name in ``apps`` that runs in the peer's venv (tasks that call
+`apps.side.note`, a `Sender` handed to `apps.side.send`), a pinned list in ``requirements``, a line in ``catalog``.
+"""
 
 from __future__ import annotations
 

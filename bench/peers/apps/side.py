@@ -97,7 +97,7 @@ async def _obey(sender: Sender, order: dict[str, Any]) -> dict[str, Any]:
 
 
 async def _noted(n: int, within_s: float) -> None:
-    """Wait until a task has noted itself as the last of a file: where a peer returns nothing, the next waits for that."""
+    """Wait until a task is the last note of a file: where a peer returns nothing, the next one waits for that."""
     until = time.monotonic() + within_s
     while time.monotonic() < until:
         for entry in os.scandir(TOLD["folder"]):
