@@ -111,22 +111,22 @@ async def one(peer: Peer, variant: Variant, python: str, plan: Plan, *, with_kil
         RuntimeError: If a worker or the sender ended; with its last words.
     """
     found = Round()
-    async with _stage(peer, variant, python) as stage:
+    async with _stage(peer, variant, python, "noop") as stage:
         await _startup_and_latency(stage, plan, found)
-    async with _stage(peer, variant, python) as stage:
+    async with _stage(peer, variant, python, "noop") as stage:
         await _throughput(stage, plan, found)
     if with_kill:
-        async with _stage(peer, variant, python) as stage:
+        async with _stage(peer, variant, python, "slow") as stage:
             found.crash = await _death(stage, plan)
     return found
 
 
 @contextlib.asynccontextmanager
-async def _stage(peer: Peer, variant: Variant, python: str) -> AsyncIterator[Stage]:
+async def _stage(peer: Peer, variant: Variant, python: str, tasks: str) -> AsyncIterator[Stage]:
     with tempfile.TemporaryDirectory(prefix=f"cb-peers-{peer.name}-", ignore_cleanup_errors=True) as scratch:
         folder = Path(scratch)
         async with peer.server(variant, folder) as server:
-            told = {"folder": str(folder), "variant": variant.key, **variant.options, **server}
+            told = {"folder": str(folder), "tasks": tasks, "variant": variant.key, **variant.options, **server}
             send = peer.sender_command(python)
             async with Sending.started(send, _environment(peer, told), folder) as sending:
                 yield Stage(peer, python, folder, told, sending)

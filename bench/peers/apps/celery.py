@@ -14,8 +14,8 @@ app.conf.update(
     # as the documentation advises for tasks that must survive their worker
     task_acks_late=True,
     task_reject_on_worker_lost=True,
-    # many short tasks want the default of 4; it advises 1 for long ones
-    worker_prefetch_multiplier=TOLD.get("prefetch", 4),
+    # it advises 1 for long tasks, and its default of 4 for short ones
+    worker_prefetch_multiplier=1 if TOLD["tasks"] == "slow" else 4,
     broker_connection_retry_on_startup=True,
     broker_transport_options={"visibility_timeout": TOLD["visibility_s"]} if "visibility_s" in TOLD else {},
 )

@@ -20,7 +20,8 @@ RAN, BEGAN, ENDED = 0, 1, 2
 # With the number about 256 bytes on the wire.
 TEXT = "x" * 240
 
-# What the bench tells a process: "folder" for the notes, "variant", and what the peer's server adds ("url", ...).
+# What the bench tells a process: "folder" for the notes, "tasks" to come (noop or slow, where a peer's documentation
+# advises different settings), the row's options, and what the peer's server adds ("url", ...).
 TOLD: dict[str, Any] = json.loads(os.environ.get("PEER", "{}"))
 
 

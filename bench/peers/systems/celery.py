@@ -17,7 +17,7 @@ class Celery(Peer):
 
     name = "celery"
     packages = ("celery", "kombu", "redis")
-    worker = "2 processes (prefork), 1 at once each, acks_late, reject_on_worker_lost, prefetch 1 (4 for no-op tasks)"
+    worker = "2 processes (prefork), 1 at once each, acks_late, reject_on_worker_lost, prefetch 4 (1 for long tasks)"
     result = "in Redis, with every task, 1 day"
     variants = (
         Variant(

@@ -17,7 +17,7 @@ class TaskiqNats(Peer):
 
     name = "taskiq-nats"
     packages = ("taskiq", "taskiq-nats", "nats-py")
-    worker = "1 process, 100 at once (its default), fetches 64"
+    worker = "2 processes, 100 at once each (its defaults), fetches 64"
     result = "an object in JetStream's object store, with every task"
     variants = (
         Variant(
@@ -42,7 +42,7 @@ class TaskiqNats(Peer):
 
     def worker_command(self, python: str) -> list[str]:
         """Start its command-line worker."""
-        return [python, "-m", "taskiq", "worker", f"{self.module}:broker", "--workers", "1", "--log-level", "WARNING"]
+        return [python, "-m", "taskiq", "worker", f"{self.module}:broker", "--workers", "2", "--log-level", "WARNING"]
 
     def server_version(self) -> str:
         """Return the broker's."""
