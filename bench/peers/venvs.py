@@ -26,7 +26,7 @@ def python_of(peer: Peer) -> str:
     """
     if not peer.has_venv:
         return sys.executable
-    wanted = LISTS / f"{peer.name.replace('-', '_')}.txt"
+    wanted = requirements_of(peer)
     folder = FOLDER / peer.name
     python = folder / "bin" / "python"
     stamp = folder / ".made"
@@ -38,6 +38,11 @@ def python_of(peer: Peer) -> str:
     _run([*pip, "--no-deps", "--requirement", str(wanted)], "the packages")
     stamp.write_text(digest, "ascii")
     return str(python)
+
+
+def requirements_of(peer: Peer) -> Path:
+    """Return the peer's pinned list: names and versions, no address."""
+    return LISTS / f"{peer.name.replace('-', '_')}.txt"
 
 
 def versions(peer: Peer, python: str) -> str:
