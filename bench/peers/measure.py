@@ -46,7 +46,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     slow_s: float = 3.0
     slow: int = 4
     again_within_s: float = 60.0
-    within_s: float = 120.0
+    within_s: float = 300.0
     rounds: int = 3
     kills: int = 1
 

@@ -21,6 +21,7 @@ _WAYS = (
     one. Where there is none, the next task is sent when the last one ran.""",
     "CPU and memory are those of the worker's whole process tree; pages that processes share count once.",
 )
+_LATE = ' <span class="tag bad">not in time</span>'
 _STRENGTH = {0: "memory", 1: "disk, soon", 2: "disk, first"}
 
 
@@ -79,23 +80,33 @@ def _verdict(run: Result, measured: Sequence[Row]) -> str:
 def _rows(rows: Sequence[Row]) -> str:
     lines = [
         (
-            f"{esc(row.name)}<br><small>{esc(row.versions)}</small>",
+            _name(row),
             f"{_tag(_STRENGTH[row.strength])}<br><small>{esc(row.durability)}</small>",
-            f"<small>{esc(row.worker)}; stores {esc(row.stores)}</small>",
             *(_cell(measure, row) for measure in IN_TABLE),
-            f"{result.lost(row)}{_tag('loses', 'bad') if result.lost(row) else ''}" if row.rounds else "",
-            str(result.doubled(row)) if row.rounds else "",
-            f'<span class="tag bad">{esc(row.reason)}</span>' if row.reason else "",
+            f"{result.lost(row)}{_LATE if result.lost(row) else ''}",
+            str(result.doubled(row)),
         )
         for row in rows
+        if row.rounds
     ]
-    head = ["Row", "Durability", "Worker", *(f"#{measure.short}" for measure in IN_TABLE), "#lost", "#doubled", ""]
+    head = ["Row", "Durability", *(f"#{measure.short}" for measure in IN_TABLE), "#lost or late", "#doubled"]
+    absent = [(_name(row), f"<small>{esc(row.durability)}</small>", esc(row.reason)) for row in rows if row.reason]
+    ways = [
+        (_name(row), esc(row.versions), esc(row.worker), esc(row.stores), esc(row.recovery))
+        for row in rows
+        if row.rounds
+    ]
+    tables = [table("Medians of the rounds", head, lines)]
+    if absent:
+        tables.append(table("Not measured, or not to the end", ["Row", "Durability", "Why"], absent))
+    tables.append(table("How each was run", ["Row", "Versions", "Worker", "Stores of a task", "After a death"], ways))
     return _section(
-        "rows",
-        "Rows",
-        "Medians of the rounds. Durability is part of every figure beside it.",
-        table("All rows", head, lines),
+        "rows", "Rows", "Durability stands in every row and belongs to every figure in it.", "".join(tables)
     )
+
+
+def _name(row: Row) -> str:
+    return f'<span style="white-space:nowrap">{esc(row.name)}</span>'
 
 
 def _cell(measure: Measure, row: Row) -> str:
@@ -120,7 +131,7 @@ def _chart(measure: Measure, rows: Sequence[Row]) -> str:
     longest = max((figure.high for _, figure in found if math.isfinite(figure.high)), default=1.0) or 1.0
     lines = [
         (
-            f"{esc(row.name)} {_tag(_STRENGTH[row.strength])}",
+            f"{_name(row)} {_tag(_STRENGTH[row.strength])}",
             bar(figure, longest, is_ours=row.peer == OURS),
             esc(result.words(figure.median, measure.unit)),
             esc(f"{result.words(figure.low, measure.unit)} to {result.words(figure.high, measure.unit)}"),
@@ -134,7 +145,7 @@ def _chart(measure: Measure, rows: Sequence[Row]) -> str:
 def bar(figure: Figure, longest: float, *, is_ours: bool) -> str:
     """Return a bar with a line from the lowest to the highest round, as an SVG that fills its cell."""
     if math.isinf(figure.median):
-        return _tag("never within the time", "bad")
+        return _LATE
     width, low, high = (min(value / longest, 1.0) * 100 for value in (figure.median, figure.low, figure.high))
     return (
         '<svg class="bar" viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true" focusable="false">'
@@ -152,20 +163,20 @@ def _crashes(run: Result, rows: Sequence[Row]) -> str:
             again = sorted(crash.again_s)
             lines.append(
                 (
-                    f"{esc(row.name)}{f' ({number})' if number > 1 else ''}",
+                    f"{_name(row)}{f' ({number})' if number > 1 else ''}",
                     f"<small>{esc(row.recovery)}</small>",
                     str(crash.hit),
                     esc(", ".join(f"{value:.1f} s" for value in again) or "none"),
-                    f"{crash.lost}{_tag('loses', 'bad') if crash.lost else ''}",
+                    f"{crash.lost}{_LATE if crash.lost else ''}",
                     str(crash.doubled),
                 )
             )
     hint = (
         f"Two workers, {plan['slow']} tasks of {plan['slow_s']:g} s, kill -9 of all processes of the one that runs "
-        f"most, a new worker a second later. Lost: not ended within {plan['again_within_s']:g} s of the kill. Doubled: "
-        "ended twice, or begun again beside a living worker."
+        f"most, a new worker a second later. Lost or late: not ended within {plan['again_within_s']:g} s of the kill. "
+        "Doubled: ended twice, or begun again beside a living worker."
     )
-    head = ["Row", "Setting that decides", "#tasks hit", "#second starts after", "#lost", "#doubled"]
+    head = ["Row", "Setting that decides", "#tasks hit", "#second starts after", "#lost or late", "#doubled"]
     return _section("crash", "A worker's death", hint, table("kill -9 in mid-task", head, lines))
 
 

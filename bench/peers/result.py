@@ -192,18 +192,18 @@ def doubled(row: Row) -> int:
 def words(value: float, unit: str) -> str:
     """Return a figure as a person writes it."""
     if math.isinf(value):
-        return "never"
+        return "not in time"
     digits = 0 if value >= 100 else 1 if value >= 10 else 2
     return f"{value:,.{digits}f}{'' if unit == '/s' else ' '}{unit}"
 
 
 def as_json(result: Result) -> bytes:
-    """Return the run as indented JSON: every round as it was, and the figures worked out ("never" for no end)."""
+    """Return the run as indented JSON: every round as it was, and the figures worked out (null for no end)."""
     body = msgspec.to_builtins(result)
     for row, plain in zip(result.rows, body["rows"], strict=True):
         plain["figures"] = {
             measure.key: {"unit": measure.unit}
-            | {name: "never" if math.isinf(value) else value for name, value in msgspec.to_builtins(figure).items()}
+            | {name: None if math.isinf(value) else value for name, value in msgspec.to_builtins(figure).items()}
             for measure in MEASURES
             if (figure := measure.figure(row)) is not None
         }

@@ -9,9 +9,9 @@ from bench.table import columns
 
 def render(run: Result) -> str:
     """Return the table, what was not measured, and where we are not first."""
-    head = ("row", *(measure.short for measure in IN_TABLE), "lost", "doubled", "durability")
+    head = ("row", *(measure.short for measure in IN_TABLE), "lost or late", "doubled", "durability")
     lines = [columns([head, *(_cells(row) for row in run.rows if row.rounds)])]
-    lines += [f"{row.name}: {row.reason}" for row in run.rows if row.reason]
+    lines += [f"{row.name}: {' '.join(row.reason.split())}" for row in run.rows if row.reason]
     for place in result.places(run.rows):
         if place.ahead:
             best, value = place.ahead[0]
