@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from bench import machine
 from bench.peers import catalog, measure, page, text, venvs
-from bench.peers.measure import Plan
+from bench.peers.measure import Plan, Round
 from bench.peers.peer import Peer, PeerUnavailableError, Variant
 from bench.peers.result import Result, Row, as_json
 from callboard.runtime import server_binary
@@ -63,11 +63,13 @@ async def run(entries: list[Entry], plan: Plan) -> None:
 async def _round(entry: Entry, plan: Plan, number: int) -> None:
     row = entry.row
     began_s = time.monotonic()
+    found = Round()
     try:
-        found = await measure.one(entry.peer, entry.variant, entry.python, plan, with_kill=number < plan.kills)
+        await measure.one(entry.peer, entry.variant, entry.python, plan, found, with_kill=number < plan.kills)
     except (PeerUnavailableError, RuntimeError, OSError) as error:
         row.reason = f"round {number + 1}: {error}"
         _say(f"{row.name}: {row.reason}")
+    if found == Round():
         return
     row.rounds.append(found)
     rate = f"{found.rate:,.0f} tasks/s" if found.rate else "no rate"

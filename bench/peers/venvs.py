@@ -46,8 +46,15 @@ def requirements_of(peer: Peer) -> Path:
 
 
 def versions(peer: Peer, python: str) -> str:
-    """Return the peer's packages and their versions as installed, and its server's."""
-    told = subprocess.run([python, "-c", _VERSIONS, *peer.packages], capture_output=True, text=True, check=True)
+    """Return the peer's packages and their versions as installed, and its server's.
+
+    Raises:
+        PeerUnavailableError: If a package or the server is missing.
+    """
+    told = subprocess.run([python, "-c", _VERSIONS, *peer.packages], capture_output=True, text=True, check=False)
+    if told.returncode:
+        message = f"its environment is not whole: {told.stderr.strip().splitlines()[-1]}"
+        raise PeerUnavailableError(message)
     return ", ".join(part for part in (told.stdout.strip(), peer.server_version()) if part)
 
 
