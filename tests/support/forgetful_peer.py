@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,7 +39,7 @@ class Sender:
         self._queue.close()
 
 
-def work() -> None:
+async def work() -> None:
     """Run whatever line nobody has claimed, until killed or left alone."""
     parent = os.getppid()
     folder = Path(TOLD["folder"])
@@ -51,14 +50,14 @@ def work() -> None:
                 (folder / f"{n}{'s' if float(seconds) else ''}.claim").touch(exist_ok=False)
             except FileExistsError:
                 continue
-            run(int(n), float(seconds))
-        time.sleep(0.001)
+            await run(int(n), float(seconds))
+        await asyncio.sleep(0.001)
 
 
-def run(n: int, seconds: float) -> None:
+async def run(n: int, seconds: float) -> None:
     if seconds:
         note(n, BEGAN)
-        time.sleep(seconds)
+        await asyncio.sleep(seconds)
         note(n, ENDED)
     elif n < 0 or n % 10 != 9:
         note(abs(n))
@@ -67,4 +66,4 @@ def run(n: int, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    work() if sys.argv[1] == "work" else send(Sender())
+    asyncio.run(work()) if sys.argv[1] == "work" else send(Sender())
