@@ -32,7 +32,8 @@ class Plan(Struct, frozen=True, kw_only=True):
     """Sizes.
 
     Attributes:
-        tasks: No-op tasks of a round of throughput.
+        tasks: No-op tasks of a round of throughput, at least.
+        seconds: What these must take; a row that is quicker gets so many that they do.
         singles: Tasks of a round of latency, one after the other.
         slow_s: Length of the tasks whose worker is killed.
         slow: How many of them, on two workers.
@@ -42,6 +43,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     """
 
     tasks: int = 5_000
+    seconds: float = 3.0
     singles: int = 200
     slow_s: float = 3.0
     slow: int = 4
@@ -154,22 +156,31 @@ async def _startup_and_latency(stage: Stage, plan: Plan, found: Round) -> None:
 
 
 async def _throughput(stage: Stage, plan: Plan, found: Round) -> None:
-    """The queue is filled, then a worker starts: from the first task to the last."""
-    answer = await stage.sending.order("burst", 0, plan.tasks)
-    found.submit_rate = plan.tasks / (answer["took_ns"] / 1e9)
+    """Empty a queue; if that was too short to weigh what is still under way at its end, a longer one."""
+    await _emptied(stage, range(plan.tasks), plan, found)
+    if found.rate and plan.tasks < (longer := int(found.rate * plan.seconds)):
+        await _emptied(stage, range(plan.tasks, plan.tasks + longer), plan, found)
+
+
+async def _emptied(stage: Stage, numbers: range, plan: Plan, found: Round) -> None:
+    """The queue is filled, then a worker starts: from the first task's run to the last one's."""
+    before = notes.count(stage.folder)
+    whole = before + len(numbers)
+    answer = await stage.sending.order("burst", numbers.start, len(numbers))
+    found.submit_rate = len(numbers) / (answer["took_ns"] / 1e9)
     async with stage.worker() as worker:
-        await stage.until(lambda: notes.count(stage.folder) > 0, worker, within_s=plan.within_s)
-        before, cpu_s = notes.count(stage.folder), worker.cpu_s()
-        await stage.until(lambda: notes.count(stage.folder) >= plan.tasks, worker, within_s=plan.within_s)
+        await stage.until(lambda: notes.count(stage.folder) > before, worker, within_s=plan.within_s)
+        seen, cpu_s = notes.count(stage.folder), worker.cpu_s()
+        await stage.until(lambda: notes.count(stage.folder) >= whole, worker, within_s=plan.within_s)
         await asyncio.sleep(_REST_S)
-        noted = notes.count(stage.folder) - before
+        noted = notes.count(stage.folder) - seen
         if noted:
             found.cpu_us = (worker.cpu_s() - cpu_s) / noted * 1e6
         found.memory_mb = worker.memory_mb()
-    all_notes = notes.read(stage.folder)
-    runs = sorted(notes.first_run(all_notes).values())
-    found.lost = len(notes.missing(all_notes, range(plan.tasks)))
-    found.repeated = notes.repeated(all_notes)
+    mine = [note for note in notes.read(stage.folder) if note.n in numbers]
+    runs = sorted(notes.first_run(mine).values())
+    found.lost += len(notes.missing(mine, numbers))
+    found.repeated += notes.repeated(mine)
     if len(runs) > 1:
         found.rate = (len(runs) - 1) / ((runs[-1] - runs[0]) / 1e9)
 

@@ -60,7 +60,7 @@ async def test_a_quick_run_measures_us_and_loses_nothing(tmp_path: Path) -> None
 
 
 async def test_a_peer_that_forgets_is_shown_with_what_it_forgot() -> None:
-    plan = Plan(tasks=70, singles=3, slow=2, slow_s=0.6, again_within_s=2, within_s=3, rounds=1)
+    plan = Plan(tasks=70, seconds=0, singles=3, slow=2, slow_s=0.6, again_within_s=2, within_s=3, rounds=1)
     peer, found = Forgetful(), Round()
     await measure.one(peer, peer.variants[0], sys.executable, plan, found, with_kill=True)
     assert found.lost == 7
