@@ -54,14 +54,7 @@ def console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Console]:
 def dev(console: Console) -> Background:
     (console.folder / "hello.py").write_text(HELLO.read_text())
     (console.folder / "writer.py").write_text("from hello import Struct, Actor, on" + MORE)
-    return develop(console, "hello.py", "writer.py")
-
-
-def develop(console: Console, *args: str) -> Background:
-    started = console.start("dev", *args, "--port", "0", "--profile", "fast", "--json")
-    eventually(lambda: started.events or started.process.poll() is not None, started.err)
-    assert started.events, "".join(started.err)
-    return started
+    return console.dev("hello.py", "writer.py")
 
 
 def test_it_says_what_it_serves(dev: Background) -> None:
@@ -230,7 +223,7 @@ def test_new_code_is_taken_and_broken_code_is_reported(tmp_path: Path) -> None:
     try:
         source = tmp_path / "hello.py"
         source.write_text(HELLO.read_text())
-        started = develop(console, "hello.py")
+        started = console.dev("hello.py")
 
         def answer() -> str:
             text: str = console.run("ask", "greeter/ann", "Ask", '{"text": "bob"}', "--json").json["value"]["text"]
@@ -253,7 +246,7 @@ def test_new_code_is_taken_and_broken_code_is_reported(tmp_path: Path) -> None:
         assert started.stop(signal.SIGINT) == 0
         assert not Path(f"/proc/{server}").exists()
         # a second one goes on where the first left off
-        again = develop(console, "hello.py")
+        again = console.dev("hello.py")
         assert console.run("agents", "state", "greeter/ann", "--json").json == {"turns": 4}
         assert again.stop(signal.SIGTERM) == 0
     finally:

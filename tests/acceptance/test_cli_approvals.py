@@ -42,10 +42,7 @@ def console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Console]:
 @pytest.fixture(scope="module")
 def dev(console: Console) -> Background:
     (console.folder / "till.py").write_text(TILL)
-    started = console.start("dev", "till.py", "--port", "0", "--profile", "fast", "--json")
-    eventually(lambda: started.events or started.process.poll() is not None, started.err)
-    assert started.events, "".join(started.err)
-    return started
+    return console.dev("till.py")
 
 
 def asked(console: Console, order: str) -> dict[str, Any]:

@@ -54,10 +54,7 @@ def console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Console]:
 def dev(console: Console) -> Background:
     blocks = re.findall(r"^```python\n(.*?)^```", GUIDE.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
     (console.folder / "flows.py").write_text("\n\n".join(blocks) + MORE)
-    started = console.start("dev", "flows.py", "--port", "0", "--profile", "fast", "--json")
-    eventually(lambda: started.events or started.process.poll() is not None, started.err)
-    assert started.events, "".join(started.err)
-    return started
+    return console.dev("flows.py")
 
 
 def test_a_run_is_started_and_waited_for(console: Console, dev: Background) -> None:
