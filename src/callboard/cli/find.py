@@ -150,6 +150,7 @@ def _worker(view: PoolWorkerView) -> tuple[str, ...]:
 def _pick(session: Session, /, query: Query) -> None:
     from callboard.runtime import census
     from callboard.runtime.errors import NoAgentError
+    from callboard.runtime.labels import split
     from callboard.runtime.registry.message import Picked
 
     async def work() -> Picked:
@@ -161,7 +162,9 @@ def _pick(session: Session, /, query: Query) -> None:
         emit(picked)
         return
     if picked.agent is None:
-        message = f"{picked.why.text}: give it work with `callboard submit {picked.pool}`"
+        name, wanted = split(picked.pool)
+        labels = f" --labels {','.join(f'{key}={value}' for key, value in wanted.items())}" if wanted else ""
+        message = f"{picked.why.text}: give it work with `callboard submit {name}{labels}`"
         raise NoAgentError(message)
     tell(picked.agent.record.address)
     note(picked.why.text)
