@@ -100,7 +100,9 @@ def test_an_answer_comes_in_parts(console: Console, dev: Background) -> None:
         (["ask", "Big Type/1", "Fail"], 2, "error[invalid_name]"),
         (["tell", "*/1", "Fail"], 2, "error[invalid_name]"),
         (["tell", "writer/2", "Fail", "--id", "~17"], 2, "error[invalid_name]"),
+        (["ask", "greter/ann", "Greet"], 5, "waits for it; did you mean greeter?"),
         (["agents", "show", "greeter/never"], 5, "nothing is known of greeter/never"),
+        (["agents", "show", "greter/ann"], 5, "it was removed; did you mean greeter/ann?"),
         (["agents", "state", "greeter/never"], 5, "no state"),
         (["agents", "ls", "greeter.>"], 2, "error[invalid_name]"),
         (["agents", "pause", "nobody/1"], 5, "error[no_host]"),
@@ -191,7 +193,9 @@ def test_the_dead_letters_of_an_actor_are_listed(console: Console, dev: Backgrou
 def test_a_message_that_nobody_hosts_is_stored_with_a_warning(console: Console, dev: Background) -> None:
     told = console.run("tell", "writr/1", "Draft")
     assert (told.status, told.out.strip().isdigit()) == (0, True)
-    assert "no worker hosts 'writr' now" in told.err
+    assert "no worker hosts 'writr' now; the message waits until one does; did you mean writer?" in told.err
+    run = console.run("submit", "shuot", '""')
+    assert "the task waits until one does; did you mean shout?" in run.err
     assert not console.run("tell", "writer/8", "Draft").err
 
 

@@ -111,6 +111,8 @@ def test_a_failed_run_is_tried_again(console: Console, dev: Background) -> None:
         (["runs", "start", "digest", "{"], 2, "error[decode]"),
         (["runs", "start", "Big Flow"], 2, "error[invalid_name]"),
         (["runs", "show", "digest"], 2, "names no run"),
+        (["runs", "start", "digset"], 5, "; did you mean digest?"),
+        (["watch", "digset/none"], 5, "Flows: day, digest, night; did you mean digest/none?"),
         (["runs", "show", "digest/none"], 5, "there is no run digest/none"),
         (["runs", "cancel", "digest/none"], 5, "there is no run digest/none"),
         (["runs", "retry", "digest/none"], 5, "there is no run digest/none"),

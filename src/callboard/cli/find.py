@@ -91,8 +91,10 @@ def _find(session: Session, /, query: Query) -> None:
 
 
 def _nobody(query: Query, found: Found) -> str:
+    from callboard.runtime.near import hint
+
     if not query.capability:
-        return "no agent fits"
+        return f"no agent fits{hint(query.type, found.near)}"
     if query.capability in found.near:
         return f"nobody who offers {query.capability!r} fits what else was asked for"
     if found.near:

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from callboard.cli.meant import type_hint
 from callboard.cli.output import SPAN, UNTIL, emit, note
 from callboard.cli.session import Session, example, global_options, json_option, pass_session
 from callboard.cli.submit import read_payload
@@ -66,5 +67,6 @@ async def _tell(
             data, type=kind, id=own_id, delay_s=delay_s, deadline=deadline, timeout_s=session.patience_s
         )
         if not await inspection.is_hosted(bus, ref.address):
-            note(f"warning: no worker hosts {ref.address.type!r} now; the message waits until one does")
+            meant = await type_hint(bus, ref.address.type)
+            note(f"warning: no worker hosts {ref.address.type!r} now; the message waits until one does{meant}")
         return seq

@@ -306,6 +306,12 @@ async def partitions(bus: Bus) -> int:
     return int(count[1])
 
 
+async def types(bus: Bus) -> set[str]:
+    """Return the names of the actor types that a worker hosts or has hosted. One request."""
+    kinds = {subject.split(".")[2] for subject in await bus.subject_counts(subjects.ACTORS, "cb.cursor.*.*")}
+    return {kind for kind in kinds if not kind.startswith("~")}
+
+
 async def order(bus: Bus, address: Address, op: Op, *, reason: str = "", seq: int | None = None) -> dict[str, object]:
     """Give an order about an actor to its owner and return what that answers.
 

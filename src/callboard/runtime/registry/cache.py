@@ -21,6 +21,7 @@ from callboard.runtime.bus.base import Bus, KvEntry, Message, Subscription
 from callboard.runtime.bus.kv import Bucket, Watch
 from callboard.runtime.clock import Clock
 from callboard.runtime.errors import BusClosedError, BusError, DecodeError, InputError, NoAgentError
+from callboard.runtime.near import hint
 from callboard.runtime.registry import record as records
 from callboard.runtime.registry.index import Index, Narrowed
 from callboard.runtime.registry.message import (
@@ -191,6 +192,8 @@ class RegistryCache:
         near: list[str] = []
         if query.capability and not agents and not workers:
             near = self._near(query.capability)
+        elif query.type and not agents:
+            near = self._near_types(query.type)
         return Found(agents=agents, workers=workers, as_of=self._clock.now(), next=following, near=near)
 
     def pick(self, query: Query) -> Picked:
@@ -296,7 +299,8 @@ class RegistryCache:
         for reason, number in found.refused.items():
             label = reason.removeprefix("labels.")
             if label == reason:
-                parts.append(f"{reason} left out {number}")
+                meant = self._near_types(query.type) if reason == "type" else []
+                parts.append(f"{reason} left out {number}{hint(query.type, meant)}")
                 continue
             values = ", ".join(self.index.values(label)[:10]) or "no agent has that label"
             parts.append(f"label {label}={query.labels[label]} left out {number} (there are: {values})")
@@ -304,6 +308,9 @@ class RegistryCache:
 
     def _near(self, name: str) -> list[str]:
         return self.index.near(name, sorted(self.presence.pools(self._clock.monotonic())))
+
+    def _near_types(self, name: str) -> list[str]:
+        return self.index.near_types(name, self.presence.types(self._clock.monotonic()))
 
     def _wall(self, at_s: float, now_s: float) -> datetime | None:
         return None if at_s == -math.inf else self._clock.now() - timedelta(seconds=max(0.0, now_s - at_s))

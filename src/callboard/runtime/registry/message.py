@@ -181,7 +181,7 @@ class Found(Struct, frozen=True, kw_only=True):
         agents: By address.
         workers: Workers with slots of the capability, where one was asked for.
         next: What to give as ``after`` for the rest, "" at the end.
-        near: The nearest names that exist, when nobody has the capability.
+        near: The nearest names that exist, when nobody has the capability, or is of the type.
         as_of: When the registry looked.
     """
 
