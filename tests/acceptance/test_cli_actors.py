@@ -190,6 +190,20 @@ def test_the_dead_letters_of_an_actor_are_listed(console: Console, dev: Backgrou
     assert console.run("agents", "requeue", "writer/9", str(seqs[0]), "--json").json["requeued"] == 1
 
 
+def test_a_second_dev_says_whose_server_it_joins_and_who_else_serves(console: Console, dev: Background) -> None:
+    second = console.start("dev", "hello.py", "--port", "0", "--json")
+    eventually(lambda: second.events or second.process.poll() is not None, second.err)
+    said = "".join(second.err)
+    url = dev.events[0]["url"]
+    assert f"a server runs on this folder already, at {url} (process {dev.process.pid} started it)" in said
+    assert "`callboard dev hello.py --data FOLDER --port 0`" in said
+    first = dev.events[0]["worker"]
+    assert f"greeter, shout: also served by worker {first} (process {dev.process.pid})" in said
+    assert second.events[0]["url"] == url
+    assert second.stop() == 0
+    assert "also served" not in "".join(dev.err)
+
+
 def test_a_message_that_nobody_hosts_is_stored_with_a_warning(console: Console, dev: Background) -> None:
     told = console.run("tell", "writr/1", "Draft")
     assert (told.status, told.out.strip().isdigit()) == (0, True)
