@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -124,7 +125,9 @@ def test_mail_waits_for_a_paused_actor_and_runs_when_it_is_resumed(console: Cons
     assert console.run("agents", "pause", actor, "--reason", "look", "--json").json["status"] == "paused"
     told = console.run("tell", actor, "Ask", '{"text": "x"}', "--id", "one", "--json").json
     assert (told["address"], told["id"], told["is_delayed"]) == (actor, "one", False)
-    assert console.run("tell", actor, "Ask", '{"text": "x"}', "--id", "one").out == f"{told['seq']}\n"
+    again = console.run("tell", actor, "Ask", '{"text": "x"}', "--id", "one")
+    assert again.out == f"{told['seq']}\n"
+    assert f"is paused; the message waits until `callboard agents resume {shlex.quote(actor)}`" in again.err
     (waiting,) = console.run("agents", "mailbox", actor, "--json").json
     assert (waiting["seq"], waiting["type"], waiting["id"], waiting["is_ask"]) == (told["seq"], "Ask", "one", False)
     shown = console.run("agents", "show", actor)
