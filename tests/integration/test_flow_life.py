@@ -390,7 +390,7 @@ async def test_an_answer_that_is_not_kept_any_more_is_asked_for_again(callboard_
 
         async def request(self, subject: str, data: bytes, **more: Any) -> Message:  # noqa: ANN401 - the bus's own
             answer: Message = await self._bus.request(subject, data, **more)
-            if subject.startswith("cb.ask.busy."):
+            if subject.startswith("cb.call.busy."):
                 await held.wait()
             return answer
 

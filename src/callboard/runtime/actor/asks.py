@@ -42,10 +42,10 @@ class AskServer:
     async def open(self) -> None:
         """Listen for asks to every type of the host."""
         for name in self._host.types:
-            subject = subjects.ask(name)
-            self._subscriptions.append(
-                await self._host.services.bus.subscribe(subject, self._on_ask, queue=subjects.ASK_GROUP)
-            )
+            for subject in (subjects.ask(name), subjects.call(name)):
+                self._subscriptions.append(
+                    await self._host.services.bus.subscribe(subject, self._on_ask, queue=subjects.ASK_GROUP)
+                )
 
     async def close(self) -> None:
         """Take no more asks; those taken are stored and answered."""
@@ -104,12 +104,11 @@ class AskServer:
 
     def _store(self, message: Message, kind: ActorType, address: Address) -> None:
         services = self._host.services
-        headers = message.headers or {}
         full = self._full(kind, address)
         if full is not None:
             self._refuse(message, full)
             return
-        write = mail_write(address, message.data, _stored_headers(headers, message.reply))
+        write = mail_write(address, message.data, _stored_headers(message))
         services.committer.add((write,), lambda result: self._stored(message, result))
 
     def _is_awaited(self, headers: Mapping[str, str]) -> bool:
@@ -183,13 +182,19 @@ class AskServer:
         return decode(stored.data) if stored is not None else StateRecord()
 
 
-def _stored_headers(headers: Mapping[str, str], reply_to: str) -> dict[str, str]:
-    """Return the headers of the mail that an ask becomes: the sender's, less the broker's own."""
+def _stored_headers(message: Message) -> dict[str, str]:
+    """Return the headers of the mail that an ask becomes: the sender's, less the broker's own.
+
+    Of what led to it only those are believed who may ask on ``cb.call``: the turns of hosts.
+    """
+    headers = message.headers or {}
     kept = {name: value for name, value in headers.items() if not name.startswith("Nats-")}
     own_id = headers.get(header.MAIL_ID) or headers.get(header.MSG_ID)
     if own_id:
         # not as a message id: a batch that holds a repeat would be refused whole
         kept[header.MAIL_ID] = own_id
-    if reply_to:
-        kept[header.REPLY_TO] = reply_to
+    if message.reply:
+        kept[header.REPLY_TO] = message.reply
+    if not message.subject.startswith("cb.call."):
+        _ = kept.pop(header.CHAIN, None)
     return kept
