@@ -70,6 +70,9 @@ class AskServer:
     def _sort(self, message: Message, kind: ActorType, address: Address) -> None:
         services = self._host.services
         headers = message.headers or {}
+        if header.TRIAL in headers:
+            _ = services.spawn(self._try(message, kind), "ask-trial")
+            return
         if payload.is_stowed(headers) and header.TYPE not in headers:
             _ = services.spawn(self._sort_large(message, kind, address), "ask-large")
             return
@@ -137,6 +140,20 @@ class AskServer:
         if message.reply:
             reply = replies.error_reply("", error)
             _ = self._host.services.spawn(replies.send(self._host.services, message.reply, reply), "ask-refuse")
+
+    async def _try(self, message: Message, kind: ActorType) -> None:
+        """Say whether a handler would take a message; nothing is stored and none is called."""
+        headers = message.headers or {}
+        name, content_type = headers.get(header.TYPE), headers.get(header.CONTENT_TYPE)
+        try:
+            whole = await payload.fetch(self._host.services.blobs, message.data, headers)
+            handler, data = kind.select(name, whole, content_type)
+            _ = kind.decode(handler, name, data, content_type)
+        except CallboardError as error:
+            self._refuse(message, error)
+            return
+        if message.reply:
+            await replies.send(self._host.services, message.reply, replies.value_reply("", None))
 
     async def _read(self, message: Message, kind: ActorType, address: Address, handler: Handler, data: bytes) -> None:
         """Run a read-only handler on the state that stands, beside whatever turn is under way."""
