@@ -130,7 +130,8 @@ def test_what_goes_wrong_is_said_with_a_status_of_its_own(
 
 
 def test_a_job_that_does_not_fit_is_refused_with_the_field(console: Console, dev: Background) -> None:
-    run = console.run("runs", "start", "digest", '{"texts": 7}', "--wait")
-    assert run.status == 1
-    assert "decode" in run.err
-    assert "texts" in run.err
+    run = console.run("runs", "start", "digest", '{"texts": 7}', "--wait", "--id", "never")
+    assert run.status == 2
+    assert "nothing was started" in run.err
+    assert "$.texts" in run.err
+    assert "there is no run" in console.run("runs", "show", "digest/never").err

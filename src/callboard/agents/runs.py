@@ -29,15 +29,26 @@ from callboard.runtime.actor.address import Address
 from callboard.runtime.actor.letter import decode_letter
 from callboard.runtime.actor.record import StateRecord
 from callboard.runtime.blobs import BlobStore
+from callboard.runtime.bus import header
 from callboard.runtime.bus.base import Bus, Stored
 from callboard.runtime.client import Client
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
-from callboard.runtime.errors import BusError, InputError, NoHostError, NotFoundError, PermissionDeniedError
+from callboard.runtime.errors import (
+    AskTimeoutError,
+    BusError,
+    DecodeError,
+    InputError,
+    NoHostError,
+    NotFoundError,
+    PermissionDeniedError,
+    UnknownMessageError,
+)
 from callboard.runtime.near import hint
 from callboard.runtime.record import Failure
 
 RETRIED: frozenset[str] = frozenset({"failed", "cancelled", "partial"})
 _LOOK_FIRST_S, _LOOK_MAX_S = 0.05, 1.0
+_TRIAL_S = 5.0
 
 
 async def flows(bus: Bus) -> list[str]:
@@ -66,6 +77,8 @@ async def start(
         deadline: When its result stops being wanted: a time, or a span from now.
 
     Raises:
+        InputError: If the flow does not take such a job, as a host of it says; nothing has begun. Where none runs now
+            the run waits, and fails when one has come.
         NoHostError: If no worker has ever hosted such a flow.
         DeadlineError: If the deadline has passed.
         EncodeError: If the job cannot be encoded.
@@ -75,6 +88,7 @@ async def start(
     now = client.clock.now()
     address = run_address(f"{name}/{id or f'{now:%Y%m%d-%H%M%S}-{ids.new_token(3)}'}")
     await _check_flow(client.bus, name)
+    await _check_job(client, address, job, type)
     _ = await client.actor(address).tell(job, type=type, id="start", deadline=deadline)
     return run_name(address)
 
@@ -267,6 +281,18 @@ async def _check_flow(bus: Bus, name: str) -> None:
             f"`callboard worker start MODULE`, where MODULE has the function with @flow{hint(name, known)}"
         )
         raise NoHostError(message)
+
+
+async def _check_job(client: Client, flow: Address, job: object, kind: str | None) -> None:
+    """Ask a host of a flow whether it takes a job. One request."""
+    try:
+        _ = await client.actor(flow).ask(job, type=kind, timeout_s=_TRIAL_S, headers={header.TRIAL: "1"})
+    except (NoHostError, AskTimeoutError, PermissionDeniedError):
+        # nobody is there who could say
+        return
+    except (DecodeError, UnknownMessageError) as error:
+        message = f"flow {flow.type.removeprefix(PREFIX)} does not take this job, so nothing was started: {error}"
+        raise InputError(message) from error
 
 
 async def _state(bus: Bus, actor: Address) -> tuple[StateRecord | None, RunState]:
