@@ -288,7 +288,11 @@ class Bus(Protocol):
         ...
 
     async def flush(self, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
-        """Wait until the server has taken everything sent so far (one round trip)."""
+        """Wait until the server has taken everything sent so far (one round trip).
+
+        Raises:
+            PermissionDeniedError: If the server's permissions refuse a plain publish since the last flush.
+        """
         ...
 
     # --- stored subjects
