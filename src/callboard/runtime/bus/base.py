@@ -288,11 +288,7 @@ class Bus(Protocol):
         ...
 
     async def flush(self, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
-        """Wait until the server has taken everything sent so far (one round trip).
-
-        Raises:
-            PermissionDeniedError: If the server's permissions refuse a plain publish since the last flush.
-        """
+        """Wait until the server has taken all sent so far (one round trip); PermissionDeniedError if it refused some."""
         ...
 
     # --- stored subjects
