@@ -17,6 +17,7 @@ DEMO_PATH ?=
 export DEMO_PATH
 DEMO_ARGS ?=
 BENCH_ARGS ?=
+PEERS ?=
 PYTEST_ARGS ?=
 JOBS ?= 3
 CHAOS ?=
@@ -118,6 +119,10 @@ soak: $(VENV)/.dev ## a million tasks, and turns beside them: does anything grow
 bench: $(VENV)/.dev ## run the benchmarks (BENCH_ARGS=--quick, or --rows a,b)
 	@$(BIN)/python -m bench $(BENCH_ARGS)
 
+.PHONY: bench-peers
+bench-peers: $(VENV)/.dev ## measure us beside Celery and others, durability in each row (PEERS="--quick --peers celery,callboard")
+	@$(BIN)/python -m bench.peers $(PEERS)
+
 .PHONY: lock
 lock: $(VENV)/.dev ## resolve the dependencies anew (UPGRADE=--upgrade takes newer versions)
 	@$(PIP) install uv
@@ -147,7 +152,7 @@ dist: $(VENV)/.dev ## build wheel, source archive and bill of materials into dis
 
 .PHONY: clean
 clean: ## remove .venv and everything the tools left behind
-	rm -rf $(VENV) $(VENV_LLM) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage .coverage.*
+	rm -rf $(VENV) $(VENV_LLM) .venv-peers build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage .coverage.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Where ensurepip is missing (Debian without python3-venv) the Python's own pip can still fill a venv made without one.

@@ -81,8 +81,12 @@ def as_json(facts: dict[str, Any], rows: Sequence[Row], notes: Sequence[str]) ->
 def render(rows: Sequence[Row]) -> str:
     """Return the table as text; ± is half the distance between the extremes of the rounds."""
     head = ("row", "what", "sync", "in flight", "ours", "baseline", "ratio", "goal")
-    lines = [head, *(_cells(row) for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    return columns([head, *(_cells(row) for row in rows)])
+
+
+def columns(lines: Sequence[Sequence[str]]) -> str:
+    """Return lines of cells as text in columns, a rule below the first."""
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     text.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(text)

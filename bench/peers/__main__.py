@@ -13,10 +13,10 @@ import msgspec
 from msgspec import Struct
 
 from bench import machine
-from bench.peers import catalog, measure, venvs
-from bench.peers.measure import Plan
+from bench.peers import catalog, measure, page, text, venvs
+from bench.peers.measure import Plan, Round
 from bench.peers.peer import Peer, PeerUnavailableError, Variant
-from bench.peers.result import Result, Row
+from bench.peers.result import Result, Row, as_json
 from callboard.runtime import server_binary
 
 OUT = Path(__file__).parents[1] / "out"
@@ -37,32 +37,39 @@ def main() -> None:
     chosen, plan, out = _options()
     # as Ctrl-C: the servers and workers that we started end with us
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    result = asyncio.run(run(chosen, plan))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.with_suffix(".json").write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1))
-    print(f"written: {out.with_suffix('.json')}")
-
-
-async def run(chosen: list[tuple[Peer, Variant]], plan: Plan) -> Result:
-    """Measure the rows, round by round, so that what changes on the machine meanwhile meets all of them."""
     OUT.mkdir(parents=True, exist_ok=True)
     facts = machine.facts(OUT, server_version=server_binary.find().version_text, loop="each its own")
     entries = [_entry(peer, variant) for peer, variant in chosen]
+    result = Result(facts=facts, plan=msgspec.to_builtins(plan), rows=[entry.row for entry in entries])
+    try:
+        asyncio.run(run(entries, plan))
+    finally:
+        # whoever interrupts a long run keeps what was measured until then
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.with_suffix(".json").write_bytes(as_json(result))
+        out.write_text(page.render(result), encoding="utf-8")
+        print(text.render(result))
+        print(f"\nwritten: {out} and {out.with_suffix('.json').name} beside it")
+
+
+async def run(entries: list[Entry], plan: Plan) -> None:
+    """Measure the rows, round by round, so that what changes on the machine meanwhile meets all of them."""
     for number in range(plan.rounds):
         for entry in entries:
             if not entry.row.reason:
                 await _round(entry, plan, number)
-    return Result(facts=facts, plan=msgspec.to_builtins(plan), rows=[entry.row for entry in entries])
 
 
 async def _round(entry: Entry, plan: Plan, number: int) -> None:
     row = entry.row
     began_s = time.monotonic()
+    found = Round()
     try:
-        found = await measure.one(entry.peer, entry.variant, entry.python, plan, with_kill=number < plan.kills)
+        await measure.one(entry.peer, entry.variant, entry.python, plan, found, with_kill=number < plan.kills)
     except (PeerUnavailableError, RuntimeError, OSError) as error:
         row.reason = f"round {number + 1}: {error}"
         _say(f"{row.name}: {row.reason}")
+    if found == Round():
         return
     row.rounds.append(found)
     rate = f"{found.rate:,.0f} tasks/s" if found.rate else "no rate"

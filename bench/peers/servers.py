@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import pwd
+import re
 import shutil
 import signal
 import socket
@@ -47,9 +48,10 @@ def find(program: str, *, package: str) -> str:
 
 
 def version(program: str, *, package: str) -> str:
-    """Return the first line of what ``--version`` says."""
+    """Return a program's name and the version in what ``--version`` says."""
     told = subprocess.run([find(program, package=package), "--version"], capture_output=True, text=True, check=True)
-    return told.stdout.splitlines()[0].strip()
+    number = re.search(r"\d+(\.\d+)+", told.stdout)
+    return f"{program} {number.group() if number else told.stdout.strip()}"
 
 
 @contextlib.asynccontextmanager

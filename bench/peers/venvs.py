@@ -26,7 +26,7 @@ def python_of(peer: Peer) -> str:
     """
     if not peer.has_venv:
         return sys.executable
-    wanted = LISTS / f"{peer.name.replace('-', '_')}.txt"
+    wanted = requirements_of(peer)
     folder = FOLDER / peer.name
     python = folder / "bin" / "python"
     stamp = folder / ".made"
@@ -40,9 +40,21 @@ def python_of(peer: Peer) -> str:
     return str(python)
 
 
+def requirements_of(peer: Peer) -> Path:
+    """Return the peer's pinned list: names and versions, no address."""
+    return LISTS / f"{peer.name.replace('-', '_')}.txt"
+
+
 def versions(peer: Peer, python: str) -> str:
-    """Return the peer's packages and their versions as installed, and its server's."""
-    told = subprocess.run([python, "-c", _VERSIONS, *peer.packages], capture_output=True, text=True, check=True)
+    """Return the peer's packages and their versions as installed, and its server's.
+
+    Raises:
+        PeerUnavailableError: If a package or the server is missing.
+    """
+    told = subprocess.run([python, "-c", _VERSIONS, *peer.packages], capture_output=True, text=True, check=False)
+    if told.returncode:
+        message = f"its environment is not whole: {told.stderr.strip().splitlines()[-1]}"
+        raise PeerUnavailableError(message)
     return ", ".join(part for part in (told.stdout.strip(), peer.server_version()) if part)
 
 

@@ -1,30 +1,30 @@
-"""Long turns on Celery with Redis under kill -9 of workers: ``python -m bench.contrast --visibility-s 4``.
+"""Long turns on Celery with Redis under kill -9 of workers: ``python -m bench.peers.turns --visibility-s 4``.
 
-Needs ``redis-server`` on PATH (or ``--redis``) and PyPI for a virtual environment with Celery (or ``--python``, an
-interpreter that has it). Redis listens on loopback and syncs every write; everything ends with the run. The figures are
-counted from files that the tasks write, by the code that judges our own turns (``python -m tests.chaos.turn_ledger``).
+Redis listens on loopback and syncs every write; everything ends with the run. The figures are counted from files that
+the tasks write, by the code that judges our own turns (``python -m tests.chaos.turn_ledger``).
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import json
 import os
 import random
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-import venv
 from collections import defaultdict
 from pathlib import Path
 
 from msgspec import Struct
 
+from bench.peers import servers, venvs
+from bench.peers.peer import PeerUnavailableError
+from bench.peers.systems.celery import Celery
 from tests.chaos import journal
 from tests.chaos.checker import Death, overlaps, repeats, runs_of
 from tests.chaos.journal import Event
@@ -57,27 +57,15 @@ class Options(Struct, frozen=True, kw_only=True):
 
 
 class Scene:
-    """One Redis, its workers, and the deaths of these."""
+    """Workers on one Redis, and the deaths of these."""
 
-    def __init__(self, folder: Path, python: str, redis: str, options: Options) -> None:
+    def __init__(self, folder: Path, python: str, url: str, options: Options) -> None:
         self.deaths: list[Death] = []
         self._folder = folder
         self._python = python
+        self._url = url
         self._options = options
         self._workers: list[subprocess.Popen[bytes]] = []
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
-        arguments = ["--bind", "127.0.0.1", "--port", str(self._port), "--dir", str(folder), "--save", ""]
-        with (folder / "redis.log").open("ab") as log:
-            self._redis = subprocess.Popen(
-                [redis, *arguments, "--appendonly", "yes", "--appendfsync", "always"], stdout=log, stderr=log
-            )
-        until_s = time.monotonic() + 10
-        while not self._is_up():
-            if time.monotonic() > until_s:
-                raise SystemExit((folder / "redis.log").read_text("utf-8"))
-            time.sleep(0.05)
 
     def run(self) -> None:
         """Send everything, kill as planned, wait for the end of all or of the time."""
@@ -85,7 +73,9 @@ class Scene:
         dice = random.Random(options.seed)
         for _ in range(options.workers):
             self._start()
-        subprocess.run([self._python, "-m", "bench.contrast.celery_app"], cwd=ROOT, env=self._environment(), check=True)
+        subprocess.run(
+            [self._python, "-m", "bench.peers.apps.celery_turns"], cwd=ROOT, env=self._environment(), check=True
+        )
         began_s = time.monotonic()
         while not self.events():
             time.sleep(0.1)
@@ -108,11 +98,9 @@ class Scene:
     def close(self) -> None:
         for worker in list(self._workers):
             self._kill(worker)
-        self._redis.kill()
-        self._redis.wait()
 
     def _start(self) -> None:
-        app = ["-m", "celery", "-A", "bench.contrast.celery_app", "worker", "-c", str(self._options.concurrency)]
+        app = ["-m", "celery", "-A", "bench.peers.apps.celery_turns", "worker", "-c", str(self._options.concurrency)]
         name = f"w{len(self.deaths)}-{len(self._workers)}@loopback"
         with (self._folder / "workers.log").open("ab") as log:
             worker = subprocess.Popen(
@@ -138,18 +126,14 @@ class Scene:
         if options.sweep_s is not None:
             transport |= {"unacked_restore_interval": options.sweep_s, "unacked_restore_throttle": 1}
         told = {
-            "broker": f"redis://127.0.0.1:{self._port}/0",
+            "broker": self._url,
             "folder": str(self._folder),
             "transport": transport,
             "turns": options.turns,
             "steps": options.steps,
             "step_s": options.step_s,
         }
-        return {**os.environ, "PYTHONPATH": str(ROOT), "CONTRAST": json.dumps(told), "C_FORCE_ROOT": "1"}
-
-    def _is_up(self) -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", self._port)) == 0
+        return {**os.environ, "PYTHONPATH": str(ROOT), "PEER": json.dumps(told), "C_FORCE_ROOT": "1"}
 
 
 def account(scene: Scene, options: Options, took_s: float) -> str:
@@ -177,12 +161,23 @@ def account(scene: Scene, options: Options, took_s: float) -> str:
     )
 
 
-def python_with_celery(folder: Path) -> str:
-    """Make a virtual environment with Celery and return its interpreter."""
-    venv.create(folder, with_pip=True)
-    python = str(folder / "bin" / "python")
-    subprocess.run([python, "-m", "pip", "install", "--quiet", "celery[redis]"], check=True)
-    return python
+async def measure(options: Options) -> str:
+    """Run it, and return the account.
+
+    Raises:
+        PeerUnavailableError: If Celery or Redis cannot be had here.
+    """
+    python = venvs.python_of(Celery())
+    with tempfile.TemporaryDirectory(prefix="cb-peers-turns-") as scratch:
+        folder = Path(scratch)
+        async with servers.redis("always", folder) as told:
+            scene = Scene(folder, python, told["url"], options)
+            began_s = time.monotonic()
+            try:
+                scene.run()
+                return account(scene, options, time.monotonic() - began_s)
+            finally:
+                scene.close()
 
 
 def main() -> None:
@@ -194,11 +189,7 @@ def main() -> None:
     parser.add_argument("--within-s", type=float, default=given.within_s)
     parser.add_argument("--visibility-s", type=int, help="visibility_timeout; Celery's default of an hour if left out")
     parser.add_argument("--sweep-s", type=int, help="seconds between its looks for messages whose time is over")
-    parser.add_argument("--redis", default=shutil.which("redis-server"))
-    parser.add_argument("--python", help="an interpreter with celery[redis]; one is made if left out")
     asked = parser.parse_args()
-    if asked.redis is None:
-        sys.exit("no redis-server: install the package redis-server, or name the program with --redis")
     options = Options(
         turns=asked.turns,
         kills=asked.kills,
@@ -207,16 +198,10 @@ def main() -> None:
         visibility_s=asked.visibility_s,
         sweep_s=asked.sweep_s,
     )
-    with tempfile.TemporaryDirectory(prefix="contrast-") as scratch:
-        folder = Path(scratch)
-        python = asked.python or python_with_celery(folder / "venv")
-        scene = Scene(folder, python, asked.redis, options)
-        began_s = time.monotonic()
-        try:
-            scene.run()
-            print(account(scene, options, time.monotonic() - began_s))
-        finally:
-            scene.close()
+    try:
+        print(asyncio.run(measure(options)))
+    except PeerUnavailableError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A Celery worker's task: five steps of a second each, written down as they begin and return.
 
-Runs in a virtual environment of its own, with Celery and the standard library; ``CONTRAST`` holds the options as JSON.
+Runs in a virtual environment of its own, with Celery and the standard library; ``PEER`` holds the options as JSON.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import time
 
 from celery import Celery  # type: ignore[import-not-found]
 
-OPTIONS = json.loads(os.environ["CONTRAST"])
-app = Celery("contrast", broker=OPTIONS["broker"], backend=OPTIONS["broker"])
+OPTIONS = json.loads(os.environ["PEER"])
+app = Celery("turns", broker=OPTIONS["broker"], backend=OPTIONS["broker"])
 app.conf.update(
     # as the documentation advises for long tasks that must survive their worker
     task_acks_late=True,

@@ -1,1 +1,0 @@
-"""The same job on other people's systems. Nothing of the product needs what these run on."""
