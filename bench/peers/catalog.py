@@ -10,11 +10,26 @@ from bench.peers.systems.celery import Celery
 from bench.peers.systems.dbos import Dbos
 from bench.peers.systems.dramatiq import Dramatiq
 from bench.peers.systems.faststream import FastStream
+from bench.peers.systems.langgraph import LangGraph
 from bench.peers.systems.procrastinate import Procrastinate
 from bench.peers.systems.ray import Ray
+from bench.peers.systems.restate import Restate
 from bench.peers.systems.taskiq_nats import TaskiqNats
 
-PEERS: tuple[Peer, ...] = (Callboard(), Celery(), TaskiqNats(), FastStream(), Dramatiq(), Arq(), Procrastinate(), Dbos(), AutogenCore(), Ray())
+PEERS: tuple[Peer, ...] = (
+    Callboard(),
+    Celery(),
+    TaskiqNats(),
+    FastStream(),
+    Dramatiq(),
+    Arq(),
+    Procrastinate(),
+    Dbos(),
+    AutogenCore(),
+    Ray(),
+    LangGraph(),
+    Restate(),
+)
 
 
 def chosen(words: str) -> list[tuple[Peer, Variant]]:

@@ -62,12 +62,15 @@ class Sender:
     """Calls the agents; nothing but its own memory holds what no worker has yet."""
 
     def __init__(self) -> None:
-        self._host = GrpcWorkerAgentRuntimeHost(address=TOLD["address"])
-        self._runtime = GrpcWorkerAgentRuntime(host_address=TOLD["address"])
+        self._host: GrpcWorkerAgentRuntimeHost
+        self._runtime: GrpcWorkerAgentRuntime
         self._pending: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
+        # both belong to the loop that they are made in
+        self._host = GrpcWorkerAgentRuntimeHost(address=TOLD["address"])
         self._host.start()
+        self._runtime = GrpcWorkerAgentRuntime(host_address=TOLD["address"])
         await self._runtime.start()
         _learn(self._runtime)
 

@@ -48,7 +48,9 @@ class Sender:
 
     async def burst(self, numbers: Sequence[int]) -> None:
         for start in range(0, len(numbers), 64):
-            await asyncio.gather(*(self._client.enqueue_async(_named("noop"), n, TEXT) for n in numbers[start : start + 64]))
+            await asyncio.gather(
+                *(self._client.enqueue_async(_named("noop"), n, TEXT) for n in numbers[start : start + 64])
+            )
 
     async def single(self, n: int) -> bool:
         handle = await self._client.enqueue_async(_named("noop"), n, TEXT)
