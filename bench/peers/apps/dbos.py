@@ -48,9 +48,8 @@ class Sender:
 
     async def burst(self, numbers: Sequence[int]) -> None:
         for start in range(0, len(numbers), 64):
-            await asyncio.gather(
-                *(self._client.enqueue_async(_named("noop"), n, TEXT) for n in numbers[start : start + 64])
-            )
+            part = numbers[start : start + 64]
+            await asyncio.gather(*(self._client.enqueue_async(_named("noop"), n, TEXT) for n in part))
 
     async def single(self, n: int) -> bool:
         handle = await self._client.enqueue_async(_named("noop"), n, TEXT)

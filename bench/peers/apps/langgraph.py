@@ -1,8 +1,8 @@
 """LangGraph's side: two graphs of one node, a poller that runs what waits, and a sender that writes first checkpoints.
 
-The library keeps a graph's state and resumes it; who runs a graph, and when, is left to its user. So a submitted task is
-a thread whose first checkpoint stands before the node, and a worker looks for such threads. The lock of a file keeps two
-workers from one thread, and is freed when its process dies.
+The library keeps a graph's state and resumes it; who runs a graph, and when, is left to its user. So a submitted task
+is a thread whose first checkpoint stands before the node, and a worker looks for such threads. The lock of a file keeps
+two workers from one thread, and is freed when its process dies.
 """
 
 from __future__ import annotations

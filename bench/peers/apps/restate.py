@@ -85,7 +85,7 @@ async def _register() -> None:
 def work() -> None:
     """Serve, as its documentation advises for production."""
     options = ["--bind", TOLD["worker"], "--workers", "2", "--log-level", "WARNING"]
-    os.execv(sys.executable, [sys.executable, "-m", "hypercorn", *options, "bench.peers.apps.restate:app"])  # noqa: S606
+    os.execv(sys.executable, [sys.executable, "-m", "hypercorn", *options, "bench.peers.apps.restate:app"])
 
 
 if __name__ == "__main__":

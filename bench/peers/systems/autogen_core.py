@@ -18,8 +18,8 @@ class AutogenCore(Peer):
     name = "autogen-core"
     packages = ("autogen-core", "autogen-ext", "grpcio")
     worker = (
-        "1 process (gRPC worker runtime), asyncio, no limit at once; two workers cannot share a type of agent, so each has"
-        " its own and the sender takes turns"
+        "1 process (gRPC worker runtime), asyncio, no limit at once; two workers cannot share a type of agent,"
+        " so each has its own and the sender takes turns"
     )
     result = "nothing; the call's reply"
     variants = (

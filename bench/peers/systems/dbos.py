@@ -17,9 +17,7 @@ class Dbos(Peer):
 
     name = "dbos"
     packages = ("dbos", "SQLAlchemy", "psycopg")
-    worker = (
-        "1 process, asyncio, no limit at once, polls its queue every 1 s (its defaults; 0.01 s in the row poll-10ms)"
-    )
+    worker = "1 process, asyncio, no limit at once, polls every 1 s (defaults; 0.01 s in the row poll-10ms)"
     result = "the workflow's row with its input and output, with every task"
     variants = (
         Variant(

@@ -58,6 +58,8 @@ async def _server(folder: Path, more: dict[str, str]) -> AsyncIterator[dict[str,
         "RESTATE_BIND_PORT": str(node),
         "RESTATE_INGRESS__BIND_PORT": str(ingress),
         "RESTATE_ADMIN__BIND_PORT": str(admin),
+        # it leaves folders there
+        "TMPDIR": str(folder),
         "RESTATE_DISABLE_TELEMETRY": "true",
         "RESTATE_DEFAULT_RETRY_POLICY__MAX_INTERVAL": "1s",
         **more,
