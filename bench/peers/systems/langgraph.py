@@ -18,8 +18,8 @@ class LangGraph(Peer):
     name = "langgraph"
     packages = ("langgraph", "langgraph-checkpoint-postgres", "psycopg")
     worker = (
-        "1 process, 64 at once, asyncio; it has neither queue nor worker: ours polls the checkpointer's list every 10 ms"
-        " and claims a thread by a file's lock"
+        "1 process, 64 at once, asyncio; it has neither queue nor worker: ours polls the checkpointer's list"
+        " every 10 ms and claims a thread by a file's lock"
     )
     result = "checkpoints of input and result, with every task"
     variants = (

@@ -48,7 +48,9 @@ class Procrastinate(Peer):
 
     def worker_command(self, python: str) -> list[str]:
         """Start it from its command line."""
-        return [python, "-m", "procrastinate", "--app", f"{self.module}.app", "worker", "--concurrency", "64"]
+        # its default says two lines for every job
+        general = ["--app", f"{self.module}.app", "--log-level", "warning"]
+        return [python, "-m", "procrastinate", *general, "worker", "--concurrency", "64"]
 
     def server_version(self) -> str:
         """Return Postgres's."""
