@@ -9,7 +9,7 @@ from typing import Any
 from bench.peers import servers
 from bench.peers.peer import Peer, Variant
 
-_RECOVERY = "lease of 4 s, kept by the worker; no setting"
+_RECOVERY = "lease of 4 s (default), extended while the worker lives, so that long tasks run once"
 
 
 class Callboard(Peer):
