@@ -55,6 +55,8 @@ def work() -> None:
     """Become a node."""
     program = str(Path(sys.executable).with_name("ray"))
     options = ["--node-ip-address=127.0.0.1", "--num-cpus=2", f"--object-store-memory={TOLD['store_bytes']}", "--block"]
+    # two nodes of one machine must not share a range of ports
+    options += ["--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"]
     os.execv(sys.executable, [sys.executable, program, "start", f"--address={TOLD['address']}", *options])
 
 
