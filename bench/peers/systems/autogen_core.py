@@ -22,6 +22,9 @@ class AutogenCore(Peer):
         " so each has its own and the sender takes turns"
     )
     result = "nothing; the call's reply"
+    cannot = {  # noqa: RUF012 - as declared by `Peer`
+        "submit": "it hands a call over only when a worker hosts the agent; until then the sender keeps it itself",
+    }
     variants = (
         Variant(
             key="grpc",

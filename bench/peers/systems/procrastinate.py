@@ -19,6 +19,10 @@ class Procrastinate(Peer):
     packages = ("procrastinate", "psycopg")
     worker = "1 process, 64 at once, asyncio, woken by LISTEN/NOTIFY"
     result = "the job's row and its events stay; no returned value"
+    cannot = {  # noqa: RUF012 - as declared by `Peer`
+        "result_p50": "a task returns nothing to who submitted it",
+        "result_p99": "a task returns nothing to who submitted it",
+    }
     variants = (
         Variant(
             key="fsync-on",
