@@ -43,6 +43,8 @@ def main() -> None:
     result = Result(facts=facts, plan=msgspec.to_builtins(plan), rows=[entry.row for entry in entries])
     try:
         asyncio.run(run(entries, plan))
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the report has what was measured until then")
     finally:
         # whoever interrupts a long run keeps what was measured until then
         out.parent.mkdir(parents=True, exist_ok=True)

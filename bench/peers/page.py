@@ -40,7 +40,7 @@ def render(run: Result) -> str:
             verdict=_verdict(run, measured),
             figures=[
                 ("rows measured", str(len(measured))),
-                ("rounds of each", str(run.plan["rounds"])),
+                ("rounds of each, at most", str(max((len(row.rounds) for row in measured), default=0))),
                 ("no-op tasks a round", f"{run.plan['tasks']:,}"),
                 ("load before", str(run.facts.get("load_before", "?"))),
             ],
@@ -80,7 +80,7 @@ def _verdict(run: Result, measured: Sequence[Row]) -> str:
 def _rows(rows: Sequence[Row]) -> str:
     lines = [
         (
-            _name(row),
+            _nowrap(row.name),
             f"{_tag(_STRENGTH[row.strength])}<br><small>{esc(row.durability)}</small>",
             *(_cell(measure, row) for measure in IN_TABLE),
             f"{result.lost(row)}{_LATE if result.lost(row) else ''}",
@@ -90,9 +90,13 @@ def _rows(rows: Sequence[Row]) -> str:
         if row.rounds
     ]
     head = ["Row", "Durability", *(f"#{measure.short}" for measure in IN_TABLE), "#lost or late", "#doubled"]
-    absent = [(_name(row), f"<small>{esc(row.durability)}</small>", esc(row.reason)) for row in rows if row.reason]
+    absent = [
+        (_nowrap(row.name), f"<small>{esc(row.durability)}</small>", f'<span class="path">{esc(row.reason)}</span>')
+        for row in rows
+        if row.reason
+    ]
     ways = [
-        (_name(row), esc(row.versions), esc(row.worker), esc(row.stores), esc(row.recovery))
+        (_nowrap(row.name), esc(row.versions), esc(row.worker), esc(row.stores), esc(row.recovery))
         for row in rows
         if row.rounds
     ]
@@ -108,8 +112,8 @@ def _rows(rows: Sequence[Row]) -> str:
     )
 
 
-def _name(row: Row) -> str:
-    return f'<span style="white-space:nowrap">{esc(row.name)}</span>'
+def _nowrap(name: str) -> str:
+    return f'<span style="white-space:nowrap">{esc(name)}</span>'
 
 
 def _cell(measure: Measure, row: Row) -> str:
@@ -134,7 +138,7 @@ def _chart(measure: Measure, rows: Sequence[Row]) -> str:
     longest = max((figure.high for _, figure in found if math.isfinite(figure.high)), default=1.0) or 1.0
     lines = [
         (
-            f"{_name(row)} {_tag(_STRENGTH[row.strength])}",
+            f"{_nowrap(row.name)} {_tag(_STRENGTH[row.strength])}",
             bar(figure, longest, is_ours=row.peer == OURS),
             esc(result.words(figure.median, measure.unit)),
             esc(f"{result.words(figure.low, measure.unit)} to {result.words(figure.high, measure.unit)}"),
@@ -166,7 +170,7 @@ def _crashes(run: Result, rows: Sequence[Row]) -> str:
             again = sorted(crash.again_s)
             lines.append(
                 (
-                    f"{_name(row)}{f' ({number})' if number > 1 else ''}",
+                    f"{_nowrap(row.name)}{f' ({number})' if number > 1 else ''}",
                     f"<small>{esc(row.recovery)}</small>",
                     str(crash.hit),
                     esc(", ".join(f"{value:.1f} s" for value in again) or "none"),
@@ -190,7 +194,7 @@ def _behind(places: Sequence[Place], behind: Sequence[Place]) -> str:
         rivals = ", ".join(f"{name} {result.words(value, place.measure.unit)}" for name, value in place.ahead)
         mine = result.words(place.median, place.measure.unit)
         lines.append(
-            (esc(place.row), esc(place.measure.title), esc(mine), esc(rivals), esc(reason.why), esc(reason.cost))
+            (_nowrap(place.row), esc(place.measure.title), esc(mine), esc(rivals), esc(reason.why), esc(reason.cost))
         )
     ahead = len([place for place in places if place.rivals]) - len(behind)
     hint = f"First in the other {ahead}." if lines else "Nowhere in this run."

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Self
 
 _END_S = 15.0
-_SAID = 600
+# Lines of a log that a reason quotes.
+_SAID = 3
 
 
 class Tree:
@@ -92,8 +93,7 @@ class Tree:
     def check(self) -> None:
         """Raise RuntimeError with its last words if it has ended by itself."""
         if self._process.poll() is not None:
-            said = self._log.read_text("utf-8", "replace")[-_SAID:]
-            message = f"the worker ended with status {self._process.returncode}: {said}"
+            message = f"the worker ended with status {self._process.returncode}: {_last_words(self._log)}"
             raise RuntimeError(message)
 
 
@@ -119,7 +119,7 @@ class Sending:
         """Return the next line of its answers."""
         line = await self._process.stdout.readline() if self._process.stdout is not None else b""
         if not line:
-            message = f"the sender ended: {self._log.read_text('utf-8', 'replace')[-_SAID:]}"
+            message = f"the sender ended: {_last_words(self._log)}"
             raise RuntimeError(message)
         answer: dict[str, Any] = json.loads(line)
         return answer
@@ -142,3 +142,9 @@ class Sending:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
+
+
+def _last_words(log: Path) -> str:
+    """Return what a process said last, without the lines that only point at code."""
+    lines = [line.strip() for line in log.read_text("utf-8", "replace").splitlines() if line.strip(" ^~-")]
+    return " ".join(lines[-_SAID:])

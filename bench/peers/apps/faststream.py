@@ -51,14 +51,16 @@ class Sender:
     async def burst(self, numbers: Sequence[int]) -> None:
         for start in range(0, len(numbers), 64):
             part = numbers[start : start + 64]
-            await asyncio.gather(*(broker.publish({"n": n, "text": TEXT}, "noop", stream="tasks") for n in part))
+            await asyncio.gather(
+                *(broker.publish({"n": n, "text": TEXT}, "noop", stream="tasks", timeout=30) for n in part)
+            )
 
     async def single(self, n: int) -> bool:
-        await broker.publish({"n": n, "text": TEXT}, "noop", stream="tasks")
+        await broker.publish({"n": n, "text": TEXT}, "noop", stream="tasks", timeout=30)
         return False
 
     async def slow(self, n: int, seconds: float) -> None:
-        await broker.publish({"n": n, "seconds": seconds}, "slow", stream="tasks")
+        await broker.publish({"n": n, "seconds": seconds}, "slow", stream="tasks", timeout=30)
 
     async def close(self) -> None:
         await broker.stop()

@@ -37,7 +37,7 @@ class Celery(Peer):
         Variant(
             key="visibility-10s",
             durability="Redis AOF, synced every second (appendfsync everysec)",
-            recovery="visibility_timeout 10 s: longer tasks run twice at once",
+            recovery="visibility_timeout 10 s, looked at about every 100 s; longer tasks run twice at once",
             strength=1,
             options={"appendfsync": "everysec", "visibility_s": 10},
         ),
