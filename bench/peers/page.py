@@ -101,7 +101,7 @@ def _rows(rows: Sequence[Row]) -> str:
         if row.rounds
     ]
     tables = [table("Medians of the rounds", head, lines)]
-    unasked = [(_name(row), esc(title), esc(reason)) for row, title, reason in result.unasked(rows)]
+    unasked = [(_nowrap(row.name), esc(title), esc(reason)) for row, title, reason in result.unasked(rows)]
     if unasked:
         tables.append(table("Measures that a row cannot have", ["Row", "Measure", "Why"], unasked))
     if absent:
