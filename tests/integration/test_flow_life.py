@@ -388,7 +388,7 @@ async def test_an_answer_that_is_not_kept_any_more_is_asked_for_again(callboard_
         def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the bus has
             return getattr(self._bus, name)
 
-        async def request(self, subject: str, data: bytes, **more: Any) -> Message:  # noqa: ANN401 - the bus's own
+        async def request(self, subject: str, data: bytes = b"", **more: Any) -> Message:  # noqa: ANN401 - the bus's own
             answer: Message = await self._bus.request(subject, data, **more)
             if subject.startswith("cb.ask.busy."):
                 await held.wait()
