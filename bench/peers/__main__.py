@@ -87,6 +87,7 @@ def _entry(peer: Peer, variant: Variant) -> Entry:
         strength=variant.strength,
         worker=peer.worker,
         stores=peer.result,
+        cannot=peer.cannot,
     )
     python = ""
     try:

@@ -3,12 +3,33 @@
 from __future__ import annotations
 
 from bench.peers.peer import Peer, Variant
+from bench.peers.systems.arq import Arq
+from bench.peers.systems.autogen_core import AutogenCore
 from bench.peers.systems.callboard import Callboard
 from bench.peers.systems.celery import Celery
+from bench.peers.systems.dbos import Dbos
+from bench.peers.systems.dramatiq import Dramatiq
 from bench.peers.systems.faststream import FastStream
+from bench.peers.systems.langgraph import LangGraph
+from bench.peers.systems.procrastinate import Procrastinate
+from bench.peers.systems.ray import Ray
+from bench.peers.systems.restate import Restate
 from bench.peers.systems.taskiq_nats import TaskiqNats
 
-PEERS: tuple[Peer, ...] = (Callboard(), Celery(), TaskiqNats(), FastStream())
+PEERS: tuple[Peer, ...] = (
+    Callboard(),
+    Celery(),
+    TaskiqNats(),
+    FastStream(),
+    Dramatiq(),
+    Arq(),
+    Procrastinate(),
+    Dbos(),
+    AutogenCore(),
+    Ray(),
+    LangGraph(),
+    Restate(),
+)
 
 
 def chosen(words: str) -> list[tuple[Peer, Variant]]:

@@ -101,6 +101,9 @@ def _rows(rows: Sequence[Row]) -> str:
         if row.rounds
     ]
     tables = [table("Medians of the rounds", head, lines)]
+    unasked = [(_nowrap(row.name), esc(title), esc(reason)) for row, title, reason in result.unasked(rows)]
+    if unasked:
+        tables.append(table("Measures that a row cannot have", ["Row", "Measure", "Why"], unasked))
     if absent:
         tables.append(table("Not measured, or not to the end", ["Row", "Durability", "Why"], absent))
     tables.append(table("How each was run", ["Row", "Versions", "Worker", "Stores of a task", "After a death"], ways))

@@ -46,6 +46,7 @@ class Peer(ABC):
         variants: Rows, at least one.
         worker: How a worker is set, in words for the table.
         result: What a peer stores of a finished task, in words for the table.
+        cannot: Measures that it cannot be asked for (keys of `result.MEASURES`), each with the reason.
         has_venv: False for ourselves: our own interpreter is taken.
     """
 
@@ -54,6 +55,7 @@ class Peer(ABC):
     variants: ClassVar[tuple[Variant, ...]]
     worker: ClassVar[str]
     result: ClassVar[str]
+    cannot: ClassVar[dict[str, str]] = {}
     has_venv: ClassVar[bool] = True
 
     @abstractmethod

@@ -28,6 +28,7 @@ class Row(Struct, kw_only=True):
 
     Attributes:
         strength: 2 on disk before it is confirmed, 1 written within seconds or minutes, 0 in memory only.
+        cannot: Measures that the peer cannot be asked for, by key, each with the reason.
         reason: Why nothing was measured, or what a round stopped at; "" if all went well.
     """
 
@@ -39,6 +40,7 @@ class Row(Struct, kw_only=True):
     strength: int
     worker: str
     stores: str
+    cannot: dict[str, str] = {}
     reason: str = ""
     rounds: list[Round] = []
 
@@ -67,7 +69,9 @@ class Measure(Struct, frozen=True, kw_only=True):
     is_less_better: bool = True
 
     def figure(self, row: Row) -> Figure | None:
-        """Return median and extremes over the rounds that have it."""
+        """Return median and extremes over the rounds that have it; None where the peer cannot be asked for it."""
+        if self.key in row.cannot:
+            return None
         found = [value for value in map(self.of, row.rounds) if value is not None]
         return Figure(median=statistics.median(found), low=min(found), high=max(found)) if found else None
 
@@ -187,6 +191,17 @@ def lost(row: Row) -> int:
 def doubled(row: Row) -> int:
     """Return the runs of a row that nothing called for: of no-op tasks without a kill, and beside a living worker."""
     return sum(found.repeated + (found.crash.doubled if found.crash else 0) for found in row.rounds)
+
+
+def unasked(rows: Sequence[Row]) -> list[tuple[Row, str, str]]:
+    """Return what rows cannot be asked for: row, title of the measure, reason."""
+    return [
+        (row, measure.title, row.cannot[measure.key])
+        for row in rows
+        if row.rounds
+        for measure in MEASURES
+        if measure.key in row.cannot
+    ]
 
 
 def words(value: float, unit: str) -> str:

@@ -72,7 +72,7 @@ async def redis(appendfsync: str, folder: Path) -> AsyncIterator[dict[str, Any]]
     port = free_port()
     command = [find("redis-server", package="redis-server"), "--bind", "127.0.0.1", "--port", str(port)]
     command += ["--dir", str(folder), "--save", "", "--appendonly", "yes", "--appendfsync", appendfsync]
-    async with _process(command, port, folder / "redis.log"):
+    async with running(command, port, folder / "redis.log"):
         yield {"url": f"redis://127.0.0.1:{port}/0"}
 
 
@@ -122,12 +122,12 @@ async def postgres(folder: Path, *, settings: Sequence[str] = ()) -> AsyncIterat
     ]
     for setting in settings:
         command += ["-c", setting]
-    async with _process(command, port, log, end=signal.SIGINT, **_as(user)):
+    async with running(command, port, log, end=signal.SIGINT, **_as(user)):
         yield {"url": f"postgresql://{who}@127.0.0.1:{port}/postgres"}
 
 
 @contextlib.asynccontextmanager
-async def _process(
+async def running(
     command: list[str],
     port: int,
     log: Path,

@@ -12,6 +12,7 @@ def render(run: Result) -> str:
     head = ("row", *(measure.short for measure in IN_TABLE), "lost or late", "doubled", "durability")
     lines = [columns([head, *(_cells(row) for row in run.rows if row.rounds)])]
     lines += [f"{row.name}: {' '.join(row.reason.split())}" for row in run.rows if row.reason]
+    lines += [f"{row.name} has no {title}: {reason}" for row, title, reason in result.unasked(run.rows)]
     for place in result.places(run.rows):
         if place.ahead:
             best, value = place.ahead[0]

@@ -120,6 +120,16 @@ def test_a_peer_that_cannot_be_had_keeps_its_row_with_the_reason() -> None:
     assert "gone:x: no redis-server on this machine" in text.render(found)
 
 
+def test_a_measure_that_a_peer_cannot_be_asked_for_is_no_figure_but_a_reason() -> None:
+    asked = row("here:x", rounds=[Round(submit_rate=7)])
+    unasked = msgspec.structs.replace(asked, name="there:x", cannot={"submit": "it keeps calls itself"})
+    found = run(row("callboard:x", rounds=[Round(submit_rate=5)]), asked, unasked)
+    (place,) = [place for place in result.places(found.rows) if place.measure.key == "submit"]
+    assert place.ahead == [("here:x", 7)]
+    assert "it keeps calls itself" in page.render(found)
+    assert "there:x has no Tasks a second from one sender: it keeps calls itself" in text.render(found)
+
+
 def test_the_page_asks_nobody_for_anything_and_states_durability_in_each_row() -> None:
     html = page.render(run(row("here:x", rounds=[Round(rate=1)]), row("there:x", rounds=[Round(rate=2)])))
     assert not re.search(r"(?:src|href)=\"(?!#|data:)|url\(|@import", html)
@@ -136,6 +146,7 @@ def test_rows_are_chosen_by_peer_or_by_row() -> None:
 @pytest.mark.parametrize("peer", catalog.PEERS, ids=lambda peer: peer.name)
 def test_every_peer_is_pinned_and_every_row_says_how_it_stores(peer: Peer) -> None:
     assert all(variant.durability and variant.recovery for variant in peer.variants)
+    assert peer.cannot.keys() <= {measure.key for measure in MEASURES}
     assert (Path(catalog.__file__).parent / "apps" / f"{peer.module.rpartition('.')[2]}.py").exists()
     if peer.has_venv:
         pins = venvs.requirements_of(peer).read_text("utf-8").splitlines()
