@@ -20,6 +20,7 @@ BENCH_ARGS ?=
 PYTEST_ARGS ?=
 JOBS ?= 3
 CHAOS ?=
+REHEARSE ?=
 ROOT_PLAN ?= quick
 ROOT_TESTS ?= root and not slow
 SCENARIO ?= actors
@@ -97,6 +98,10 @@ chaos-post: $(VENV)/.dev ## kill the host that makes mail of the post 20 times i
 .PHONY: chaos-cluster
 chaos-cluster: $(VENV)/.dev ## every fault of three servers under tasks and turns (CHAOS='--fault "leader killed"')
 	@$(BIN)/python -m tests.chaos.cluster_ledger $(CHAOS)
+
+.PHONY: rehearse
+rehearse: $(VENV)/.dev ## the pods of prod-ha as processes: replaced, scaled in and lost under long turns (REHEARSE="--keys 20")
+	@$(BIN)/python -m tests.deploy.rehearsal $(REHEARSE)
 
 .PHONY: simulate
 simulate: $(VENV)/.dev ## replay one simulated run and print its history (SCENARIO=actors SEED=7)
