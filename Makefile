@@ -103,6 +103,10 @@ chaos-cluster: $(VENV)/.dev ## every fault of three servers under tasks and turn
 rehearse: $(VENV)/.dev ## the pods of prod-ha as processes: replaced, scaled in and lost under long turns (REHEARSE="--keys 20")
 	@$(BIN)/python -m tests.deploy.rehearsal $(REHEARSE)
 
+.PHONY: rehearse-scale
+rehearse-scale: $(VENV)/.dev ## the autoscaler drives worker processes from none to many and back; draws it (REHEARSE="--speed 5")
+	@$(BIN)/python -m tests.deploy.scaling $(REHEARSE)
+
 .PHONY: simulate
 simulate: $(VENV)/.dev ## replay one simulated run and print its history (SCENARIO=actors SEED=7)
 	@$(BIN)/python -m tests.simulation.replay --scenario $(SCENARIO) --seed $(SEED)

@@ -30,10 +30,9 @@ from bench.table import Row
 from callboard.runtime import server_binary
 
 HELP = """rows of tasks: a tasks/s, b CPU a task, c submit, d latency, e lanes, f other concurrencies, g recovery after
-kill -9, h profile of row a, u the broker's ceiling by a C client; rows of actors: i one ask, j asks/s, k turns that send, l replay, m idle actors, n beside a
- blocked actor, o a host joins, p a step, q profile of row j, t a step of an agent; of the
- fleet: r the registry, s processes scaled by
- order"""
+kill -9, h profile of row a, u the broker's own ceiling by a C client; rows of actors: i one ask, j asks/s, k turns that
+send, l replay, m idle actors, n beside a blocked actor, o a host joins, p a step, q profile of row j, t a step of an
+agent; of the fleet: r the registry, s processes scaled by order"""
 
 
 def main() -> None:

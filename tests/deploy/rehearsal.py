@@ -42,10 +42,10 @@ WITHIN_S = 240.0
 ATTEMPT_S = 2.0
 RETRY_S = 0.1
 # imported by the pods alone
-_CAST = "tests.deploy.rehearsal_cast"
-_JOURNAL = "REHEARSAL_JOURNAL"
+CAST = "tests.deploy.rehearsal_cast"
+JOURNAL = "REHEARSALJOURNAL"
 _METADATA = "Metadata-Version: 2.1\nName: rehearsal-cast\nVersion: 1\n"
-_ENTRY = f"[callboard.agents]\ncast = {_CAST}:long_actor\nsink = {_CAST}:sink_actor\n"
+_ENTRY = f"[callboard.agents]\ncast = {CAST}:long_actor\nsink = {CAST}:sink_actor\n"
 
 
 class Plan(Struct, frozen=True, kw_only=True):
@@ -141,10 +141,10 @@ class Stage:
         self._folder = folder
         self._lines = folder / "journal"
         self._lines.mkdir()
-        self._image = Image(env={_JOURNAL: str(self._lines)}, packages=(_package(folder), ROOT))
+        self._image = Image(env={JOURNAL: str(self._lines)}, packages=(_package(folder), ROOT))
         self._objects = render.by_name(render.render(K8S / "overlays" / "prod-ha"))
         code = self._objects["ConfigMap/callboard-code"]["data"]
-        code["hello.py"] = f"from {_CAST} import hello\n"
+        code["hello.py"] = f"from {CAST} import hello\n"
 
     @property
     def deaths(self) -> list[Death]:
