@@ -58,8 +58,8 @@ class Ran(Struct, frozen=True):
         return self.count / self.seconds
 
 
-def compiled(folder: Path) -> Path:
-    """Compile the client into a folder and return the program.
+def compiled(folder: Path, *, more: tuple[str, ...] = ()) -> Path:
+    """Compile the client into a folder, with further flags, and return the program.
 
     Raises:
         NoCompilerError: Without a C compiler.
@@ -71,7 +71,7 @@ def compiled(folder: Path) -> Path:
         raise NoCompilerError(message)
     program = folder / "ceiling"
     done = subprocess.run(
-        [compiler, *FLAGS, "-o", str(program), str(SOURCE)], capture_output=True, text=True, check=False
+        [compiler, *FLAGS, *more, "-o", str(program), str(SOURCE)], capture_output=True, text=True, check=False
     )
     if done.returncode:
         message = f"{compiler} does not take {SOURCE.name}:\n{done.stderr[-4000:]}"

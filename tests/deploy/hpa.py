@@ -80,7 +80,7 @@ class Autoscaler:
         return max(lowest, min(self.replicas, highest))
 
     def _most(self, at_s: float) -> int:
-        found = []
+        found: list[int] = []
         for policy in self._policies("scaleUp"):
             before = self.replicas - sum(max(0, by) for by in self._within(policy["periodSeconds"], at_s))
             grown = before * (1 + policy["value"] / 100) if policy["type"] == "Percent" else before + policy["value"]
@@ -88,7 +88,7 @@ class Autoscaler:
         return max(found)
 
     def _fewest(self, at_s: float) -> int:
-        found = []
+        found: list[int] = []
         for policy in self._policies("scaleDown"):
             before = self.replicas - sum(min(0, by) for by in self._within(policy["periodSeconds"], at_s))
             left = before * (1 - policy["value"] / 100) if policy["type"] == "Percent" else before - policy["value"]

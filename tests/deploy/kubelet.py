@@ -18,6 +18,8 @@ from tests.deploy.render import Manifest
 from tests.deploy.rollout import Standing, Threshold
 
 LOOK_EVERY_S = 0.1
+# a cluster would start such pods for ever, later and later
+MOST_CRASHES = 3
 Say = Callable[[str], None]
 
 
@@ -159,8 +161,13 @@ class Deployment:
         self.least_ready = self.wanted
 
     def reconcile(self) -> None:
-        """Do what has to be done next."""
+        """Do what has to be done next.
+
+        Raises:
+            AssertionError: If pods end by themselves again and again, with the last one's words.
+        """
         self.note_ends()
+        assert len(self.crashed) < MOST_CRASHES, self.all[-1].pod.log()[-4000:]
         standing = [
             Standing(name=pod.name, is_new=template == self._template, is_ready=pod.is_ready, since_s=pod.since_s)
             for template, pod in self._pods.values()

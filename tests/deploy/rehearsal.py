@@ -43,7 +43,7 @@ ATTEMPT_S = 2.0
 RETRY_S = 0.1
 # imported by the pods alone
 CAST = "tests.deploy.rehearsal_cast"
-JOURNAL = "REHEARSALJOURNAL"
+JOURNAL = "REHEARSAL_JOURNAL"
 _METADATA = "Metadata-Version: 2.1\nName: rehearsal-cast\nVersion: 1\n"
 _ENTRY = f"[callboard.agents]\ncast = {CAST}:long_actor\nsink = {CAST}:sink_actor\n"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 import pytest
 from msgspec import structs
@@ -94,7 +94,7 @@ def test_the_drawing_is_whole_and_shows_every_line() -> None:
     text = page(SAMPLES, slots=8, about="a <test>", figures="& figures")
     assert "a &lt;test&gt;" in text
     assert "&amp; figures" in text
-    svg = ElementTree.fromstring(text[text.index("<svg") : text.index("</svg>") + len("</svg>")])
+    svg = ET.fromstring(text[text.index("<svg") : text.index("</svg>") + len("</svg>")])
     lines = [each for each in svg if each.tag == "polyline"]
     assert len(lines) == 7
     assert all(len(each.attrib["points"].split()) == 2 * len(SAMPLES) - 1 for each in lines)
