@@ -10,11 +10,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import re
 import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 
 from msgspec import Struct
@@ -44,6 +45,9 @@ RETRY_S = 0.1
 # imported by the pods alone
 CAST = "tests.deploy.rehearsal_cast"
 JOURNAL = "REHEARSAL_JOURNAL"
+# of one pod, for work, leases and whatever it asks
+CONNECTIONS = 4
+_REFUSED = re.compile(r'"event": "callboard\.v1\.bus\.refused", "subject": "([^"]+)"')
 _METADATA = "Metadata-Version: 2.1\nName: rehearsal-cast\nVersion: 1\n"
 _ENTRY = f"[callboard.agents]\ncast = {CAST}:long_actor\nsink = {CAST}:sink_actor\n"
 
@@ -84,6 +88,7 @@ class Report(Struct, frozen=True, kw_only=True):
         caught: Turns that were under way in a pod when it was told to end, or killed, by event.
         forced: Pods that were killed though nobody meant to, and why.
         too_few: Deployments that had fewer ready pods than their manifest allows, while they were replaced.
+        refused: What servers refused to a pod's user again and again, so that it cannot do what it tries.
         turn_pause: Longest time in which an actor with mail did nothing.
         task_wait_s: Longest time from a task's acknowledgement to its start.
     """
@@ -95,6 +100,7 @@ class Report(Struct, frozen=True, kw_only=True):
     caught: dict[str, int]
     forced: list[str]
     too_few: list[str]
+    refused: list[str]
     turn_pause: Pause
     began_s: float
     task_wait_s: float
@@ -157,8 +163,14 @@ class Stage:
     @property
     def forced(self) -> list[str]:
         """Pods that were killed and should not have been."""
-        pods = [pod for each in self.deployments for pod in each.all]
-        return [f"{pod.name}, {pod.killed_for}" for pod in pods if pod.killed_for and pod.name not in self.expected]
+        return [
+            f"{pod.name}, {pod.killed_for}" for pod in self.pods if pod.killed_for and pod.name not in self.expected
+        ]
+
+    @property
+    def pods(self) -> list[Container]:
+        """All pods that were ever started."""
+        return [pod for each in self.deployments for pod in each.all]
 
     def note_deaths(self) -> None:
         """Look at every pod once more."""
@@ -233,11 +245,13 @@ class Traffic:
 
     Attributes:
         sent: Numbers of turns by key, in the order of their mail.
+        told_s: When the mail of each turn was acknowledged.
         acked_s: When each task was acknowledged.
     """
 
     def __init__(self, stage: Stage, bus: Bus, plan: Plan) -> None:
         self.sent: dict[str, list[int]] = defaultdict(list)
+        self.told_s: dict[int, float] = {}
         self.acked_s: dict[str, float] = {}
         self.load = Load(bus, capability=CAPABILITY)
         self.is_over = False
@@ -274,6 +288,7 @@ class Traffic:
                 await asyncio.sleep(RETRY_S)
             else:
                 numbers.append(n)
+                self.told_s[n] = time.monotonic()
                 return
 
     async def _submit(self) -> None:
@@ -388,13 +403,20 @@ async def verdict(stage: Stage, traffic: Traffic) -> Report:
         caught=stage.caught,
         forced=stage.forced,
         too_few=stage.too_few,
-        turn_pause=longest_pause(events, traffic.sent),
+        refused=[each for pod in stage.pods for each in refusals(pod.name, pod.pod.log())],
+        turn_pause=longest_pause(events, traffic.sent, traffic.told_s),
         began_s=stage.began_s,
         task_wait_s=max((starts[task] - at_s for task, at_s in traffic.acked_s.items() if task in starts), default=0.0),
     )
 
 
-def longest_pause(events: Sequence[Event], sent: dict[str, list[int]]) -> Pause:
+def refusals(name: str, log: str) -> list[str]:
+    """Return what a pod's log says was refused more often than its connections can each be told once."""
+    said = Counter(_REFUSED.findall(log))
+    return [f"{subject} to {name}, {count} times" for subject, count in said.items() if count > CONNECTIONS]
+
+
+def longest_pause(events: Sequence[Event], sent: dict[str, list[int]], told_s: Mapping[int, float]) -> Pause:
     """Return the longest time in which an actor wrote nothing, though it had mail; a step that runs is no pause."""
     key_of = {n: key for key, numbers in sent.items() for n in numbers}
     last: dict[str, Event] = {}
@@ -405,9 +427,11 @@ def longest_pause(events: Sequence[Event], sent: dict[str, list[int]]) -> Pause:
             continue
         before = last.get(key)
         is_step = before is not None and (before.kind, event.kind, before.pid) == ("step", "stepped", event.pid)
-        if before is not None and not is_step and event.at_s - before.at_s > longest.length_s:
-            what = f"{before.kind} of turn {before.n} in process {before.pid} to {event.kind} in {event.pid}"
-            longest = Pause(length_s=event.at_s - before.at_s, at_s=before.at_s, what=what)
+        if before is not None and not is_step:
+            from_s = max(before.at_s, told_s[event.n])
+            if event.at_s - from_s > longest.length_s:
+                what = f"{key}, {before.kind} of turn {before.n} in process {before.pid} to {event.kind} in {event.pid}"
+                longest = Pause(length_s=event.at_s - from_s, at_s=from_s, what=what)
         last[key] = event
     return longest
 
@@ -451,6 +475,7 @@ def main() -> int:
     parser.add_argument("--hosts", type=int, default=plan.hosts, help="pods of the pool agents")
     parser.add_argument("--grace", type=float, help="seconds to end in place of the manifests', for a control")
     parser.add_argument("--workers", type=int, default=plan.workers, help="pods of the pool default")
+    parser.add_argument("--keep", type=Path, help="folder for logs, stores and the steps' files, kept afterwards")
     given = parser.parse_args()
     plan = Plan(
         keys=given.keys,
@@ -461,7 +486,9 @@ def main() -> int:
         grace_s=given.grace,
     )
     with tempfile.TemporaryDirectory(prefix="callboard-rehearsal-") as scratch:
-        report = asyncio.run(run(plan, Path(scratch)))
+        folder = given.keep or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        report = asyncio.run(run(plan, folder.absolute()))
     print(report)  # noqa: T201 - a command
     for problem in report.problems:
         print(f"BROKEN: {problem}")  # noqa: T201 - a command

@@ -70,7 +70,7 @@ def page(samples: Sequence[Sample], *, slots: int, about: str, figures: str) -> 
         _panel(samples, lines, top=_TOP + number * (_HEIGHT + _GAP)) for number, lines in enumerate(panels)
     )
     drawing = (
-        f'<svg viewBox="0 0 {_WIDTH + _LEFT + 10:g} {height:g}" role="img" '
+        f'<svg viewBox="0 0 {_WIDTH + _LEFT + 24:g} {height:g}" role="img" '
         f'aria-label="Lag, slots, pods and rate over time">\n{drawn}\n</svg>'
     )
     return _PAGE.format(about=html.escape(about), drawing=drawing, figures=html.escape(figures))
@@ -96,7 +96,7 @@ def _panel(samples: Sequence[Sample], lines: Sequence[Line], *, top: float) -> s
             x, y = _LEFT + _WIDTH * each.at_s / end_s, top + _HEIGHT * (1 - value(each) / most)
             points += [(x, points[-1][1]), (x, y)] if points else [(x, y)]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.8"/>')
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="{4 - number:g}"/>')
         at = _LEFT + 4 + number * 240
         parts.append(f'<rect x="{at:g}" y="{top - 14:g}" width="10" height="10" fill="{color}"/>')
         parts.append(f'<text x="{at + 15:g}" y="{top - 5:g}">{html.escape(name)}</text>')

@@ -7,7 +7,7 @@ from msgspec import structs
 from tests.chaos.checker import Evidence, check
 from tests.chaos.journal import Event
 from tests.chaos.turns import Recorded, TurnVerdict, repeated_steps
-from tests.deploy.rehearsal import Pause, Report, longest_pause
+from tests.deploy.rehearsal import Pause, Report, longest_pause, refusals
 from tests.deploy.rollout import Moves, Standing, Threshold, next_moves, share
 
 
@@ -60,8 +60,13 @@ def test_a_doubled_line_of_a_recorded_step_is_noticed() -> None:
 
 def test_a_pause_is_what_lies_between_lines_and_no_step_that_runs() -> None:
     again = _event("step", 8.0, pid=2, step=1)
-    pause = longest_pause([*LINES[:3], _event("step", 1.5, step=1), again], {"k0": [0]})
+    lines = [*LINES[:3], _event("step", 1.5, step=1), again]
+    pause = longest_pause(lines, {"k0": [0]}, {0: 0.0})
     assert (pause.length_s, pause.at_s) == (6.5, 1.5)
+    assert longest_pause(lines, {"k0": [0]}, {0: 7.0}).length_s == 1.0
+
+
+REFUSED = '{"event": "callboard.v1.bus.refused", "subject": "a.b", "level": "error"}\n'
 
 
 def test_a_report_names_whatever_went_wrong() -> None:
@@ -74,9 +79,10 @@ def test_a_report_names_whatever_went_wrong() -> None:
     evidence = Evidence(acked=own, offered=own, effects={task: 1}, statuses={}, dead=none, pending=none, events=())
     good = Report(
         turns=2, tasks=1, turn_verdict=fine, task_verdict=check(evidence), caught={"the scale-in": 1},
-        forced=[], too_few=[], turn_pause=Pause(), began_s=0.0, task_wait_s=0.0,
+        forced=[], too_few=[], refused=[], turn_pause=Pause(), began_s=0.0, task_wait_s=0.0,
     )  # fmt: skip
     assert good.problems == []
+    assert refusals("agents-1", REFUSED) == []
     spoiled = [
         structs.replace(good, turn_verdict=structs.replace(fine, repeated=[(0, 0)])),
         structs.replace(good, turn_verdict=structs.replace(fine, lost=[1])),
@@ -84,6 +90,7 @@ def test_a_report_names_whatever_went_wrong() -> None:
         structs.replace(good, task_verdict=check(structs.replace(evidence, effects={}))),
         structs.replace(good, forced=["agents-1, its grace is over"]),
         structs.replace(good, too_few=["agents: 1 of 2"]),
+        structs.replace(good, refused=refusals("agents-1", 9 * REFUSED)),
         structs.replace(good, caught={"the scale-in": 0}),
     ]
     assert [len(each.problems) for each in spoiled] == [1] * len(spoiled)
