@@ -111,6 +111,7 @@ class Report(Struct, frozen=True, kw_only=True):
         found = [*self.turn_verdict.problems, *self.task_verdict.problems]
         found += [f"killed without a cause: {each}" for each in self.forced]
         found += [f"too few pods were ready: {each}" for each in self.too_few]
+        found += [f"refused again and again: {each}" for each in self.refused]
         found += [
             f"{event} caught no turn: this has shown nothing" for event, count in self.caught.items() if not count
         ]
