@@ -68,9 +68,7 @@ def console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Console]:
     found = Console(tmp_path_factory.mktemp("examples"))
     (found.folder / "hello.py").write_text((EXAMPLES / "hello.py").read_text())
     (found.folder / "writer.py").write_text(WRITER)
-    dev = found.start("dev", "hello.py", "writer.py", "--port", "0", "--profile", "fast", "--json")
-    eventually(lambda: dev.events or dev.process.poll() is not None, dev.err)
-    assert dev.events, "".join(dev.err)
+    dev = found.dev("hello.py", "writer.py")
     host, port = dev.events[0]["url"].removeprefix("nats://").split(":")
     found.env |= {"NATS_HOST": host, "NATS_PORT": port, "NATS_URL": f"{host}:{port}"}
     yield found
