@@ -254,6 +254,8 @@ def test_an_agent_in_node_is_found_picked_and_asked(console: Console, agent: Bac
 def test_an_agent_in_node_that_is_killed_goes_offline(console: Console, agent: Background) -> None:
     agent.stop(signal.SIGKILL)
     eventually(lambda: console.run("find", "count-words", "--status", "offline").status == 0, timeout_s=25)
+    gone = console.run("find", "count-words")
+    assert "nobody who offers 'count-words' is heard now; `callboard find count-words --status offline`" in gone.err
     assert console.run("find", "count-words", "--pick").status == 5
 
 

@@ -92,11 +92,17 @@ def _find(session: Session, /, query: Query) -> None:
 
 def _nobody(query: Query, found: Found) -> str:
     from callboard.runtime.near import hint
+    from callboard.runtime.registry.message import Query
 
     if not query.capability:
         return f"no agent fits{hint(query.type, found.near)}"
     if query.capability in found.near:
-        return f"nobody who offers {query.capability!r} fits what else was asked for"
+        if query.status:
+            return f"nobody who offers {query.capability!r} fits what else was asked for"
+        is_plain = query == Query(capability=query.capability, limit=query.limit)
+        also = "" if is_plain else " and fits what else was asked for"
+        text = f"nobody who offers {query.capability!r} is heard now{also}"
+        return f"{text}; `callboard find {query.capability} --status offline` shows who fell silent"
     if found.near:
         return f"nobody offers {query.capability!r}; near it: {', '.join(found.near)}"
     return f"nobody offers {query.capability!r}, and no capability has a name like it; see `callboard agents ls`"
