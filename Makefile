@@ -21,6 +21,7 @@ PEERS ?=
 PYTEST_ARGS ?=
 JOBS ?= 3
 CHAOS ?=
+REHEARSE ?=
 ROOT_PLAN ?= quick
 ROOT_TESTS ?= root and not slow
 SCENARIO ?= actors
@@ -98,6 +99,14 @@ chaos-post: $(VENV)/.dev ## kill the host that makes mail of the post 20 times i
 .PHONY: chaos-cluster
 chaos-cluster: $(VENV)/.dev ## every fault of three servers under tasks and turns (CHAOS='--fault "leader killed"')
 	@$(BIN)/python -m tests.chaos.cluster_ledger $(CHAOS)
+
+.PHONY: rehearse
+rehearse: $(VENV)/.dev ## the pods of prod-ha as processes: replaced, scaled in and lost under long turns (REHEARSE="--keys 20")
+	@$(BIN)/python -m tests.deploy.rehearsal $(REHEARSE)
+
+.PHONY: rehearse-scale
+rehearse-scale: $(VENV)/.dev ## the autoscaler drives worker processes from none to many and back; draws it (REHEARSE="--speed 5")
+	@$(BIN)/python -m tests.deploy.scaling $(REHEARSE)
 
 .PHONY: simulate
 simulate: $(VENV)/.dev ## replay one simulated run and print its history (SCENARIO=actors SEED=7)

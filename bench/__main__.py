@@ -13,6 +13,7 @@ from bench import (
     machine,
     rows_agents,
     rows_asks,
+    rows_ceiling,
     rows_idle,
     rows_joining,
     rows_latency,
@@ -29,10 +30,9 @@ from bench.table import Row
 from callboard.runtime import server_binary
 
 HELP = """rows of tasks: a tasks/s, b CPU a task, c submit, d latency, e lanes, f other concurrencies, g recovery after
-kill -9, h profile of row a; rows of actors: i one ask, j asks/s, k turns that send, l replay, m idle actors, n beside a
- blocked actor, o a host joins, p a step, q profile of row j, t a step of an agent; of the
- fleet: r the registry, s processes scaled by
- order"""
+kill -9, h profile of row a, u the broker's own ceiling by a C client; rows of actors: i one ask, j asks/s, k turns that
+send, l replay, m idle actors, n beside a blocked actor, o a host joins, p a step, q profile of row j, t a step of an
+agent; of the fleet: r the registry, s processes scaled by order"""
 
 
 def main() -> None:
@@ -53,7 +53,7 @@ async def _run(options: Options, path: Path) -> None:
     rows: list[Row] = []
     profiles: list[str] = []
     for mode in options.modes:
-        if set("abcdefghr") & set(options.rows):
+        if set("abcdefghru") & set(options.rows):
             async with Broker(mode, options.folder) as broker:
                 rows += await _rows(broker, options)
                 if "h" in options.rows:
@@ -90,6 +90,12 @@ async def _rows(broker: Broker, options: Options) -> list[Row]:
     if "g" in wanted and broker.mode == "always":
         _say(f"{broker.mode}: recovery")
         rows += await rows_latency.recovery(broker, options)
+    if "u" in wanted:
+        _say(f"{broker.mode}: the broker's own ceiling")
+        try:
+            rows += await rows_ceiling.rows(broker, options)
+        except rows_ceiling.NoCompilerError as error:
+            _say(f"row u is left out: {error}")
     if "s" in wanted:
         _say(f"{broker.mode}: a group is scaled")
         rows += await rows_scale.rows(broker, options)

@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from bench.broker import MODES, Mode
 
-ROWS = "abcdefghijklmnopqrt"
+ROWS = "abcdefghijklmnopqrtu"
 
 
 class Options(Struct, kw_only=True, frozen=True):

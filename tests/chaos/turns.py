@@ -6,6 +6,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Protocol
 
 import msgspec
 from msgspec import UNSET, Struct
@@ -13,14 +14,31 @@ from msgspec import UNSET, Struct
 from callboard.runtime import subjects
 from callboard.runtime.actor import record, step
 from callboard.runtime.bus.base import Bus
-from tests.chaos.checker import Run, overlaps, repeats, runs_of
-from tests.chaos.fleet import Fleet
+from tests.chaos.checker import Death, Run, overlaps, repeats, runs_of
 from tests.chaos.journal import Event
 from tests.chaos.troupe import LONG, SINK, Heard
 
 # Who looked just before a record stood may begin just after: that long a look may take on a busy machine. A step that
 # is begun again after its worker's death begins much later.
 READ_S = 0.25
+
+
+class Witnesses(Protocol):
+    """The processes of a run, and what they wrote down."""
+
+    @property
+    def deaths(self) -> list[Death]:
+        """Processes that ended."""
+
+    @property
+    def crashed(self) -> set[int]:
+        """Processes that ended by themselves, as far as ``note_deaths`` has looked."""
+
+    def note_deaths(self) -> None:
+        """Look for processes that ended by themselves."""
+
+    def events(self) -> list[Event]:
+        """Return everything written down so far, by time."""
 
 
 class Recorded(Struct, frozen=True):
@@ -84,7 +102,7 @@ class TurnVerdict(Struct, frozen=True, kw_only=True):
         )
 
 
-async def judge(bus: Bus, fleet: Fleet, sent: dict[str, list[int]]) -> TurnVerdict:
+async def judge(bus: Bus, fleet: Witnesses, sent: dict[str, list[int]]) -> TurnVerdict:
     """Return what is wrong with a load that has settled. ``sent``: numbers by key, in the order of their mail."""
     fleet.note_deaths()
     events = fleet.events()

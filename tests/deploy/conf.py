@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import subprocess
@@ -11,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from callboard.cli import k8s_secrets
+from callboard.runtime.security.folder import Folder
 from tests.support.server import find_binary
 
 ROOT = Path(__file__).parents[2]
@@ -97,6 +100,32 @@ def chart_text(config: Mapping[str, Any]) -> str:
     text = json.dumps(config, indent=2)
     text = re.sub(r'".*\$include": "(.*)",?', r"include \1;", text)
     return re.sub(r'"<<\s+(.*?)\s+>>"', r"\1", text)
+
+
+def secret_files(folder: Folder, name: str) -> dict[str, bytes]:
+    """Return what a Secret that ``callboard k8s secrets`` writes is mounted as."""
+    for each in k8s_secrets.secrets(folder, namespace="callboard"):
+        if each["metadata"]["name"] == name:
+            return {key: base64.b64decode(data) for key, data in each["data"].items()}
+    message = f"no Secret {name}"
+    raise AssertionError(message)
+
+
+def chart_pod(secrets: Folder, folder: Path, config: Mapping[str, Any]) -> str:
+    """Return the text that the chart writes, with the Secrets' files in ``folder`` where it mounts them."""
+    mounts = {
+        "etc/nats-ca-cert": "nats-tls",
+        "etc/nats-certs/nats": "nats-tls",
+        "etc/nats-certs/cluster": "nats-tls",
+        "etc/nats-accounts": "nats-accounts",
+    }
+    for place, name in mounts.items():
+        (folder / place).mkdir(parents=True, exist_ok=True)
+        for key, data in secret_files(secrets, name).items():
+            (folder / place / key).write_bytes(data)
+    (folder / "etc/nats-config").mkdir()
+    (folder / "var/run/nats").mkdir(parents=True)
+    return re.sub(r'"(/(?:etc|data|var)\b)', lambda found: f'"{folder}{found[1]}', chart_text(config))
 
 
 def values() -> dict[str, Any]:

@@ -3,97 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
 import pytest
 
 from callboard.cli import k8s_secrets
-from callboard.cli.k8s_pod import CODE_FOLDER, USER_FOLDER
 from callboard.runtime.bus import jetstream
 from callboard.runtime.client import Client
 from callboard.runtime.config import Settings
 from callboard.runtime.host import connector
 from callboard.runtime.security import plan as plans
 from callboard.runtime.security.folder import Folder
-from tests.deploy import render
-from tests.deploy.generated import K8S, ROOT
-from tests.deploy.render import Manifest
-from tests.support.eventually import eventually
+from tests.deploy import rehearsal, render
+from tests.deploy.generated import K8S
+from tests.deploy.pod import Pod, Secrets
 from tests.support.mesh import free_ports
 from tests.support.server import NatsServer, find_binary
-
-_START_S = 60.0
-Secrets = dict[str, dict[str, str]]
-
-
-class Pod:
-    """One container of an overlay, with the addresses and folders of this machine in place of the cluster's."""
-
-    def __init__(
-        self, objects: dict[str, Manifest], title: str, *, folder: Path, nats: str, secrets: Secrets | None = None
-    ) -> None:
-        folder.mkdir(exist_ok=True)
-        self.spec = render.pods([objects[title]])[0]
-        self.container = render.containers(self.spec)[0]
-        self._folder = folder
-        (self.port,) = free_ports(1)
-        self.said = ""
-        self._env = {
-            name: value
-            for source in self.container["envFrom"]
-            for name, value in objects[f"ConfigMap/{source['configMapRef']['name']}"]["data"].items()
-        }
-        self._env |= {variable["name"]: variable["value"] for variable in self.container["env"]}
-        changed = {"CALLBOARD_NATS__URL": nats, "CALLBOARD_WORKER__HEALTH_PORT": str(self.port), "HOME": str(folder)}
-        self._env |= {name: value for name, value in changed.items() if name in self._env}
-        self._env = {name: value.replace(USER_FOLDER, str(folder / "user")) for name, value in self._env.items()}
-        for volume in self.spec["volumes"]:
-            if "secret" in volume and secrets is not None:
-                (folder / "user").mkdir()
-                for name, data in secrets[volume["secret"]["secretName"]].items():
-                    (folder / "user" / name).write_bytes(base64.b64decode(data))
-            if "configMap" in volume:
-                for name, text in objects[f"ConfigMap/{volume['configMap']['name']}"]["data"].items():
-                    (folder / "code").mkdir(exist_ok=True)
-                    (folder / "code" / name).write_text(text, "utf-8")
-
-    def start(self) -> subprocess.Popen[bytes]:
-        """Start it with its variables and no others."""
-        assert self.container["command"] == ["callboard"]
-        words = [word.replace(CODE_FOLDER, str(self._folder / "code")) for word in self.container["args"]]
-        env = self._env | {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT / "src")}
-        with (self._folder / "log").open("ab") as log:
-            return subprocess.Popen([sys.executable, "-m", "callboard", *words], cwd=self._folder, env=env, stderr=log)
-
-    async def starts(self) -> None:
-        """Wait until the kubelet would let it live; fail with its own reasons."""
-        try:
-            await eventually(lambda: self.probe("startupProbe"), within_s=_START_S, every_s=0.2)
-        except AssertionError as error:
-            message = f"{self.container['args']} does not start: {self.said}\n{self.log()}"
-            raise AssertionError(message) from error
-
-    def log(self) -> str:
-        """Return what it has said."""
-        return (self._folder / "log").read_text("utf-8", "replace")
-
-    def probe(self, which: str) -> bool:
-        """Ask what the kubelet asks."""
-        path = self.container[which]["httpGet"]["path"]
-        try:
-            answer = httpx.get(f"http://127.0.0.1:{self.port}{path}?verbose", trust_env=False, timeout=3)
-        except httpx.HTTPError:
-            return False
-        self.said = answer.text
-        return answer.is_success
 
 
 @contextmanager
@@ -173,3 +102,20 @@ async def test_pods_of_servers_with_users_get_in_by_their_secrets_and_do_their_w
                 process.send_signal(signal.SIGTERM)
             assert await asyncio.to_thread(first.wait, 30) == 0
             assert await asyncio.to_thread(second.wait, 30) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.chaos
+@pytest.mark.timeout(600)
+async def test_pods_are_replaced_scaled_in_and_lost_in_mid_turn_and_nothing_is_lost_or_repeated(tmp_path: Path) -> None:
+    report = await rehearsal.run(rehearsal.Plan(keys=6, steps=8, tasks=4), tmp_path)
+    print(report)  # noqa: T201 - the figures belong into the test's output
+    assert report.problems == [], str(report)
+
+
+@pytest.mark.slow
+@pytest.mark.chaos
+@pytest.mark.timeout(600)
+async def test_a_grace_that_is_too_short_is_noticed(tmp_path: Path) -> None:
+    report = await rehearsal.run(rehearsal.Plan(keys=6, steps=8, tasks=4, grace_s=1.0), tmp_path)
+    assert any("its grace is over" in problem for problem in report.problems), str(report)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import copy
-import re
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from callboard.cli import k8s_secrets
 from callboard.cli.k8s_pod import USER_FOLDER, Login
 from callboard.runtime.bus import jetstream
 from callboard.runtime.bus.base import Bus
@@ -193,35 +190,9 @@ def test_the_secured_file_takes_what_callboard_writes(secured: Folder, tmp_path:
     assert conf.check(secured.path / "secured.conf") != ""
 
 
-def _files(secured: Folder, name: str) -> dict[str, bytes]:
-    """Return what a Secret that ``callboard k8s secrets`` writes is mounted as."""
-    for each in k8s_secrets.secrets(secured, namespace="callboard"):
-        if each["metadata"]["name"] == name:
-            return {key: base64.b64decode(data) for key, data in each["data"].items()}
-    message = f"no Secret {name}"
-    raise AssertionError(message)
-
-
-def _pod(secured: Folder, folder: Path, config: dict[str, Any]) -> str:
-    """Return the text that the chart writes, with the Secrets' files in ``folder`` where it mounts them."""
-    mounts = {
-        "etc/nats-ca-cert": "nats-tls",
-        "etc/nats-certs/nats": "nats-tls",
-        "etc/nats-certs/cluster": "nats-tls",
-        "etc/nats-accounts": "nats-accounts",
-    }
-    for place, name in mounts.items():
-        (folder / place).mkdir(parents=True, exist_ok=True)
-        for key, data in _files(secured, name).items():
-            (folder / place / key).write_bytes(data)
-    (folder / "etc/nats-config").mkdir()
-    (folder / "var/run/nats").mkdir(parents=True)
-    return re.sub(r'"(/(?:etc|data|var)\b)', lambda found: f'"{folder}{found[1]}', conf.chart_text(config))
-
-
 def _chart(secured: Folder, folder: Path, values: dict[str, Any]) -> Path:
     """Write the file that the chart makes of values."""
-    text = _pod(secured, folder, conf.chart_config(values))
+    text = conf.chart_pod(secured, folder, conf.chart_config(values))
     path = folder / "etc/nats-config/nats.conf"
     path.write_text(text.replace("$SERVER_NAME", "nats-0"), "utf-8")
     return path
@@ -254,7 +225,7 @@ async def test_a_pool_gets_in_with_its_secret_and_does_only_what_it_may(tmp_path
     alone = {key: value for key, value in config.items() if key not in {"cluster", "port", "http_port"}}
     alone["jetstream"]["max_file_store"] = "<< 4GB >>"
     alone["server_name"] = "nats-0"
-    text = _pod(local, tmp_path / "pod", alone).strip().removeprefix("{").removesuffix("}")
+    text = conf.chart_pod(local, tmp_path / "pod", alone).strip().removeprefix("{").removesuffix("}")
     server = NatsServer(tmp_path / "pod/etc/nats-config", jetstream=False, more=text)
     async with _running(server):
         operator = await _login(local, server, "operator", tmp_path)
@@ -273,7 +244,7 @@ async def _login(folder: Folder, server: NatsServer, user: str, place: Path) -> 
     """Connect as a pod does: by its variables, and the files of its Secret."""
     mounted = place / user
     mounted.mkdir()
-    for key, data in _files(folder, f"callboard-{user}").items():
+    for key, data in conf.secret_files(folder, f"callboard-{user}").items():
         (mounted / key).write_bytes(data)
         (mounted / key).chmod(0o440)
     login = Login(user=user, is_worker=user.startswith("worker"), is_guest=user.startswith("worker"))

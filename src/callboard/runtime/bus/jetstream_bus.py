@@ -85,6 +85,7 @@ class JetStreamBus(Core, Writer, Reader):
         self._sent = deque(maxlen=SENT_KEPT)
         self._refusal = self._known_stream = ""
         self._is_probing = False
+        self._may_list = True
         self._replicas = {}
         self._callbacks: list[Callable[[], None]] = []
         self._server = link.describe()
@@ -194,9 +195,13 @@ class JetStreamBus(Core, Writer, Reader):
 
     async def _ask_leader(self) -> None:
         """Ask a stream's leader, if we know a stream and may; whom the cluster's own leader hears, nobody tells."""
-        if not self._known_stream and self._server.cluster:
-            with suppress(PermissionDeniedError):
+        if not self._known_stream and self._server.cluster and self._may_list:
+            try:
                 names = (await self._api("STREAM.NAMES", timeout_s=_PROBE_S)).get("streams") or [""]
+            except PermissionDeniedError:
+                # it is told once: each refusal is an error in our log and in the server's
+                self._may_list = False
+            else:
                 self._know(str(names[0]))
         if self._known_stream:
             try:
