@@ -53,7 +53,7 @@ demo-takeover: $(VENV)/.core ## kill the worker of a long turn and watch another
 
 .PHONY: test
 test: $(VENV)/.dev ## all tests but the slow ones and those that need root (PYTEST_ARGS=… is handed on)
-	@$(BIN)/python -m pytest -q -n $(JOBS) -m "not slow and not root" $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -q -rs -n $(JOBS) -m "not slow and not root" $(PYTEST_ARGS)
 
 .PHONY: test-root
 test-root: $(VENV)/.dev ## power cuts, full disks and more, as root, one after the other (ROOT_TESTS=root with partitions too, ROOT_PLAN=large)
@@ -61,7 +61,7 @@ test-root: $(VENV)/.dev ## power cuts, full disks and more, as root, one after t
 
 .PHONY: test-all
 test-all: $(VENV)/.dev ## every test this machine can run
-	@$(BIN)/python -m pytest -q -n $(JOBS) -m "not root" $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -q -rs -n $(JOBS) -m "not root" $(PYTEST_ARGS)
 	@$(MAKE) --no-print-directory test-llm
 	@$(MAKE) --no-print-directory test-root ROOT_TESTS=root
 

@@ -29,10 +29,11 @@ ROUNDS = 10
 
 
 class Run(Struct, kw_only=True):
-    """What to measure: so many tasks of ten rounds each, after some that are not counted."""
+    """What to measure: so many tasks of ten rounds each, after some that are not counted, by one of the agents."""
 
     url: str
     tasks: int
+    agent: str = "bench-looker"
     warm: int = 5
     loop: str = "uvloop"
 
@@ -94,13 +95,24 @@ class Looker(Agent, name="bench-looker", model=Instant(), tools=[look], max_turn
     """You look at numbers."""
 
 
+class Payer(
+    Agent,
+    name="bench-payer",
+    model=Instant(),
+    tools=[look],
+    max_turns=ROUNDS + 1,
+    budget={"tokens": 10**9},
+):
+    """You look at numbers, and pay for each look."""
+
+
 async def main(run: Run) -> None:
     """Host it, ask it, print the figures."""
 
     async def connected(name: str) -> Bus:
         return await connect(run.url, name=name)
 
-    worker = Worker((), connected, actors=[Looker])
+    worker = Worker((), connected, actors=[Looker, Payer])
     ready = asyncio.Event()
     serving = asyncio.create_task(worker.run(on_ready=ready.set))
     await ready.wait()
@@ -108,7 +120,7 @@ async def main(run: Run) -> None:
     steps: list[float] = []
     for number in range(run.warm + run.tasks):
         _begun.clear()
-        await ActorRef(bus, f"bench-looker/{number % 4}").ask(Task("look at all numbers"), timeout_s=60)
+        await ActorRef(bus, f"{run.agent}/{number % 4}").ask(Task("look at all numbers"), timeout_s=60)
         if number >= run.warm:
             steps += [(after - before) * 1000 for before, after in itertools.pairwise(_begun)]
     print(msgspec.json.encode(steps).decode(), flush=True)

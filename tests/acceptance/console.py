@@ -191,6 +191,13 @@ class Console:
         assert server.events, "".join(server.err)
         return server
 
+    def dev(self, *files: str) -> Background:
+        """Serve files of the folder, with a server on a free port, and wait until they are served."""
+        started = self.start("dev", *files, "--port", "0", "--profile", "fast", "--json")
+        eventually(lambda: started.events or started.process.poll() is not None, started.err)
+        assert started.events, "".join(started.err)
+        return started
+
     def work(self, *args: str, processes: int = 1) -> Background:
         """Start a worker on ``shop.py`` and wait until every process of it is ready."""
         shop = self.folder / "shop.py"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,14 +55,7 @@ def console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Console]:
 def dev(console: Console) -> Background:
     (console.folder / "hello.py").write_text(HELLO.read_text())
     (console.folder / "writer.py").write_text("from hello import Struct, Actor, on" + MORE)
-    return develop(console, "hello.py", "writer.py")
-
-
-def develop(console: Console, *args: str) -> Background:
-    started = console.start("dev", *args, "--port", "0", "--profile", "fast", "--json")
-    eventually(lambda: started.events or started.process.poll() is not None, started.err)
-    assert started.events, "".join(started.err)
-    return started
+    return console.dev("hello.py", "writer.py")
 
 
 def test_it_says_what_it_serves(dev: Background) -> None:
@@ -107,7 +101,9 @@ def test_an_answer_comes_in_parts(console: Console, dev: Background) -> None:
         (["ask", "Big Type/1", "Fail"], 2, "error[invalid_name]"),
         (["tell", "*/1", "Fail"], 2, "error[invalid_name]"),
         (["tell", "writer/2", "Fail", "--id", "~17"], 2, "error[invalid_name]"),
+        (["ask", "greter/ann", "Greet"], 5, "waits for it; did you mean greeter?"),
         (["agents", "show", "greeter/never"], 5, "nothing is known of greeter/never"),
+        (["agents", "show", "greter/ann"], 5, "it was removed; did you mean greeter/ann?"),
         (["agents", "state", "greeter/never"], 5, "no state"),
         (["agents", "ls", "greeter.>"], 2, "error[invalid_name]"),
         (["agents", "pause", "nobody/1"], 5, "error[no_host]"),
@@ -129,7 +125,9 @@ def test_mail_waits_for_a_paused_actor_and_runs_when_it_is_resumed(console: Cons
     assert console.run("agents", "pause", actor, "--reason", "look", "--json").json["status"] == "paused"
     told = console.run("tell", actor, "Ask", '{"text": "x"}', "--id", "one", "--json").json
     assert (told["address"], told["id"], told["is_delayed"]) == (actor, "one", False)
-    assert console.run("tell", actor, "Ask", '{"text": "x"}', "--id", "one").out == f"{told['seq']}\n"
+    again = console.run("tell", actor, "Ask", '{"text": "x"}', "--id", "one")
+    assert again.out == f"{told['seq']}\n"
+    assert f"is paused; the message waits until `callboard agents resume {shlex.quote(actor)}`" in again.err
     (waiting,) = console.run("agents", "mailbox", actor, "--json").json
     assert (waiting["seq"], waiting["type"], waiting["id"], waiting["is_ask"]) == (told["seq"], "Ask", "one", False)
     shown = console.run("agents", "show", actor)
@@ -195,10 +193,26 @@ def test_the_dead_letters_of_an_actor_are_listed(console: Console, dev: Backgrou
     assert console.run("agents", "requeue", "writer/9", str(seqs[0]), "--json").json["requeued"] == 1
 
 
+def test_a_second_dev_says_whose_server_it_joins_and_who_else_serves(console: Console, dev: Background) -> None:
+    second = console.start("dev", "hello.py", "--port", "0", "--json")
+    eventually(lambda: second.events or second.process.poll() is not None, second.err)
+    said = "".join(second.err)
+    url = dev.events[0]["url"]
+    assert f"a server runs on this folder already, at {url} (process {dev.process.pid} started it)" in said
+    assert "`callboard dev hello.py --data FOLDER --port 0`" in said
+    first = dev.events[0]["worker"]
+    assert f"greeter, shout: also served by worker {first} (process {dev.process.pid})" in said
+    assert second.events[0]["url"] == url
+    assert second.stop() == 0
+    assert "also served" not in "".join(dev.err)
+
+
 def test_a_message_that_nobody_hosts_is_stored_with_a_warning(console: Console, dev: Background) -> None:
     told = console.run("tell", "writr/1", "Draft")
     assert (told.status, told.out.strip().isdigit()) == (0, True)
-    assert "no worker hosts 'writr' now" in told.err
+    assert "no worker hosts 'writr' now; the message waits until one does; did you mean writer?" in told.err
+    run = console.run("submit", "shuot", '""')
+    assert "the task waits until one does; did you mean shout?" in run.err
     assert not console.run("tell", "writer/8", "Draft").err
 
 
@@ -230,7 +244,7 @@ def test_new_code_is_taken_and_broken_code_is_reported(tmp_path: Path) -> None:
     try:
         source = tmp_path / "hello.py"
         source.write_text(HELLO.read_text())
-        started = develop(console, "hello.py")
+        started = console.dev("hello.py")
 
         def answer() -> str:
             text: str = console.run("ask", "greeter/ann", "Ask", '{"text": "bob"}', "--json").json["value"]["text"]
@@ -253,7 +267,7 @@ def test_new_code_is_taken_and_broken_code_is_reported(tmp_path: Path) -> None:
         assert started.stop(signal.SIGINT) == 0
         assert not Path(f"/proc/{server}").exists()
         # a second one goes on where the first left off
-        again = develop(console, "hello.py")
+        again = console.dev("hello.py")
         assert console.run("agents", "state", "greeter/ann", "--json").json == {"turns": 4}
         assert again.stop(signal.SIGTERM) == 0
     finally:

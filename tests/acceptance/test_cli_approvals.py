@@ -42,10 +42,7 @@ def console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Console]:
 @pytest.fixture(scope="module")
 def dev(console: Console) -> Background:
     (console.folder / "till.py").write_text(TILL)
-    started = console.start("dev", "till.py", "--port", "0", "--profile", "fast", "--json")
-    eventually(lambda: started.events or started.process.poll() is not None, started.err)
-    assert started.events, "".join(started.err)
-    return started
+    return console.dev("till.py")
 
 
 def asked(console: Console, order: str) -> dict[str, Any]:
@@ -76,6 +73,9 @@ def test_it_is_shown_and_granted(console: Console, dev: Background) -> None:
     assert id_ in listed.out
     assert "Refund" in listed.out
     assert console.run("approvals", "ls", "--to", "sales", "--json").json == []
+    assert console.run("approvals", "ls", "--to", "opps").err == "nobody waits for an approval; did you mean ops?\n"
+    misspelt = console.run("approvals", "grant", f"{id_[:-1]}x", "--as", "ops")
+    assert (misspelt.status, f"; did you mean {id_}?" in misspelt.err) == (5, True), misspelt.err
     shown = console.run("approvals", "show", id_[:6])
     assert hash_ in shown.out
     assert '"customer": "ann"' in shown.out

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.acceptance.console import Background, Console, eventually
+from tests.acceptance.console import Background, Console
 
 THINKER = """
 from decimal import Decimal
@@ -47,10 +47,7 @@ def console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Console]:
 @pytest.fixture(scope="module")
 def dev(console: Console) -> Background:
     (console.folder / "thinker.py").write_text(THINKER)
-    started = console.start("dev", "thinker.py", "--port", "0", "--profile", "fast", "--json")
-    eventually(lambda: started.events or started.process.poll() is not None, started.err)
-    assert started.events, "".join(started.err)
-    return started
+    return console.dev("thinker.py")
 
 
 def ask(console: Console) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.console import Console, eventually
+from tests.acceptance.console import Console
 
 ROOT = Path(__file__).parents[2]
 CODE = '''
@@ -68,9 +68,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         url = provider.stdout.readline().strip()
         (console.folder / "callboard.yaml").write_text(SETTINGS.replace("URL", url))
         (console.folder / "flows.py").write_text(CODE)
-        dev = console.start("dev", "flows.py", "--port", "0", "--profile", "fast", "--json")
-        eventually(lambda: dev.events or dev.process.poll() is not None, dev.err)
-        assert dev.events, "".join(dev.err)
+        console.dev("flows.py")
         done = console.run("runs", "start", "review", '{"texts": ["one", "two"]}', "--wait", "--id", "7f")
         assert done.status == 0, done.err
         yield Scene(console, calls)

@@ -54,10 +54,7 @@ def console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Console]:
 def dev(console: Console) -> Background:
     blocks = re.findall(r"^```python\n(.*?)^```", GUIDE.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
     (console.folder / "flows.py").write_text("\n\n".join(blocks) + MORE)
-    started = console.start("dev", "flows.py", "--port", "0", "--profile", "fast", "--json")
-    eventually(lambda: started.events or started.process.poll() is not None, started.err)
-    assert started.events, "".join(started.err)
-    return started
+    return console.dev("flows.py")
 
 
 def test_a_run_is_started_and_waited_for(console: Console, dev: Background) -> None:
@@ -114,6 +111,8 @@ def test_a_failed_run_is_tried_again(console: Console, dev: Background) -> None:
         (["runs", "start", "digest", "{"], 2, "error[decode]"),
         (["runs", "start", "Big Flow"], 2, "error[invalid_name]"),
         (["runs", "show", "digest"], 2, "names no run"),
+        (["runs", "start", "digset"], 5, "; did you mean digest?"),
+        (["watch", "digset/none"], 5, "Flows: day, digest, night; did you mean digest/none?"),
         (["runs", "show", "digest/none"], 5, "there is no run digest/none"),
         (["runs", "cancel", "digest/none"], 5, "there is no run digest/none"),
         (["runs", "retry", "digest/none"], 5, "there is no run digest/none"),
@@ -131,7 +130,8 @@ def test_what_goes_wrong_is_said_with_a_status_of_its_own(
 
 
 def test_a_job_that_does_not_fit_is_refused_with_the_field(console: Console, dev: Background) -> None:
-    run = console.run("runs", "start", "digest", '{"texts": 7}', "--wait")
-    assert run.status == 1
-    assert "decode" in run.err
-    assert "texts" in run.err
+    run = console.run("runs", "start", "digest", '{"texts": 7}', "--wait", "--id", "never")
+    assert run.status == 2
+    assert "nothing was started" in run.err
+    assert "$.texts" in run.err
+    assert "there is no run" in console.run("runs", "show", "digest/never").err

@@ -68,9 +68,7 @@ def console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Console]:
     found = Console(tmp_path_factory.mktemp("examples"))
     (found.folder / "hello.py").write_text((EXAMPLES / "hello.py").read_text())
     (found.folder / "writer.py").write_text(WRITER)
-    dev = found.start("dev", "hello.py", "writer.py", "--port", "0", "--profile", "fast", "--json")
-    eventually(lambda: dev.events or dev.process.poll() is not None, dev.err)
-    assert dev.events, "".join(dev.err)
+    dev = found.dev("hello.py", "writer.py")
     host, port = dev.events[0]["url"].removeprefix("nats://").split(":")
     found.env |= {"NATS_HOST": host, "NATS_PORT": port, "NATS_URL": f"{host}:{port}"}
     yield found
@@ -256,6 +254,8 @@ def test_an_agent_in_node_is_found_picked_and_asked(console: Console, agent: Bac
 def test_an_agent_in_node_that_is_killed_goes_offline(console: Console, agent: Background) -> None:
     agent.stop(signal.SIGKILL)
     eventually(lambda: console.run("find", "count-words", "--status", "offline").status == 0, timeout_s=25)
+    gone = console.run("find", "count-words")
+    assert "nobody who offers 'count-words' is heard now; `callboard find count-words --status offline`" in gone.err
     assert console.run("find", "count-words", "--pick").status == 5
 
 

@@ -121,6 +121,12 @@ ACTIONS = (
     Action("hand in what raises a budget", "cb.tell.budget.run%2FForged", OPERATOR),
     Action("read an approval", _API + "DIRECT.GET.CB_ACTORS.cb.state.approval.Mine", HOSTS | OPERATOR | PEOPLE),
     Action("change a budget", "cb.ask.budget.run%2FForged", frozenset({"host-desk", "host-back"}) | OPERATOR),
+    Action("say that a run led to a task", "cb.call.greeter.Ann", HOSTS | OPERATOR),
+    Action("take what turns ask of a clerk", "cb.call.clerk.*", OPERATOR | {"host-back"}, is_heard=True),
+    Action("decide an approval as a turn", "cb.call.approval.Forged", OPERATOR),
+    Action(
+        "change a budget as a turn", "cb.call.budget.run%2FForged", frozenset({"host-desk", "host-back"}) | OPERATOR
+    ),
     Action("mail to a budget", "cb.mail.budget.run%2FForged", frozenset({"host-desk", "host-back"}) | OPERATOR),
     Action(
         "follow tokens",

@@ -115,6 +115,7 @@ async def test_failed_and_paused_actors_are_counted(callboard_world: World) -> N
         return (await findings(callboard_world, running))["actors"].level == "warning"
 
     await eventually(is_failed)
+    assert "`callboard agents restart parrot/eve`" in (await findings(callboard_world, running))["actors"].fix
 
 
 async def test_a_record_that_cannot_be_read_is_told_and_hides_no_other(callboard_world: World) -> None:

@@ -68,6 +68,24 @@ async def test_nobody_else_is_charged(callboard_world: World, scopes: tuple[str,
     assert model.calls == 0
 
 
+@pytest.mark.parametrize("more", [{}, {"Cb-Timer": "nightly"}, {"Cb-Chain": "run-victim/1@1"}])
+async def test_headers_on_an_ask_are_no_part_of_a_run(callboard_world: World, more: dict[str, str]) -> None:
+    model = Scripted([Say(text="fine", always=True)])
+
+    class Plain(Agent, name="plain", model=model):
+        """You are plain."""
+
+    await callboard_world.start(Plain)
+    body = msgspec.json.encode(Task("go", budgets=("run/victim/1",)))
+    asked = {"Cb-Type": "Task"} | more
+    refused = await callboard_world.bus.request("cb.ask.plain.a", body, headers=asked, timeout_s=20)
+    assert b"no part of that run" in refused.data
+    assert model.calls == 0
+    # the control: turns of hosts ask elsewhere, where others may not
+    answer = await callboard_world.bus.request("cb.call.plain.a", body, headers=asked, timeout_s=20)
+    assert ("Cb-Error" in (answer.headers or {})) is ("Cb-Chain" not in more)
+
+
 async def test_a_scope_of_the_caller_s_own_is_no_way_around_the_limits(
     callboard_world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -87,15 +87,28 @@ def pay(world: World, order: str, timeout: float | None = None) -> asyncio.Task[
     return asyncio.create_task(world.client.actor("till/t").ask(Pay(order, timeout), timeout_s=60))
 
 
+async def opened(world: World) -> tuple[asyncio.Task[Any], str]:
+    """Serve the till and have one payment asked for; return what it will come to, and the approval's id."""
+    await world.start(Till)
+    waiting = pay(world, "a")
+    (approval,) = await waiting_for(world)
+    return waiting, approval
+
+
+async def grant(world: World, approval: str) -> str:
+    """Say yes to what is shown, and return its hash."""
+    hash_ = (await approvals.show(world.bus, approval)).entry.hash
+    await approvals.grant(world.bus, approval, by="ops", hash=hash_)
+    return hash_
+
+
 async def decide(world: World, approval: str, message: object, name: str) -> Any:  # noqa: ANN401 - an answer on the wire
     return await world.client.actor(f"approval/{approval}").ask(message, type=name, timeout_s=20)
 
 
 async def test_a_grant_lets_the_turn_go_on_exactly_there(callboard_world: World) -> None:
     world = callboard_world
-    await world.start(Till)
-    waiting = pay(world, "a")
-    (approval,) = await waiting_for(world)
+    waiting, approval = await opened(world)
     await parked(world, "till/t")
     shown: dict[str, Any] = {}
 
@@ -116,9 +129,7 @@ async def test_a_grant_lets_the_turn_go_on_exactly_there(callboard_world: World)
 
 async def test_a_denial_and_a_suggestion_end_it(callboard_world: World) -> None:
     world = callboard_world
-    await world.start(Till)
-    waiting = pay(world, "a")
-    (first,) = await waiting_for(world)
+    waiting, first = await opened(world)
     assert (await decide(world, first, DenyIt(by="ann", role="ops", reason="too much"), "Deny"))["ok"]
     assert await waiting == "no: too much"
     waiting = pay(world, "b")
@@ -129,9 +140,7 @@ async def test_a_denial_and_a_suggestion_end_it(callboard_world: World) -> None:
 
 async def test_the_first_decision_stands_and_the_second_is_told_of_it(callboard_world: World) -> None:
     world = callboard_world
-    await world.start(Till)
-    waiting = pay(world, "a")
-    (approval,) = await waiting_for(world)
+    waiting, approval = await opened(world)
     shown = await approvals.show(world.bus, approval[:6])
     decisions = await asyncio.gather(
         *(approvals.grant(world.bus, approval, by="ann", role="ops", hash=shown.entry.hash) for _ in range(2)),
@@ -148,9 +157,7 @@ async def test_the_first_decision_stands_and_the_second_is_told_of_it(callboard_
 
 async def test_a_grant_names_what_was_shown(callboard_world: World) -> None:
     world = callboard_world
-    await world.start(Till)
-    waiting = pay(world, "a")
-    (approval,) = await waiting_for(world)
+    waiting, approval = await opened(world)
     hash_ = (await approvals.show(world.bus, approval)).entry.hash
     changed = ("0" if hash_[0] != "0" else "1") + hash_[1:]
     for given in (changed, "", hash_[:12]):
@@ -172,9 +179,7 @@ async def test_a_grant_names_what_was_shown(callboard_world: World) -> None:
 
 async def test_a_payload_changed_by_one_byte_is_refused_and_asked_again(callboard_world: World) -> None:
     world = callboard_world
-    await world.start(Till)
-    waiting = pay(world, "a")
-    (first,) = await waiting_for(world)
+    waiting, first = await opened(world)
     await parked(world, "till/t")
     # between the question and the deed the sum changes: what runs then is not what was shown
     amounts["a"] = 11
@@ -196,11 +201,8 @@ async def test_a_payload_changed_by_one_byte_is_refused_and_asked_again(callboar
 
 async def test_a_grant_is_used_once(callboard_world: World) -> None:
     world = callboard_world
-    await world.start(Till)
-    waiting = pay(world, "a")
-    (approval,) = await waiting_for(world)
-    hash_ = (await approvals.show(world.bus, approval)).entry.hash
-    await approvals.grant(world.bus, approval, by="ops", hash=hash_)
+    waiting, approval = await opened(world)
+    hash_ = await grant(world, approval)
     assert await waiting == "ops 10"
     door = world.client.actor("petition/1")
     again = await door.ask(Spend(approval=approval, hash=hash_, by="till/t/99/approval"))
@@ -218,9 +220,7 @@ async def test_a_grant_is_used_once(callboard_world: World) -> None:
 
 async def test_a_forged_word_of_a_decision_is_not_believed(callboard_world: World) -> None:
     world = callboard_world
-    await world.start(Till)
-    waiting = pay(world, "a")
-    (approval,) = await waiting_for(world)
+    waiting, approval = await opened(world)
     await parked(world, "till/t")
     await world.client.actor("till/t").tell(Decision(approval=approval, status="granted"))
 
@@ -230,16 +230,13 @@ async def test_a_forged_word_of_a_decision_is_not_believed(callboard_world: Worl
 
     await eventually(asked)
     assert not waiting.done()
-    hash_ = (await approvals.show(world.bus, approval)).entry.hash
-    await approvals.grant(world.bus, approval, by="ops", hash=hash_)
+    await grant(world, approval)
     assert await waiting == "ops 10"
 
 
 async def test_a_decision_by_a_timer_is_refused(callboard_world: World) -> None:
     world = callboard_world
-    await world.start(Till)
-    waiting = pay(world, "a")
-    (approval,) = await waiting_for(world)
+    waiting, approval = await opened(world)
     hash_ = (await approvals.show(world.bus, approval)).entry.hash
     await world.client.actor(f"approval/{approval}").tell(GrantIt(by="ops", hash=hash_), type="Grant", delay_s=1)
 
@@ -261,8 +258,7 @@ async def test_it_waits_for_its_requester_and_for_its_own_host(callboard_world: 
     await parked(world, "till/t")
     await first.kill()
     people = await world.start(*COMPANIONS)
-    hash_ = (await approvals.show(world.bus, approval)).entry.hash
-    await approvals.grant(world.bus, approval, by="ops", hash=hash_)
+    await grant(world, approval)
     # nobody hosts the requester: the word of it waits as mail
     assert not waiting.done()
     await people.kill()
@@ -280,9 +276,7 @@ async def test_it_waits_for_its_requester_and_for_its_own_host(callboard_world: 
 
 async def test_any_language_decides_with_a_plain_request(callboard_world: World) -> None:
     world = callboard_world
-    await world.start(Till)
-    waiting = pay(world, "a")
-    (approval,) = await waiting_for(world)
+    waiting, approval = await opened(world)
     subject = f"cb.ask.approval.{approval}"
     shown: dict[str, Any] = {}
 

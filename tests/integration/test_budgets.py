@@ -86,12 +86,16 @@ async def test_a_call_is_charged_to_its_scope_and_to_those_above(callboard_world
 async def test_a_budget_of_zero_refuses_before_the_call(callboard_world: World) -> None:
     Spender.model = Scripted(["never"])
     await callboard_world.start(Spender, Budget)
-    await set_budget(callboard_world, "run/2", tokens=0)
-    refused = await spend(callboard_world, "a", "run/2")
-    assert (refused["scope"], refused["unit"], refused["partial"]) == ("run/2", "tokens", "")
-    assert "callboard budget set run/2 --tokens" in refused["message"]
+    for number, unit in enumerate(("tokens", "usd", "seconds")):
+        scope = f"run/zero-{unit}"
+        await set_budget(callboard_world, scope, **{unit: 0})
+        refused = await spend(callboard_world, str(number), scope)
+        assert (refused["scope"], refused["unit"], refused["partial"]) == (scope, unit, "")
+        assert f"callboard budget set {scope} --{unit}" in refused["message"]
+        assert (await view_of(callboard_world, scope)).level == "spent"
+        found = [name for name, _ in await events_of(callboard_world, f"budget/{scope}")]
+        assert found == ["budget.spent", "budget.refused"]
     assert Spender.model.calls == 0
-    assert [name for name, _ in await events_of(callboard_world, "budget/run/2")] == ["budget.refused"]
 
 
 async def test_what_a_parent_refuses_leaves_nothing_reserved_below(callboard_world: World) -> None:

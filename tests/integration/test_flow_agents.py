@@ -9,12 +9,18 @@ from msgspec import Struct
 
 from callboard.agents import runs
 from callboard.agents.agent import Agent
+from callboard.agents.errors import AgentFailedError
 from callboard.agents.flow import flow
 from callboard.agents.llm.scope import SetBudget
 from callboard.agents.llm.scripted import Say, Scripted
 from callboard.agents.llm.tokens import Chunk
+from callboard.agents.message import Task
 from callboard.agents.run import Run
 from callboard.agents.watching import watch
+from callboard.runtime.actor.actor import Actor
+from callboard.runtime.actor.handler import on
+from callboard.runtime.errors import ActorStoppedError, AskFailedError
+from callboard.runtime.retry import RetryPolicy
 from tests.support.eventually import eventually
 from tests.support.world import World
 
@@ -87,6 +93,47 @@ async def test_a_cancelled_run_ends_the_calls_of_its_models(callboard_world: Wor
         return True
 
     await eventually(stopped, within_s=15, what="the agent is free again")
+
+
+class Sick(Actor, name="sick", capabilities=["nurse"], retry=RetryPolicy(attempts=1), poison_limit=1):
+    @on
+    async def nurse(self, m: Task) -> str:
+        raise ValueError(m.text)
+
+
+class Sound(Actor, name="sound", capabilities=["nurse"]):
+    @on
+    async def nurse(self, m: Task) -> str:
+        return f"{m.text}, well"
+
+
+@flow
+async def nursing(run: Run, job: Job) -> list[str]:
+    """One that has failed is told of at once; by the capability another one works."""
+    try:
+        told = (await run.agent("sick/a", job.text)).text
+    except AgentFailedError as error:
+        told = str(error)
+    return [told, (await run.agent("nurse", job.text)).text]
+
+
+async def test_a_failed_agent_holds_no_run_up_and_another_one_does_its_work(callboard_world: World) -> None:
+    world = callboard_world
+    _ = await world.start(Sick)
+    _ = await world.start(Sound, nursing)
+    sick = world.client.actor("sick/a")
+    with pytest.raises(AskFailedError):
+        await sick.ask(Task("ill"), timeout_s=20)
+    with pytest.raises(ActorStoppedError, match="`callboard agents restart sick/a`"):
+        await sick.ask(Task("ill"), timeout_s=20)
+    assert await world.client.actor("sound/b").ask(Task("ann"), timeout_s=20) == "ann, well"
+    name = await runs.start(world.client, nursing, Job("bob"), id="1")
+    view = await runs.wait(world.bus, name, timeout_s=30)
+    assert view is not None
+    assert view.status == "done", view.error
+    told, done = view.output
+    assert "actor_stopped: sick/a is failed" in told
+    assert done == "bob, well"
 
 
 @pytest.fixture(autouse=True)

@@ -259,8 +259,13 @@ async def test_what_cannot_be_a_run_is_refused_in_words(callboard_world: World) 
         _ = await runs.show(world.bus, "three")
     with pytest.raises(NotFoundError, match="there is no run three/none"):
         _ = await runs.show(world.bus, "three/none")
-    name = await runs.start(world.client, "three", b'{"no": 1}', id="bad")
-    view = await ended(world, name)
+    for wrong in (b'{"no": 1}', b'{"text": 1}', b"{"):
+        with pytest.raises(InputError, match=r"nothing was started.*(text|truncated)"):
+            _ = await runs.start(world.client, "three", wrong, id="bad")
+    assert await runs.ls(world.bus) == []
+    # whoever writes the mail itself, or starts it before a host is there
+    _ = await world.client.actor("run-three/bad").tell(b'{"no": 1}', id="start")
+    view = await ended(world, "three/bad")
     assert (view.status, view.code) == ("failed", "decode")
     assert "text" in view.error
 
@@ -388,9 +393,9 @@ async def test_an_answer_that_is_not_kept_any_more_is_asked_for_again(callboard_
         def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the bus has
             return getattr(self._bus, name)
 
-        async def request(self, subject: str, data: bytes, **more: Any) -> Message:  # noqa: ANN401 - the bus's own
+        async def request(self, subject: str, data: bytes = b"", **more: Any) -> Message:  # noqa: ANN401 - the bus's own
             answer: Message = await self._bus.request(subject, data, **more)
-            if subject.startswith("cb.ask.busy."):
+            if subject.startswith("cb.call.busy."):
                 await held.wait()
             return answer
 

@@ -87,6 +87,19 @@ async def test_a_denied_subscription_is_refused(worker: JetStreamBus) -> None:
         await worker.subscribe("closed.*", lambda _: None, queue="group")
 
 
+async def test_a_denied_publish_is_told_by_the_next_flush_and_once(worker: JetStreamBus) -> None:
+    await worker.publish("t.Open")
+    await worker.publish("My.history")
+    await worker.publish("t.open")
+    with pytest.raises(PermissionDeniedError) as caught:
+        await worker.flush()
+    assert caught.value.subject == "My.history"
+    with pytest.raises(PermissionDeniedError):
+        await worker.request("closed", b"")
+    # the refusal of a call was told to its caller
+    await worker.flush()
+
+
 async def test_a_denied_pull_has_a_problem(admin: JetStreamBus, worker: JetStreamBus) -> None:
     config = (await admin.consumers("W"))[0].config
     await admin.create_consumer("W", config.__class__(name="other", filter_subject="t.b"))

@@ -225,6 +225,34 @@ async def test_a_capability_of_plain_pools_gives_a_handle_that_submits(callboard
     assert handle.why.text.startswith("no agent offers reverse")
 
 
+async def test_a_pool_is_picked_by_the_labels_that_its_workers_bear(callboard_world: World) -> None:
+    await desk_of(callboard_world)
+    bus, client = callboard_world.bus, callboard_world.client
+    await callboard_world.start(reverse, options=replace(QUICK, labels={"zone": "eu", "size": "XL_1"}))
+
+    async def are_known() -> bool:
+        return len((await ask(bus, FIND, capability="reverse"))["workers"]) == 2
+
+    await eventually(are_known)
+    for where in (client, Client(bus)):
+        handle = await where.pick("reverse", labels={"zone": "eu"})
+        assert isinstance(handle, PoolHandle)
+        assert (handle.capability, await handle.ask("abc")) == ("reverse--zone_eu", "cba")
+    with pytest.raises(NoAgentError, match=r"label zone=us left out 2 \(there are: eu\).*nearest is ") as caught:
+        await client.pick("reverse", labels={"zone": "us"})
+    assert caught.value.refused == {"labels.zone": 2}
+    with pytest.raises(NoAgentError, match="type=scribe left out 2"):
+        await client.pick("reverse", type="scribe")
+    with pytest.raises(InvalidNameError, match="cannot ask for the label size=XL_1"):
+        await client.pick("reverse", labels={"size": "XL_1"})
+    # agents there are, without the label: the pool that bears it does it
+    await agent_of(callboard_world, "a", "reverse", labels={"zone": "us"})
+    assert isinstance(await client.pick("reverse", labels={"zone": "us"}), AgentHandle)
+    assert isinstance(await client.pick("reverse", labels={"zone": "eu"}), PoolHandle)
+    with pytest.raises(NoAgentError, match=r"label zone=asia left out 1 \(there are: us\)"):
+        await client.pick("reverse", labels={"zone": "asia"})
+
+
 async def test_pages_go_on_where_the_last_one_ended(callboard_world: World) -> None:
     bus = await desk_of(callboard_world)
     for number in range(5):

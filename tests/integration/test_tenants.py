@@ -24,11 +24,12 @@ from callboard.runtime.client import Client
 from callboard.runtime.config import Settings, WorkSettings
 from callboard.runtime.errors import (
     BackpressureError,
-    BusError,
+    BusAuthError,
     CallboardError,
     ConfigError,
     NotFoundError,
     QuotaExceededError,
+    TopologyError,
 )
 from callboard.runtime.host import connector
 from callboard.runtime.security import tenancy
@@ -147,8 +148,20 @@ async def test_connections_beyond_the_limit_are_refused(servers: Secured) -> Non
     await create(servers, SMALL)
     for _ in range(SMALL.max_connections):
         await servers.bus("submitter", account="acme")
-    with pytest.raises(BusError, match="connections"):
+    with pytest.raises(BusAuthError, match=r"no further connection in .* --max-connections"):
         await servers.bus("submitter", account="acme", nats__connect_deadline_s=1.0)
+
+
+async def test_a_tenant_keeps_its_limits_when_new_ones_cannot_be(servers: Secured) -> None:
+    await create(servers, SMALL)
+    submitter = await servers.bus("submitter", account="acme")
+    await submitter.store(Write("cb.task.search", b"x" * 900_000))
+    done = await command(servers, "create", "acme", "--max-bytes", "4MiB")
+    assert isinstance(done.exception, TopologyError)
+    assert "tenant acme keeps the limits that it had" in str(done.exception)
+    assert servers.folder.plan().tenant("acme") == SMALL
+    await eventually(lambda: submitter.is_connected)
+    await submitter.store(Write("cb.task.search", b"x" * 900_000))
 
 
 async def test_a_removed_tenant_leaves_nothing(servers: Secured) -> None:

@@ -77,6 +77,19 @@ def python() -> str:
 class TestDocker(SandboxContract):
     """What every sandbox promises."""
 
+    # a class's own fixtures come before the module's of the same name: hand those on
+    @pytest.fixture
+    def sandbox(self, sandbox: DockerSandbox) -> DockerSandbox:
+        return sandbox
+
+    @pytest.fixture
+    def folder(self, folder: Path) -> Path:
+        return folder
+
+    @pytest.fixture
+    def python(self, python: str) -> str:
+        return python
+
 
 @pytest.mark.parametrize("escape", ESCAPES, ids=lambda each: each.name)
 async def test_a_way_out_ends_as_the_table_says(sandbox: DockerSandbox, escape: Escape, tmp_path: Path) -> None:

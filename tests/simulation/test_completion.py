@@ -19,7 +19,7 @@ from callboard.runtime.bus.base import Bus, PubAck, Write
 from callboard.runtime.bus.memory import MemoryBus
 from callboard.runtime.capability import capability
 from callboard.runtime.context import current_task
-from callboard.runtime.errors import BusError
+from callboard.runtime.errors import BusError, CallboardError
 from callboard.runtime.retry import RetryPolicy
 from callboard.runtime.testing import FakeClock
 from callboard.runtime.worker import WorkerOptions
@@ -245,3 +245,51 @@ async def test_crashes_at_chance_lose_nothing_and_record_nothing_twice(
     # a task is run again only where a worker died with it
     assert max(runs.values()) <= crashes + 1
     assert not world.workers[-1].worker.keeper.claims
+
+
+class Dumb:
+    """A connection that stays up, on which the broker answers no pull any more."""
+
+    def __init__(self, bus: MemoryBus) -> None:
+        self.bus = bus
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - all else is the real connection's
+        return getattr(self.bus, name)
+
+    @property
+    def is_connected(self) -> bool:
+        """What the client believes."""
+        return True
+
+
+@pytest.mark.parametrize("is_deaf", [False, True])
+async def test_an_idle_worker_outlasts_a_long_outage_and_control_one_that_is_connected_and_deaf_ends(
+    world: World, clock: FakeClock, is_deaf: bool
+) -> None:
+    @capability
+    async def work(number: int) -> int:
+        return number
+
+    made: list[MemoryBus] = []
+
+    def wrap(bus: Bus) -> Bus:
+        assert isinstance(bus, MemoryBus)
+        made.append(bus)
+        return cast("Bus", Dumb(bus)) if is_deaf else bus
+
+    running = await world.start(work, options=DEFAULTS, wrap=wrap)
+    for bus in made:
+        bus.cut()
+    await clock.advance(120)
+    if is_deaf:
+        await until(clock, running.task.done)
+        with pytest.raises(CallboardError, match="not answered a pull"):
+            await running.task
+        world.workers.remove(running)
+        return
+    assert not running.task.done()
+    for bus in made:
+        bus.mend()
+    _ = await world.client.submit(work, 7)
+    await clock.advance(5)
+    assert [record.status for record in (await world.records("work")).values()] == ["completed"]

@@ -38,6 +38,30 @@ def test_less_is_given_where_less_is_left_and_nothing_below_the_least() -> None:
     assert "has 50 of 150 tokens left, the call needs 51 at least" in refused.message
 
 
+@pytest.mark.parametrize("limits", [Limits(tokens=0), Limits(usd=Decimal(0)), Limits(seconds=0.0)])
+def test_a_limit_of_zero_refuses_what_is_free_as_well_and_is_spent_from_the_start(limits: Limits) -> None:
+    ledger = Ledger(limits=limits)
+    free = Reserve(id="a", step="s", least=Amount(), want=Amount())
+    refused = budget.grant(ledger, free, scope="run/1")
+    assert not refused.ok
+    assert f"callboard budget set run/1 --{refused.unit} N" in refused.message
+    assert budget.view(ledger, "run/1").level == "spent"
+    # a limit above it is another matter
+    assert budget.view(Ledger(limits=Limits(tokens=1, usd=Decimal(1), seconds=1.0)), "run/1").level == "ok"
+
+
+def test_a_scope_keeps_few_of_its_calls_and_more_of_those_that_were_lost() -> None:
+    ledger = Ledger()
+    budget.settle(ledger, Settle(id="lost", spent=amount(10)), is_lost=True)
+    for number in range(500):
+        budget.settle(ledger, Settle(id=str(number), spent=amount(1)))
+    assert len(ledger.closed) == budget.CLOSED_KEPT
+    # its host says what it spent after all
+    budget.settle(ledger, Settle(id="lost", spent=amount(25)))
+    budget.settle(ledger, Settle(id="lost", spent=amount(25)))
+    assert (ledger.spent.tokens, ledger.calls) == (525, 501)
+
+
 def test_what_others_have_set_aside_is_not_there_and_ones_own_is() -> None:
     ledger = Ledger(limits=Limits(tokens=150))
     opened(ledger, reserve("b", step="t"))
@@ -45,8 +69,8 @@ def test_what_others_have_set_aside_is_not_there_and_ones_own_is() -> None:
     assert budget.grant(ledger, reserve("b", step="t", want=150), scope="x").amount.tokens == 150
 
 
-def test_what_is_free_is_allowed_where_no_dollar_is() -> None:
-    ledger = Ledger(limits=Limits(usd=Decimal(0)))
+def test_what_is_free_is_allowed_where_no_dollar_is_left() -> None:
+    ledger = Ledger(limits=Limits(usd=Decimal(1)), spent=amount(5, "1"))
     free = Reserve(id="a", step="s", least=amount(5), want=amount(50))
     dear = Reserve(id="a", step="s", least=amount(5, "0.01"), want=amount(50, "0.1"))
     assert budget.grant(ledger, free, scope="x").ok

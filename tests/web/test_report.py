@@ -39,9 +39,9 @@ def _browse(page: Path, tmp_path: Path, *flags: str) -> tuple[str, list[str]]:
 
 @pytest.fixture
 def page(tmp_path: Path) -> Path:
-    """Write a report of our own sources and one hostile file, with a kill."""
+    """Write a report of sixty of our own sources, more than are drawn at once, and a hostile file, with a kill."""
     start = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
-    digests = [digest_bytes(file.path, (SOURCES / file.path).read_bytes()) for file in walk(SOURCES).files]
+    digests = [digest_bytes(file.path, (SOURCES / file.path).read_bytes()) for file in walk(SOURCES).files[:60]]
     digests.append(
         digest_bytes(f"{HOSTILE}.md", f"# {HOSTILE}\n\nA sentence of six words {HOSTILE} stands here.\n".encode())
     )

@@ -17,6 +17,7 @@ from callboard.runtime.actor.address import Address
 from callboard.runtime.actor.ref import ActorRef
 from callboard.runtime.bus.base import Bus, Stored
 from callboard.runtime.errors import DecodeError, NotFoundError
+from callboard.runtime.near import hint
 
 WAITING: tuple[Status, ...] = ("pending",)
 _ANSWER_S = 10.0
@@ -58,13 +59,15 @@ async def show(bus: Bus, id_: str) -> Approval:
     found = _approval(stored) if stored is not None else None
     if found is not None:
         return found
-    near = [each for each in await ls(bus, status=()) if each.id.startswith(id_)] if _PREFIX.fullmatch(id_) else []
-    if len(near) == 1:
-        return near[0]
-    if near:
-        message = f"{len(near)} approvals begin with {id_}: {', '.join(each.id for each in near[:10])}"
+    some = [each for each in await ls(bus, status=()) if each.id.startswith(id_)] if _PREFIX.fullmatch(id_) else []
+    if len(some) == 1:
+        return some[0]
+    if some:
+        message = f"{len(some)} approvals begin with {id_}: {', '.join(each.id for each in some[:10])}"
     else:
-        message = f"there is no approval {id_[:80]!r}: `callboard approvals ls` lists those that wait"
+        known = [each.id for each in await ls(bus, status=())] if len(id_) <= subjects.MAX_NAME_BYTES else []
+        meant = hint(id_, known)
+        message = f"there is no approval {id_[:80]!r}: `callboard approvals ls` lists those that wait{meant}"
     raise NotFoundError(message)
 
 

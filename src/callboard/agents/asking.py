@@ -221,19 +221,29 @@ class Asking:
 
         async def pick() -> str:
             picked = await self.turn.pick(capability, exclude=former)
-            return picked.address if isinstance(picked, AgentHandle) else await self._newcomer(capability, own)
+            return picked.address if isinstance(picked, AgentHandle) else await self._newcomer(capability, own, former)
 
         # of those that have failed already nobody is waited for again
         return await (pick() if former else self._patiently(pick))
 
-    async def _newcomer(self, capability: str, own: str) -> str:
-        """Return an agent of a type that offers the capability and of which none has worked yet; "" for a pool."""
+    async def _newcomer(self, capability: str, own: str, former: Sequence[str]) -> str:
+        """Return an agent of a type that offers the capability and of which none has worked yet; "" for a pool.
+
+        Raises:
+            NoAgentError: If all of them have failed already.
+        """
         slots = {each.type: each.slots for each in (await self.turn.find(capability)).workers if each.type}
         if not slots:
             return ""
-        kind = min(slots)
-        # as tasks of the capability spread over them
-        return f"{kind}/{capability}-{1 + zlib.crc32(own.encode()) % slots[kind]}"
+        # as tasks of the capability spread over them; after one that has failed another type's, where there is one
+        first = zlib.crc32(own.encode())
+        places = range(max(slots.values()))
+        known = [f"{kind}/{capability}-{1 + (first + n) % slots[kind]}" for n in places for kind in sorted(slots)]
+        found = next((address for address in known if address not in former), None)
+        if found is None:
+            message = f"nobody else offers {capability!r}: {', '.join(former)} gave no result"
+            raise NoAgentError(message)
+        return found
 
     async def _answer(self, begun: AgentRun, branch: Branch) -> AgentRun:
         began_s = self.clock.monotonic()

@@ -41,8 +41,11 @@ from callboard.runtime.actor.turn_api import current_turn
 from callboard.runtime.bus.base import Bus
 from callboard.runtime.errors import InputError
 
-# Calls whose end is remembered, so that a repeated or late settlement counts once.
-CLOSED_KEPT = 512
+# Calls whose end is remembered, so that a repeated settlement counts once. Each write of the scope holds them all.
+CLOSED_KEPT = 64
+LOST_KEPT = 512
+"""Calls taken for interrupted: rarer, and what their hosts say of them comes late."""
+
 MAX_ABOVE = 16
 """Scopes above one another."""
 
@@ -68,6 +71,7 @@ class Ledger(Struct, kw_only=True, omit_defaults=True):
         spent: What settled and interrupted calls have spent.
         open: Calls that run, by id.
         closed: The last calls that ended, with what they were charged.
+        lost: The last ones taken for interrupted, likewise.
         calls, interrupted, refused: Counts.
         since: When its first call came.
         told: The worst level that was told.
@@ -80,6 +84,7 @@ class Ledger(Struct, kw_only=True, omit_defaults=True):
     spent: Amount = Amount()
     open: dict[str, Open] = field(default_factory=dict)
     closed: dict[str, Amount] = field(default_factory=dict)
+    lost: dict[str, Amount] = field(default_factory=dict)
     calls: int = 0
     interrupted: int = 0
     refused: int = 0
@@ -107,7 +112,7 @@ class Budget(Actor, name=TYPE, restart_budget=1000, poison_limit=100):
         _check(m)
         await self._know()
         self._interrupt([id_ for id_, one in self.state.open.items() if is_over(one, id_, m, now=now)])
-        if m.id in self.state.closed:
+        if m.id in self.state.closed or m.id in self.state.lost:
             # a repeated question of a call that has ended
             return Grant(ok=True, seconds_left=0.0)
         granted = grant(self.state, m, scope=self.key)
@@ -208,7 +213,7 @@ class Budget(Actor, name=TYPE, restart_budget=1000, poison_limit=100):
     def _interrupt(self, ids: list[str]) -> None:
         for id_ in ids:
             one = self.state.open[id_]
-            settle(self.state, Settle(id=id_, spent=one.least))
+            settle(self.state, Settle(id=id_, spent=one.least), is_lost=True)
             self.state.interrupted += 1
             self.emit("budget.interrupted", {"scope": self.key, "step": one.step, "charged": one.least})
         if ids:
@@ -262,8 +267,8 @@ def grant(ledger: Ledger, m: Reserve, *, scope: str) -> Grant:
     amount = m.want
     for unit, limit, taken, least, want in _units(limits, used, m):
         left = limit - taken
-        # what costs nothing is free also where nothing is left
-        if left < least or (unit == "seconds" and left <= 0):
+        # what costs nothing is free also where nothing is left, but not where nothing was ever given
+        if not limit or left < least or (unit == "seconds" and left <= 0):
             return Grant(ok=False, scope=scope, unit=unit, message=_used_up(scope, unit, limit, taken, least))
         if unit == "tokens":
             amount = msgspec.structs.replace(amount, tokens=int(min(left, want)))
@@ -273,10 +278,10 @@ def grant(ledger: Ledger, m: Reserve, *, scope: str) -> Grant:
     return Grant(ok=True, amount=amount, seconds_left=seconds_left)
 
 
-def settle(ledger: Ledger, m: Settle) -> None:
-    """Charge a call; one that was charged before is only put right."""
+def settle(ledger: Ledger, m: Settle, *, is_lost: bool = False) -> None:
+    """Charge a call; one that was charged before is only put right. ``is_lost``: nobody said that it ended."""
     opened = ledger.open.pop(m.id, None)
-    before = ledger.closed.pop(m.id, None)
+    before = ledger.closed.pop(m.id, None) or ledger.lost.pop(m.id, None)
     if before is None:
         if m.spent == Amount():
             # it never began
@@ -286,9 +291,10 @@ def settle(ledger: Ledger, m: Settle) -> None:
         ledger.closed[m.id] = before
         return
     ledger.spent = ledger.spent + m.spent - (before or Amount())
-    ledger.closed[m.id] = m.spent
-    while len(ledger.closed) > CLOSED_KEPT:
-        del ledger.closed[next(iter(ledger.closed))]
+    kept, most = (ledger.lost, LOST_KEPT) if is_lost else (ledger.closed, CLOSED_KEPT)
+    kept[m.id] = m.spent
+    while len(kept) > most:
+        del kept[next(iter(kept))]
 
 
 def changed(limits: Limits, m: SetBudget) -> Limits:
@@ -315,7 +321,7 @@ def level_of(limits: Limits, spent: Amount) -> tuple[Level, Unit | None]:
     """Return how near a scope is to its limits, and the unit that is nearest."""
     worst: tuple[float, Unit | None] = (0.0, None)
     for unit, limit, used in _limited(limits, spent):
-        share = float(used / limit) if limit else (1.0 if used else 0.0)
+        share = float(used / limit) if limit else 1.0
         if share > worst[0]:
             worst = (share, unit)
     share, nearest = worst
@@ -367,6 +373,11 @@ def _units(limits: Limits, used: Amount, m: Reserve) -> Iterator[tuple[Unit, Dec
 def _used_up(scope: str, unit: Unit, limit: Decimal, taken: Decimal, least: Decimal) -> str:
     shown = "$" if unit == "usd" else ""
     word = "" if unit == "usd" else f" {unit}"
+    if not limit:
+        return (
+            f"budget {scope} is {shown}0{word}, which lets no call begin: raise it with `callboard budget set {scope} "
+            f"--{unit} N`"
+        )
     return (
         f"budget {scope} has {shown}{max(limit - taken, Decimal(0)):.6g} of {shown}{limit:.6g}{word} left, the call "
         f"needs {shown}{least:.6g} at least: raise it with `callboard budget set {scope} --{unit} N`, or stop here"

@@ -10,6 +10,7 @@ from callboard.agents.llm.scope import TYPE, BudgetView, Limits, ShowBudget, age
 from callboard.agents.profile import Budget
 from callboard.agents.settings import AgentSettings, Allowance
 from callboard.runtime.actor.address import Address
+from callboard.runtime.actor.mail import KIND_TIMER
 from callboard.runtime.actor.ref import ActorRef
 from callboard.runtime.actor.turn_api import TurnApi
 from callboard.runtime.bus.sealed import SealedBus
@@ -117,7 +118,7 @@ def _checked(turn: TurnApi, given: tuple[str, ...]) -> tuple[str, ...]:
             text = f"a task cannot be charged to {scope}: a day's budget pays for its own agents, and is not named"
             raise InputError(text)
         # a timer begins a chain of its own
-        if (kind == "run" and scope not in runs and not turn.mail.timer) or scope == "run":
+        if (kind == "run" and scope not in runs and turn.mail.kind != KIND_TIMER) or scope == "run":
             text = f"a task cannot be charged to {scope}: it is no part of that run; leave budgets out, or start a run"
             raise InputError(text)
     return given

@@ -29,20 +29,31 @@ from callboard.runtime.actor.address import Address
 from callboard.runtime.actor.letter import decode_letter
 from callboard.runtime.actor.record import StateRecord
 from callboard.runtime.blobs import BlobStore
+from callboard.runtime.bus import header
 from callboard.runtime.bus.base import Bus, Stored
 from callboard.runtime.client import Client
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
-from callboard.runtime.errors import BusError, InputError, NoHostError, NotFoundError, PermissionDeniedError
+from callboard.runtime.errors import (
+    AskTimeoutError,
+    BusError,
+    DecodeError,
+    InputError,
+    NoHostError,
+    NotFoundError,
+    PermissionDeniedError,
+    UnknownMessageError,
+)
+from callboard.runtime.near import hint
 from callboard.runtime.record import Failure
 
 RETRIED: frozenset[str] = frozenset({"failed", "cancelled", "partial"})
 _LOOK_FIRST_S, _LOOK_MAX_S = 0.05, 1.0
+_TRIAL_S = 5.0
 
 
 async def flows(bus: Bus) -> list[str]:
     """Return the names of the flows that a worker hosts or has hosted. One request."""
-    cursors = await bus.subject_counts(subjects.ACTORS, "cb.cursor.*.*")
-    kinds = {subject.split(".")[2] for subject in cursors}
+    kinds = await inspection.types(bus)
     return sorted(kind.removeprefix(PREFIX) for kind in kinds if kind.startswith(PREFIX))
 
 
@@ -66,6 +77,8 @@ async def start(
         deadline: When its result stops being wanted: a time, or a span from now.
 
     Raises:
+        InputError: If the flow does not take such a job, as a host of it says; nothing has begun. Where none runs now
+            the run waits, and fails when one has come.
         NoHostError: If no worker has ever hosted such a flow.
         DeadlineError: If the deadline has passed.
         EncodeError: If the job cannot be encoded.
@@ -75,6 +88,7 @@ async def start(
     now = client.clock.now()
     address = run_address(f"{name}/{id or f'{now:%Y%m%d-%H%M%S}-{ids.new_token(3)}'}")
     await _check_flow(client.bus, name)
+    await _check_job(client, address, job, type)
     _ = await client.actor(address).tell(job, type=type, id="start", deadline=deadline)
     return run_name(address)
 
@@ -137,9 +151,7 @@ async def show(bus: Bus, run: str) -> RunView:
     letter = await _letter(bus, actor)
     found = await run_log.read(bus, actor)
     if base is None and letter is None and not found.seq:
-        known = ", ".join(await flows(bus)) or "none yet"
-        message = f"there is no run {run_name(actor)}; see `callboard runs ls`. Flows: {known}"
-        raise NotFoundError(message)
+        raise await _no_run(bus, actor)
     return run_view.broken(actor, found, letter)
 
 
@@ -244,6 +256,18 @@ async def _shown(bus: Bus, run: str) -> RunView:
         await SYSTEM_CLOCK.sleep(_LOOK_MAX_S)
 
 
+async def _no_run(bus: Bus, actor: Address) -> NotFoundError:
+    """Return the error for a run that does not exist: it names the flows, and the runs that may be meant."""
+    name, known = run_name(actor), await flows(bus)
+    flow, _, id_ = name.partition("/")
+    meant = hint(flow, known, after=f"/{id_}")
+    if flow in known:
+        states = await bus.subject_counts(subjects.ACTORS, f"cb.state.{PREFIX}{flow}.*")
+        meant = hint(id_, (subjects.actor_of(subject)[1] for subject in states), before=f"{flow}/")
+    told = ", ".join(known) or "none yet"
+    return NotFoundError(f"there is no run {name}; see `callboard runs ls`. Flows: {told}{meant}")
+
+
 async def _check_flow(bus: Bus, name: str) -> None:
     try:
         known = await flows(bus)
@@ -254,9 +278,21 @@ async def _check_flow(bus: Bus, name: str) -> None:
         has = f"there are {', '.join(known)}" if known else "there are none"
         message = (
             f"no worker has ever hosted a flow {name!r}: {has}. Start one that does, such as "
-            "`callboard worker start MODULE`, where MODULE has the function with @flow"
+            f"`callboard worker start MODULE`, where MODULE has the function with @flow{hint(name, known)}"
         )
         raise NoHostError(message)
+
+
+async def _check_job(client: Client, flow: Address, job: object, kind: str | None) -> None:
+    """Ask a host of a flow whether it takes a job. One request."""
+    try:
+        _ = await client.actor(flow).ask(job, type=kind, timeout_s=_TRIAL_S, headers={header.TRIAL: "1"})
+    except (NoHostError, AskTimeoutError, PermissionDeniedError):
+        # nobody is there who could say
+        return
+    except (DecodeError, UnknownMessageError) as error:
+        message = f"flow {flow.type.removeprefix(PREFIX)} does not take this job, so nothing was started: {error}"
+        raise InputError(message) from error
 
 
 async def _state(bus: Bus, actor: Address) -> tuple[StateRecord | None, RunState]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from callboard.cli.agent_types import types
+from callboard.cli.meant import guessing
 from callboard.cli.output import emit, note, shorten, size, stamp, table, tell
 from callboard.cli.session import Session, example, global_options, json_option, pass_session
 
@@ -127,10 +128,11 @@ def show(session: Session, /, address: str) -> None:
             agent = await census.agent(bus, actor)
             try:
                 return await inspection.show(bus, actor), agent
-            except NotFoundError:
+            except NotFoundError as error:
                 # an agent that hosts itself has no mailbox, and a new one has no turn yet
                 if agent is None:
-                    raise
+                    message = f"{error}{await census.address_hint(bus, actor)}"
+                    raise NotFoundError(message) from error
                 return None, agent
 
     found, agent = session.run(work())
@@ -373,7 +375,7 @@ def _give(session: Session, address: str, op: Op, done: str, *, reason: str = ""
     actor = _parse(address)
 
     async def work() -> dict[str, object]:
-        async with session.bus(f"agents-{op}") as bus:
+        async with session.bus(f"agents-{op}") as bus, guessing(bus, actor.type):
             return await inspection.order(bus, actor, op, reason=reason, seq=seq)
 
     said = session.run(work())

@@ -40,22 +40,26 @@ def ls(session: Session, /, status: str, to: str) -> None:
     """List approvals, oldest first; those that wait for somebody when nothing else is said."""
     from callboard.agents import approvals
     from callboard.agents.decision import Status
+    from callboard.runtime.near import hint
 
     wanted: Any = () if status == "all" else (status,)
     kinds: tuple[Status, ...] = wanted
 
-    async def work() -> list[Approval]:
+    async def work() -> tuple[list[Approval], list[str]]:
         async with session.bus("approvals-ls") as bus:
-            return await approvals.ls(bus, status=kinds, to=to)
+            listed = await approvals.ls(bus, status=kinds, to=to)
+            others = await approvals.ls(bus, status=kinds) if to and not listed else []
+            return listed, [name for each in others for name in each.entry.to.split(",") if name]
 
-    found = session.run(work())
+    found, names = session.run(work())
     if session.json:
         emit([_plain(each) for each in found])
         return
     table(
         [_row(each) for each in found],
         head=("ID", "STATUS", "ACTION", "RISK", "ASKED BY", "OF", "ASKED AT", "UNTIL", ""),
-        empty="nobody waits for an approval" if status == "pending" else f"there is none that is {status}",
+        empty=("nobody waits for an approval" if status == "pending" else f"there is none that is {status}")
+        + hint(to, names),
     )
 
 

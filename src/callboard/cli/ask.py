@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from callboard.cli.meant import guessing
 from callboard.cli.output import SPAN, UNTIL, emit, note, tell
 from callboard.cli.session import Session, example, global_options, json_option, pass_session
 from callboard.cli.submit import read_payload
@@ -60,7 +61,7 @@ async def _ask(
 ) -> None:
     from callboard.runtime.actor.ref import ActorRef
 
-    async with session.bus("ask") as bus:
+    async with session.bus("ask") as bus, guessing(bus, address.partition("/")[0]):
         actor = ActorRef(bus, address)
         if stream:
             asked = actor.stream(data, type=kind, timeout_s=timeout_s, idempotency_key=key, deadline=deadline)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from callboard.cli.session import Session, example, global_options, json_option,
 if TYPE_CHECKING:
     from typing import TextIO
 
+    from callboard.runtime.beat import Beat
     from callboard.runtime.config import Settings
     from callboard.runtime.errors import CallboardError
     from callboard.runtime.loader import Parts, Skipped
@@ -50,10 +51,11 @@ def command(
 ) -> None:
     """Serve the actors and capabilities of each FILE, and their new code as soon as it is saved, until Ctrl-C.
 
-    Runs a NATS server here, unless one runs on this folder already or --nats names one. What is stored stays: an actor
-    goes on where it was. A turn that runs while its file changes ends with the code it began with; a file that cannot
-    be imported is reported, and the code before it goes on. FILE may be a folder: each of its .py files is served, and
-    new ones are from when they are saved; one that cannot be used is reported and left out.
+    Runs a NATS server here, unless --nats names one or one runs on this folder already; then it says so, and serves
+    there too. What is stored stays: an actor goes on where it was. A turn that runs while its file changes ends with
+    the code it began with; a file that cannot be imported is reported, and the code before it goes on. FILE may be a
+    folder: each of its .py files is served, and new ones are from when they are saved; one that cannot be used is
+    reported and left out.
     """
     from callboard.runtime import host
 
@@ -72,11 +74,32 @@ def command(
 async def _dev(session: Session, /, settings: Settings, modules: tuple[str, ...], out: TextIO) -> None:
     from callboard.runtime.development import Development
 
+    others = await _joined(session, settings, modules)
     async with _server(settings) as (found, ended):
-        teller = _Teller(session, url=found.nats.url, out=out, source=modules[0])
+        teller = _Teller(session, url=found.nats.url, out=out, source=modules[0], others=others)
         await _until(Development(found, modules, told=teller).run(), ended, settings=found)
         if not session.json:
             note("stopped; what was stored stays, and `callboard dev` goes on with it")
+
+
+async def _joined(session: Session, /, settings: Settings, modules: tuple[str, ...]) -> list[Beat]:
+    """Say so when a server runs on this folder already, and return the workers that serve there. Takes 1.3 s then."""
+    from callboard.runtime import host, roster
+    from callboard.runtime.server_folder import running
+
+    here = running(settings.server.data_dir)
+    if session.nats or here is None or here.url != settings.nats.url:
+        return []
+    note(
+        f"a server runs on this folder already, at {here.url} (process {here.owner_pid} started it): this `dev` starts "
+        "none, serves there too, and stops when that one does; --port and --profile are not used. For a server of its "
+        f"own: `callboard dev {' '.join(modules)} --data FOLDER --port 0`, then --nats with its address elsewhere"
+    )
+    bus = await host.connector(settings)("dev-look")
+    try:
+        return await roster.live_workers(bus)
+    finally:
+        await bus.close()
 
 
 @asynccontextmanager
@@ -115,8 +138,9 @@ async def _until(work: Coroutine[Any, Any, None], ended: asyncio.Task[int] | Non
 class _Teller:
     """Says what is served, and what became of each change. Implements ``development.Told``."""
 
-    def __init__(self, session: Session, /, *, url: str, out: TextIO, source: str) -> None:
+    def __init__(self, session: Session, /, *, url: str, out: TextIO, source: str, others: Sequence[Beat]) -> None:
         self._session = session
+        self._others = others
         self._url = url
         self._out = out
         self._source = source
@@ -124,6 +148,9 @@ class _Teller:
     def ready(self, worker: Worker, parts: Parts) -> None:
         from callboard.cli.worker import serving
 
+        for line in _shared(parts, self._others):
+            note(line)
+        self._others = ()
         if self._session.json:
             actors = sorted(actor.actor_name for actor in parts.actors)
             served = {"actors": actors, "capabilities": sorted(worker.pools)}
@@ -155,6 +182,21 @@ class _Teller:
             emit({"event": "skipped", "name": part.name, **said}, file=self._out)
         else:
             note(f"{part.name} cannot be used and is left out:\n{part.error}")
+
+
+def _shared(parts: Parts, others: Sequence[Beat]) -> list[str]:
+    """Return a line for each other worker that serves something that we serve."""
+    actors = {actor.actor_name for actor in parts.actors}
+    capabilities = {capability.name for capability in parts.capabilities}
+    lines = []
+    for beat in others:
+        both = actors & {load.kind for load in beat.actors} | capabilities & {load.name for load in beat.capabilities}
+        if both:
+            lines.append(
+                f"{', '.join(sorted(both))}: also served by worker {beat.worker} (process {beat.pid}); the two share "
+                "the work, each with the code that it loaded, and when one stops the other takes what it leaves"
+            )
+    return lines
 
 
 def _names(files: list[Path]) -> str:

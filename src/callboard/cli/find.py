@@ -91,10 +91,18 @@ def _find(session: Session, /, query: Query) -> None:
 
 
 def _nobody(query: Query, found: Found) -> str:
+    from callboard.runtime.near import hint
+    from callboard.runtime.registry.message import Query
+
     if not query.capability:
-        return "no agent fits"
+        return f"no agent fits{hint(query.type, found.near)}"
     if query.capability in found.near:
-        return f"nobody who offers {query.capability!r} fits what else was asked for"
+        if query.status:
+            return f"nobody who offers {query.capability!r} fits what else was asked for"
+        is_plain = query == Query(capability=query.capability, limit=query.limit)
+        also = "" if is_plain else " and fits what else was asked for"
+        text = f"nobody who offers {query.capability!r} is heard now{also}"
+        return f"{text}; `callboard find {query.capability} --status offline` shows who fell silent"
     if found.near:
         return f"nobody offers {query.capability!r}; near it: {', '.join(found.near)}"
     return f"nobody offers {query.capability!r}, and no capability has a name like it; see `callboard agents ls`"
@@ -150,6 +158,7 @@ def _worker(view: PoolWorkerView) -> tuple[str, ...]:
 def _pick(session: Session, /, query: Query) -> None:
     from callboard.runtime import census
     from callboard.runtime.errors import NoAgentError
+    from callboard.runtime.labels import split
     from callboard.runtime.registry.message import Picked
 
     async def work() -> Picked:
@@ -161,7 +170,9 @@ def _pick(session: Session, /, query: Query) -> None:
         emit(picked)
         return
     if picked.agent is None:
-        message = f"{picked.why.text}: give it work with `callboard submit {picked.pool}`"
+        name, wanted = split(picked.pool)
+        labels = f" --labels {','.join(f'{key}={value}' for key, value in wanted.items())}" if wanted else ""
+        message = f"{picked.why.text}: give it work with `callboard submit {name}{labels}`"
         raise NoAgentError(message)
     tell(picked.agent.record.address)
     note(picked.why.text)

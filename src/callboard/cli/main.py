@@ -132,12 +132,12 @@ class Commands(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
-            import difflib
+            from callboard.runtime.near import near
 
-            near = difflib.get_close_matches(args[0], COMMANDS, n=2, cutoff=0.5)
-            if not near or "mean" in error.message:
+            meant = near(args[0], COMMANDS, count=2)
+            if not meant or "mean" in error.message:
                 raise
-            message = f"{error.message} Did you mean {' or '.join(repr(name) for name in near)}?"
+            message = f"{error.message} Did you mean {' or '.join(repr(name) for name in meant)}?"
             raise click.UsageError(message, ctx) from error
 
     def invoke(self, ctx: click.Context) -> object:

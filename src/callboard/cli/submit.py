@@ -179,13 +179,15 @@ def _tell(session: Session, /, handle: TaskHandle) -> None:
 
 async def _warn(bus: Bus, heard: Any, capability: str, *, patience_s: float) -> None:  # noqa: ANN401 - Roster
     """Say on standard error when nobody offers the capability; the task waits then, and nothing is lost."""
-    from callboard.runtime import subjects
+    from callboard.runtime import census, subjects
     from callboard.runtime.clock import SYSTEM_CLOCK
     from callboard.runtime.labels import split, told
+    from callboard.runtime.near import hint
 
     is_labelled = bool(split(capability)[1])
     if not is_labelled and await bus.consumer_info(subjects.WORK, subjects.consumer(capability, "normal")) is None:
-        note(f"warning: no worker has ever offered {capability!r}; the task waits until one does")
+        meant = hint(capability, await census.near_capabilities(bus, capability))
+        note(f"warning: no worker has ever offered {capability!r}; the task waits until one does{meant}")
         return
     give_up_s = SYSTEM_CLOCK.monotonic() + patience_s
     while not heard.serving(capability):

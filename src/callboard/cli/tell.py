@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from callboard.cli.meant import type_hint
 from callboard.cli.output import SPAN, UNTIL, emit, note
 from callboard.cli.session import Session, example, global_options, json_option, pass_session
 from callboard.cli.submit import read_payload
@@ -57,6 +58,8 @@ async def _tell(
     delay_s: float | None,
     deadline: datetime | None,
 ) -> int:
+    import shlex
+
     from callboard.runtime.actor import inspection
     from callboard.runtime.actor.ref import ActorRef
 
@@ -65,6 +68,12 @@ async def _tell(
         seq = await ref.tell(
             data, type=kind, id=own_id, delay_s=delay_s, deadline=deadline, timeout_s=session.patience_s
         )
-        if not await inspection.is_hosted(bus, ref.address):
-            note(f"warning: no worker hosts {ref.address.type!r} now; the message waits until one does")
+        status = await inspection.standing(bus, ref.address)
+        if status in ("paused", "failed", "killed"):
+            order = "restart" if status == "failed" else "resume"
+            how = f"callboard agents {order} {shlex.quote(address)}"
+            note(f"warning: {address} is {status}; the message waits until `{how}`")
+        elif status is None:
+            meant = await type_hint(bus, ref.address.type)
+            note(f"warning: no worker hosts {ref.address.type!r} now; the message waits until one does{meant}")
         return seq

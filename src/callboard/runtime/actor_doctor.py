@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 from collections import Counter
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from datetime import datetime
@@ -152,7 +153,11 @@ async def _stopped(bus: Bus) -> Finding:
     parts = [f"{len(stopped)} {status}" for status, stopped in found.items() if stopped]
     first = next(line for stopped in found.values() for line in stopped)
     text = f"{known}, of those {', '.join(parts)}; {first.address}: {first.reason[:100]}"
-    fix = "`callboard agents show ADDRESS` says more; `callboard agents restart` or `resume` lets it go on"
+    order = "restart" if first.status == "failed" else "resume"
+    address = shlex.quote(first.address)
+    fix = f"`callboard agents show {address}` says more"
+    if first.status != inspection.UNDECODABLE:
+        fix += f"; once the cause is gone `callboard agents {order} {address}` lets it go on"
     return Finding(
         check="actors",
         level="warning" if found["failed"] or found[inspection.UNDECODABLE] else "note",

@@ -6,7 +6,7 @@ For people and tools. The leader of the registry answers; without one the record
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 
 from msgspec import Struct
@@ -20,7 +20,8 @@ from callboard.runtime.actor.inspection import Line
 from callboard.runtime.actor.owners import decoded
 from callboard.runtime.bus.base import Bus
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
-from callboard.runtime.errors import NoAgentError, RegistryAwayError
+from callboard.runtime.errors import BusError, NoAgentError, RegistryAwayError, RegistryError
+from callboard.runtime.near import hint, near
 from callboard.runtime.registry.actor import TYPE
 from callboard.runtime.registry.cache import RegistryCache
 from callboard.runtime.registry.lookup import Lookups
@@ -145,6 +146,34 @@ async def members(bus: Bus, *, kind: str | None = None, limit: int = 1000, clock
     return [each for each in found if not _is_ours(each)]
 
 
+async def near_types(bus: Bus, name: str, *, clock: Clock = SYSTEM_CLOCK) -> list[str]:
+    """Return the actor types that come nearest to ``name``, itself when it is one; for errors. Two requests.
+
+    By what the registry's leader knows and by the types that were ever hosted, as far as our user may ask.
+    """
+    found = set(await _near(bus, Query(type=name, status=list(EVERYWHERE), limit=1), clock))
+    with suppress(BusError):
+        found.update(await inspection.types(bus))
+    return near(name, found)
+
+
+async def near_capabilities(bus: Bus, name: str, *, clock: Clock = SYSTEM_CLOCK) -> list[str]:
+    """Return the capabilities that come nearest to ``name``, by what the registry's leader knows. One request."""
+    return await _near(bus, Query(capability=name, status=list(EVERYWHERE), limit=1), clock)
+
+
+async def address_hint(bus: Bus, address: Address, *, clock: Clock = SYSTEM_CLOCK) -> str:
+    """Return what may be meant by an actor that nothing is known of, as ``hint`` does. Three requests."""
+    kinds = await near_types(bus, address.type, clock=clock)
+    if address.type not in kinds:
+        return hint(address.type, kinds, after=f"/{address.key}")
+    with suppress(BusError):
+        states = await bus.subject_counts(subjects.ACTORS, f"cb.state.{address.type}.*")
+        keys = (subjects.actor_of(subject)[1] for subject in states)
+        return hint(address.key, keys, before=f"{address.type}/")
+    return ""
+
+
 async def leader(bus: Bus) -> Cursor:
     """Return who leads the registry, as its cursor says; one without an owner when nobody ever did. One request.
 
@@ -219,6 +248,20 @@ def member(address: str, line: Line | None, view: AgentView | None) -> Member:
 def _is_ours(found: Member) -> bool:
     """Return whether it is the registry itself, which is an actor too."""
     return found.address.startswith(f"{TYPE}/")
+
+
+async def _near(bus: Bus, query: Query, clock: Clock) -> list[str]:
+    """Return the nearest names that the registry's leader tells; whoever fits counts as the nearest of all."""
+    lookups = Lookups(bus, clock=clock)
+    try:
+        found = await lookups.find(query)
+    except (BusError, RegistryError):
+        # nobody leads it, or we may not ask
+        return []
+    finally:
+        await lookups.close()
+    is_there = bool(found.agents or found.workers)
+    return [query.capability or query.type] if is_there else found.near
 
 
 class _Looker:

@@ -31,7 +31,7 @@ from callboard.runtime.errors import (
     TaskFailedError,
     TaskTimeoutError,
 )
-from callboard.runtime.labels import pool_name
+from callboard.runtime.labels import pool_name, split
 from callboard.runtime.record import TaskRecord
 from callboard.runtime.registry.handle import Finder
 from callboard.runtime.registry.lookup import Lookups
@@ -150,7 +150,7 @@ class Client(Finder):
                 ack = await self._bus.store(write, timeout_s=timeout_s)
             except NoRespondersError as error:
                 raise no_stream() from error
-            if labels:
+            if split(name)[1]:
                 # a worker that fits looks at once, and not within ten seconds
                 await self._bus.publish(subjects.CTL_POOLS, name.encode())
             handle = TaskHandle(id=id or f"~{ack.seq}", capability=name, seq=ack.seq, is_duplicate=ack.is_duplicate)

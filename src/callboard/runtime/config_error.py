@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from callboard.runtime.config_source import Values
+from callboard.runtime.near import hint, near
 
+# Less alike, the key of another section is the better guess.
+_ALIKE = 0.6
 _LIMITS = {
     "greater_than": "must be above {gt}",
     "greater_than_equal": "must be at least {ge}",
@@ -78,15 +80,14 @@ def _unknown(key: str, known: list[str]) -> str:
     section, _, name = key.rpartition(".")
     sections = sorted({other.partition(".")[0] for other in known})
     if not section:
-        near = get_close_matches(key, sections, n=1)
-        listed = f"sections are {', '.join(sections)}"
-        return f"unknown section; did you mean {near[0]}?" if near else f"unknown section; {listed}"
+        listed = f"; sections are {', '.join(sections)}"
+        return f"unknown section{hint(key, sections) or listed}"
     siblings = [
         other.removeprefix(f"{section}.").partition(".")[0] for other in known if other.startswith(f"{section}.")
     ]
-    near = get_close_matches(name, siblings, n=1)
-    if near:
-        return f"unknown key; did you mean {section}.{near[0]}?"
+    meant = near(name, siblings, count=1, cutoff=_ALIKE)
+    if meant:
+        return f"unknown key; did you mean {section}.{meant[0]}?"
     elsewhere = [other for other in known if other.endswith(f".{name}")]
     if elsewhere:
         return f"unknown key; did you mean {elsewhere[0]}?"

@@ -206,6 +206,11 @@ def ask(kind: str, key: str | None = None) -> str:
     return f"cb.ask.{kind}.{'*' if key is None else escape(key)}"
 
 
+def call(kind: str, key: str | None = None) -> str:
+    """Return the subject of asks by turns, who say what led to them: to one actor, or to all of a type."""
+    return f"cb.call.{kind}.{'*' if key is None else escape(key)}"
+
+
 def state(kind: str, key: str) -> str:
     """Return the subject of an actor's state record."""
     return f"cb.state.{kind}.{escape(key)}"

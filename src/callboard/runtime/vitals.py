@@ -6,13 +6,15 @@ from typing import Protocol
 
 from callboard.runtime.actor.hosting import ActorHost
 from callboard.runtime.beat import WorkerStatus
+from callboard.runtime.bus.base import Bus
 from callboard.runtime.clock import Clock
 from callboard.runtime.errors import CallboardError
 from callboard.runtime.lease import KeeperThread, LeaseKeeper
 from callboard.runtime.pool import MAX_STALL_S, Pool
 
 TICK_S = 0.05
-# Without any word from the broker for so long it is deaf; for longer, and with nothing running, it ends.
+# Without any word from the broker for so long it is deaf; connected for longer, and with nothing running, it ends.
+# While the connection is down it waits: it comes back by itself.
 DEAF_AFTER_S = 12.0
 DEAF_EXIT_S = 45.0
 
@@ -56,8 +58,8 @@ class Vitals:
         self._clock = clock
         self._max_block_s = max_block_s
 
-    async def run(self) -> None:
-        """Look until cancelled.
+    async def run(self, bus: Bus) -> None:
+        """Look until cancelled; ``bus`` is the one that the pools pull by.
 
         Raises:
             CallboardError: If the worker must end: the keeper's thread died, or it is deaf for good.
@@ -74,14 +76,14 @@ class Vitals:
             now = clock.now()
             for pool in worker.pools.values():
                 pool.sweep(now_s, now)
-            self._judge(now_s)
+            self._judge(now_s, bus)
             if self.thread is not None and worker.status != "starting" and not self.thread.is_alive:
                 cause = self.thread.error
                 message = f"the lease keeper's thread died ({cause!r}); the worker stops, its tasks are taken over"
                 raise CallboardError(message) from cause
             await clock.sleep(TICK_S)
 
-    def _judge(self, now_s: float) -> None:
+    def _judge(self, now_s: float, bus: Bus) -> None:
         worker = self._worker
         if worker.status not in ("ready", "deaf"):
             return
@@ -99,7 +101,8 @@ class Vitals:
             self.problem = f"the broker has not answered a pull for {silent_s:.0f} s"
         worker.status = "deaf" if self.problem else "ready"
         self._look_for_stuck_threads(now_s)
-        if silent_s > DEAF_EXIT_S and all(not pool.running for pool in worker.pools.values()):
+        linked_s = now_s - bus.connected_at if bus.is_connected else 0.0
+        if min(silent_s, linked_s) > DEAF_EXIT_S and all(not pool.running for pool in worker.pools.values()):
             raise CallboardError(self.problem or "deaf")
 
     def _look_for_stuck_threads(self, now_s: float) -> None:

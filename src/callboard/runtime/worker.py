@@ -30,7 +30,7 @@ from callboard.runtime.client import Client
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 from callboard.runtime.commit import Committer
 from callboard.runtime.control import CONFIG_BUCKET, PAUSE_PREFIX, answer, decode_cancel, decode_order
-from callboard.runtime.errors import BusError, CallboardError
+from callboard.runtime.errors import BusError, CallboardError, PermissionDeniedError
 from callboard.runtime.label_pools import LabelPools
 from callboard.runtime.lease import KeeperThread, LeaseKeeper
 from callboard.runtime.pool import Pool
@@ -192,7 +192,7 @@ class Worker:
                     await thread.start()
                 else:
                     self._fire(self.keeper.serve(bus, stop=local_stop.is_set), "keeper")
-                background = [group.create_task(self.vitals.run(), name="worker-tick")]
+                background = [group.create_task(self.vitals.run(bus), name="worker-tick")]
                 try:
                     background.append(group.create_task(self._open(bus).run(), name="committer"))
                     await self._listen(bus)
@@ -337,7 +337,8 @@ class Worker:
             await self._committer.drain()
         self.status = "stopped"
         await bus.publish(subjects.beat(self.id), self.beat())
-        await bus.flush(timeout_s=2.0)
+        with contextlib.suppress(PermissionDeniedError):
+            await bus.flush(timeout_s=2.0)
 
     async def _drain_actors(self, bus: Bus, host: ActorHost, drain: Drain) -> None:
         with contextlib.suppress(BusError):

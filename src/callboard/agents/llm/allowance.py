@@ -76,7 +76,7 @@ class Allowance:
             prompt: What.
             scopes: Who pays; each asks its parent.
             step: Id of the call's step.
-            nonce: Tells this attempt from others at the step.
+            nonce: Tells this attempt from all others.
             timeout_s: Longest time of the call.
 
         Raises:
@@ -86,7 +86,7 @@ class Allowance:
         self._turn = turn
         self._model = model
         self._scopes = [check_scope(scope) for scope in scopes]
-        self._id = f"{step}/{nonce}"
+        self._id = nonce
         self._step = step
         self._input_tokens = model.count_tokens(prompt) if scopes else 0
         self._expected = min(prompt.max_output_tokens or EXPECTED_OUTPUT_TOKENS, model.facts.max_output_tokens)
@@ -135,7 +135,10 @@ class Allowance:
     async def _reserve(self, least: Amount, want: Amount) -> None:
         message = Reserve(id=self._id, step=self._step, least=least, want=want, lasts_s=self._lasts_s)
         key = f"{self._id}/{self._rounds}"
-        asked = (self._turn.ask(f"{TYPE}/{scope}", message, idempotency_key=key) for scope in self._scopes)
+        # the grant is for this attempt alone, and another attempt asks under its own name: nothing to record
+        asked = (
+            self._turn.ask(f"{TYPE}/{scope}", message, idempotency_key=key, recorded=False) for scope in self._scopes
+        )
         grants = [msgspec.convert(answer, Grant) for answer in await self._turn.gather(*asked)]
         self._rounds += 1
         # whoever said yes holds something, also where another said no

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import cast
+from typing import TypedDict, Unpack, cast
 
 import msgspec
 
@@ -27,19 +28,29 @@ INPUT, FAILURE = " input", " failure"
 _MESSAGE_CHARS = 500
 
 
-async def call_model(
-    turn: TurnApi | Actor,
-    model: Model,
-    prompt: Prompt,
-    *,
-    name: str = "model",
-    run: str = "",
-    agent: str = "",
-    category: str = "work",
-    budgets: Sequence[str] = (),
-    stream: bool = True,
-    timeout_s: float | None = None,
-) -> Completion:
+class CallOptions(TypedDict, total=False):
+    """What may be said of a call besides what is asked, each with a default.
+
+    Attributes:
+        name: Name of the step; default: ``model``.
+        run: Run that it belongs to, for its record and for who watches its tokens; by default the actor's address.
+        agent: Who asks, for the record; by default the actor's type.
+        category: What it is for, for the record; default: ``work``.
+        budgets: Scopes that pay, such as ``run/7f3a``; each is asked before the call, and its parents. Default: none.
+        stream: Whether the text is published as it comes; default: yes.
+        timeout_s: Longest time, in seconds; default: the model's setting.
+    """
+
+    name: str
+    run: str
+    agent: str
+    category: str
+    budgets: Sequence[str]
+    stream: bool
+    timeout_s: float | None
+
+
+async def call_model(turn: TurnApi | Actor, model: Model, prompt: Prompt, **options: Unpack[CallOptions]) -> Completion:
     """Ask a model, once: a turn that runs again gets the recorded answer and pays nothing.
 
     A call that lost its host between question and record is asked, and paid, again; the first one's input record stands
@@ -48,100 +59,46 @@ async def call_model(
     Args:
         turn: The running turn, or the actor whose turn it is.
         model: Whom to ask.
-        prompt: What. It tells this call from others of the turn, together with ``name`` and the model's name.
-        name: Name of the step.
-        run: Run that it belongs to, for its record and for who watches its tokens; by default the actor's address.
-        agent: Who asks, for the record; by default the actor's type.
-        category: What it is for, for the record.
-        budgets: Scopes that pay, such as ``run/7f3a``; each is asked before the call, and its parents.
-        stream: Whether the text is published as it comes.
-        timeout_s: Longest time, in seconds; default: the model's setting.
+        prompt: What. It tells this call from others of the turn, together with its ``name`` and the model's name.
+        options: See ``CallOptions``.
 
     Raises:
         ModelError: One of its subclasses; the failure is recorded for the cost report, and a later run asks again.
         BudgetExceededError: If a budget does not have what the call needs, or it ran out in the middle of the answer.
     """
-    found = await record_call(
-        turn,
-        model,
-        prompt,
-        name=name,
-        run=run,
-        agent=agent,
-        category=category,
-        budgets=budgets,
-        stream=stream,
-        timeout_s=timeout_s,
-    )
+    now = current_turn() if isinstance(turn, Actor) else turn
+    call = _Call(now, model, prompt, **options)
+    found: ModelCall = await now.step(call.name, call.make, key=fingerprint(prompt, model=model.name))
     return found.completion
 
 
-async def record_call(
-    turn: TurnApi | Actor,
-    model: Model,
-    prompt: Prompt,
-    *,
-    name: str = "model",
-    run: str = "",
-    agent: str = "",
-    category: str = "work",
-    budgets: Sequence[str] = (),
-    stream: bool = True,
-    timeout_s: float | None = None,
-) -> ModelCall:
-    """Ask a model as ``call_model`` does and return the whole record of the call: time, price, who was passed over."""
-    now = current_turn() if isinstance(turn, Actor) else turn
-    call = _Call(
-        now,
-        model,
-        prompt,
-        name=name,
-        run=run or str(now.address),
-        agent=agent or now.address.type,
-        category=category,
-        budgets=tuple(dict.fromkeys(budgets)),
-        stream=stream,
-        timeout_s=timeout_s,
-    )
-    found: ModelCall = await now.step(name, call.make, key=fingerprint(prompt, model=model.name))
-    return found
-
-
+@dataclass(slots=True)
 class _Call:
     """One call; ``make`` is the function of its step, and runs again after each host that it lost."""
 
-    def __init__(
-        self,
-        turn: TurnApi,
-        model: Model,
-        prompt: Prompt,
-        *,
-        name: str,
-        run: str,
-        agent: str,
-        category: str,
-        budgets: tuple[str, ...],
-        stream: bool,
-        timeout_s: float | None,
-    ) -> None:
-        self._turn = turn
-        self._model = model
-        self._prompt = prompt
-        self._name = name
-        self._run = run
-        self._agent = agent
-        self._category = category
-        self._budgets = budgets
-        self._stream = stream
-        self._timeout_s = timeout_s
-        self._began_s = 0.0
-        self._first_s = 0.0
-        self._text: list[str] = []
-        self._allowance: Allowance
+    turn: TurnApi
+    model: Model
+    prompt: Prompt
+    name: str = "model"
+    run: str = ""
+    agent: str = ""
+    category: str = "work"
+    budgets: Sequence[str] = ()
+    stream: bool = True
+    timeout_s: float | None = None
+    _began_s: float = field(default=0.0, init=False)
+    _first_s: float = field(default=0.0, init=False)
+    _text: list[str] = field(default_factory=list, init=False)
+    _allowance: Allowance = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.run = self.run or str(self.turn.address)
+        self.agent = self.agent or self.turn.address.type
+        self.budgets = tuple(dict.fromkeys(self.budgets))
 
     def asked(self) -> object:
         """Return what is asked, and whom: for people who compare two runs."""
-        return asked(self._model.name, self._prompt)
+        return asked(self.model.name, self.prompt)
 
     async def make(self) -> ModelCall:
         """Ask the model and return the record of the call."""
@@ -149,17 +106,17 @@ class _Call:
         self._first_s = 0.0
         step, nonce = current_step().id, ids.new_token()
         self._allowance = Allowance(
-            self._turn,
-            self._model,
-            self._prompt,
-            self._budgets,
+            self.turn,
+            self.model,
+            self.prompt,
+            self.budgets,
             step=step,
             nonce=nonce,
-            timeout_s=self._timeout_s,
+            timeout_s=self.timeout_s,
         )
         await self._allowance.begin()
         input_ = await self._begin(step, nonce)
-        self._began_s = self._turn.clock.monotonic()
+        self._began_s = self.turn.clock.monotonic()
         with notes.taken() as noted:
             try:
                 completion = await self._timed(input_)
@@ -172,22 +129,22 @@ class _Call:
 
     async def _begin(self, step: str, nonce: str) -> ModelInput:
         """Record that this attempt begins, after those that other hosts began and did not bring to an end."""
-        prompt = self._prompt
+        prompt = self.prompt
         mine = ModelInput(
             step=step,
             nonce=nonce,
-            run=self._run,
-            agent=self._agent,
-            model=self._model.name,
+            run=self.run,
+            agent=self.agent,
+            model=self.model.name,
             version=prompt.version,
-            category=self._category,
-            at=self._turn.clock.now(),
+            category=self.category,
+            at=self.turn.clock.now(),
             prompt=prompt,
-            estimated_tokens=self._model.count_tokens(prompt),
+            estimated_tokens=self.model.count_tokens(prompt),
         )
         while True:
             # each time a place further, until one is free
-            found: ModelInput = await self._turn.step(f"{self._name}{INPUT}", _numbered, mine, key="")
+            found: ModelInput = await self.turn.step(f"{self.name}{INPUT}", _numbered, mine, key="")
             if found.nonce == mine.nonce:
                 return found
 
@@ -200,21 +157,21 @@ class _Call:
         except TimeoutError as error:
             if not limit.expired():
                 raise
-            scopes = " or ".join(self._budgets)
+            scopes = " or ".join(self.budgets)
             text = f"the answer was stopped after {limit_s:.3g} s: no more wall time is left in {scopes}"
-            raise BudgetExceededError(text, scope=self._budgets[0], unit="seconds") from error
+            raise BudgetExceededError(text, scope=self.budgets[0], unit="seconds") from error
 
     async def _published(self, input_: ModelInput) -> Completion:
-        if not self._stream and not self._budgets:
-            return await self._model.complete(self._prompt, timeout_s=self._timeout_s, key=input_.step)
-        if not self._stream:
+        if not self.stream and not self.budgets:
+            return await self.model.complete(self.prompt, timeout_s=self.timeout_s, key=input_.step)
+        if not self.stream:
             # in pieces all the same: a budget may run out in the middle
             return await self._streamed(input_, None)
         writer = TokenWriter(
-            self._turn.bus,
-            self._turn.clock,
-            run=self._run,
-            agent=self._agent,
+            self.turn.bus,
+            self.turn.clock,
+            run=self.run,
+            agent=self.agent,
             step=input_.step,
             attempt=input_.attempt,
         )
@@ -229,35 +186,35 @@ class _Call:
 
     async def _streamed(self, input_: ModelInput, writer: TokenWriter | None) -> Completion:
         spent = _Count()
-        parts = self._model.stream(self._prompt, timeout_s=self._timeout_s, key=input_.step)
+        parts = self.model.stream(self.prompt, timeout_s=self.timeout_s, key=input_.step)
         async with aclosing(cast("AsyncGenerator[Delta | Completion]", parts)) as open_parts:
             async for part in open_parts:
                 if isinstance(part, Completion):
                     return part
                 if not self._text:
-                    self._first_s = self._turn.clock.monotonic() - self._began_s
+                    self._first_s = self.turn.clock.monotonic() - self._began_s
                 self._text.append(part.text)
                 if writer is not None:
                     writer.put(part.text)
                 await self._allowance.cover(spent.add(part.text))
-        message = f"{self._model.name}: the stream ended before the answer did"
-        raise ModelTransientError(message, model=self._model.name)
+        message = f"{self.model.name}: the stream ended before the answer did"
+        raise ModelTransientError(message, model=self.model.name)
 
     def _record(self, input_: ModelInput, noted: notes.Notes, completion: Completion) -> ModelCall:
-        answered = completion.model or self._model.name
+        answered = completion.model or self.model.name
         return ModelCall(
             step=input_.step,
             attempt=input_.attempt,
-            run=self._run,
-            agent=self._agent,
+            run=self.run,
+            agent=self.agent,
             provider=provider_of(answered),
             model=answered,
-            version=self._prompt.version,
-            category=self._category,
+            version=self.prompt.version,
+            category=self.category,
             usage=completion.usage,
             cost_usd=completion.cost_usd,
             at=input_.at,
-            latency_s=self._turn.clock.monotonic() - self._began_s,
+            latency_s=self.turn.clock.monotonic() - self._began_s,
             first_s=self._first_s,
             retries=completion.retries,
             finish=completion.finish,
@@ -277,20 +234,20 @@ class _Call:
         failure = ModelFailure(
             step=input_.step,
             attempt=input_.attempt,
-            run=self._run,
-            agent=self._agent,
-            model=(error.model if isinstance(error, ModelError) else "") or self._model.name,
-            category=self._category,
+            run=self.run,
+            agent=self.agent,
+            model=(error.model if isinstance(error, ModelError) else "") or self.model.name,
+            category=self.category,
             code=error.code,
             message=str(error)[:_MESSAGE_CHARS],
             usage=usage,
-            cost_usd=price_of(self._model, usage) if text else Decimal(0),
+            cost_usd=price_of(self.model, usage) if text else Decimal(0),
             at=input_.at,
-            latency_s=self._turn.clock.monotonic() - self._began_s,
+            latency_s=self.turn.clock.monotonic() - self._began_s,
             text=text,
             switches=tuple(noted.switches),
         )
-        _ = await self._turn.step(f"{self._name}{FAILURE}", _told, failure, key=str(input_.attempt))
+        _ = await self.turn.step(f"{self.name}{FAILURE}", _told, failure, key=str(input_.attempt))
         await self._allowance.settle(usage, cost_usd=failure.cost_usd, seconds=failure.latency_s)
 
 

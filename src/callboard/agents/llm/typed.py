@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, Unpack, cast
 
 import msgspec
 
 from callboard.agents.errors import ModelOutputError
 from callboard.agents.llm.base import Message, Model, Prompt, user
-from callboard.agents.llm.call import call_model
+from callboard.agents.llm.call import CallOptions, call_model
 from callboard.runtime import codec
 from callboard.runtime.actor.actor import Actor
 from callboard.runtime.actor.turn_api import TurnApi
@@ -86,13 +86,7 @@ async def call_typed(
     kind: type[T] | Any,  # noqa: ANN401 - a type form
     *,
     repairs: int = REPAIRS,
-    name: str = "model",
-    run: str = "",
-    agent: str = "",
-    category: str = "work",
-    budgets: Sequence[str] = (),
-    stream: bool = True,
-    timeout_s: float | None = None,
+    **options: Unpack[CallOptions],
 ) -> T:
     """Ask a model for a value of a type. Each question is a journaled step; see ``call_model``.
 
@@ -102,13 +96,7 @@ async def call_typed(
         prompt: What; its ``output`` is set to the type's schema.
         kind: The type, as in ``schema``.
         repairs: How often it is asked again, with its answer and what was wrong, 0 to 10. Recorded as ``repair``.
-        name: As for ``call_model``, like all that follow.
-        run: The run.
-        agent: Who asks.
-        category: What it is for.
-        budgets: Who pays.
-        stream: Whether the text is published as it comes.
-        timeout_s: Longest time of one call, in seconds.
+        options: As for ``call_model``; a time-out is that of one call.
 
     Raises:
         TypeError: If the type has no schema.
@@ -123,18 +111,7 @@ async def call_typed(
     wanted = schema(kind)
     asked = msgspec.structs.replace(prompt, output=wanted, messages=_told(prompt, model, wanted))
     for left in range(repairs, -1, -1):
-        answer = await call_model(
-            turn,
-            model,
-            asked,
-            name=name,
-            run=run,
-            agent=agent,
-            category=category if left == repairs else "repair",
-            budgets=budgets,
-            stream=stream,
-            timeout_s=timeout_s,
-        )
+        answer = await call_model(turn, model, asked, **options)
         try:
             found: T = parse(answer.text, kind, model=answer.model or model.name)
         except ModelOutputError as error:
@@ -142,6 +119,7 @@ async def call_typed(
                 raise
             said = (Message(role="assistant", text=answer.text), user(complaint(error)))
             asked = msgspec.structs.replace(asked, messages=(*asked.messages, *said))
+            options["category"] = "repair"
         else:
             return found
     raise AssertionError  # the loop returns or raises

@@ -42,10 +42,10 @@ class AskServer:
     async def open(self) -> None:
         """Listen for asks to every type of the host."""
         for name in self._host.types:
-            subject = subjects.ask(name)
-            self._subscriptions.append(
-                await self._host.services.bus.subscribe(subject, self._on_ask, queue=subjects.ASK_GROUP)
-            )
+            for subject in (subjects.ask(name), subjects.call(name)):
+                self._subscriptions.append(
+                    await self._host.services.bus.subscribe(subject, self._on_ask, queue=subjects.ASK_GROUP)
+                )
 
     async def close(self) -> None:
         """Take no more asks; those taken are stored and answered."""
@@ -70,6 +70,9 @@ class AskServer:
     def _sort(self, message: Message, kind: ActorType, address: Address) -> None:
         services = self._host.services
         headers = message.headers or {}
+        if header.TRIAL in headers:
+            _ = services.spawn(self._try(message, kind), "ask-trial")
+            return
         if payload.is_stowed(headers) and header.TYPE not in headers:
             _ = services.spawn(self._sort_large(message, kind, address), "ask-large")
             return
@@ -104,12 +107,11 @@ class AskServer:
 
     def _store(self, message: Message, kind: ActorType, address: Address) -> None:
         services = self._host.services
-        headers = message.headers or {}
         full = self._full(kind, address)
         if full is not None:
             self._refuse(message, full)
             return
-        write = mail_write(address, message.data, _stored_headers(headers, message.reply))
+        write = mail_write(address, message.data, _stored_headers(message))
         services.committer.add((write,), lambda result: self._stored(message, result))
 
     def _is_awaited(self, headers: Mapping[str, str]) -> bool:
@@ -138,6 +140,20 @@ class AskServer:
         if message.reply:
             reply = replies.error_reply("", error)
             _ = self._host.services.spawn(replies.send(self._host.services, message.reply, reply), "ask-refuse")
+
+    async def _try(self, message: Message, kind: ActorType) -> None:
+        """Say whether a handler would take a message; nothing is stored and none is called."""
+        headers = message.headers or {}
+        name, content_type = headers.get(header.TYPE), headers.get(header.CONTENT_TYPE)
+        try:
+            whole = await payload.fetch(self._host.services.blobs, message.data, headers)
+            handler, data = kind.select(name, whole, content_type)
+            _ = kind.decode(handler, name, data, content_type)
+        except CallboardError as error:
+            self._refuse(message, error)
+            return
+        if message.reply:
+            await replies.send(self._host.services, message.reply, replies.value_reply("", None))
 
     async def _read(self, message: Message, kind: ActorType, address: Address, handler: Handler, data: bytes) -> None:
         """Run a read-only handler on the state that stands, beside whatever turn is under way."""
@@ -183,13 +199,19 @@ class AskServer:
         return decode(stored.data) if stored is not None else StateRecord()
 
 
-def _stored_headers(headers: Mapping[str, str], reply_to: str) -> dict[str, str]:
-    """Return the headers of the mail that an ask becomes: the sender's, less the broker's own."""
+def _stored_headers(message: Message) -> dict[str, str]:
+    """Return the headers of the mail that an ask becomes: the sender's, less the broker's own.
+
+    Of what led to it only those are believed who may ask on ``cb.call``: the turns of hosts.
+    """
+    headers = message.headers or {}
     kept = {name: value for name, value in headers.items() if not name.startswith("Nats-")}
     own_id = headers.get(header.MAIL_ID) or headers.get(header.MSG_ID)
     if own_id:
         # not as a message id: a batch that holds a repeat would be refused whole
         kept[header.MAIL_ID] = own_id
-    if reply_to:
-        kept[header.REPLY_TO] = reply_to
+    if message.reply:
+        kept[header.REPLY_TO] = message.reply
+    if not message.subject.startswith("cb.call."):
+        _ = kept.pop(header.CHAIN, None)
     return kept

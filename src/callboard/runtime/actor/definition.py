@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import inspect
 from collections.abc import Mapping, Sequence
@@ -30,6 +29,7 @@ from callboard.runtime.errors import (
     StateDecodeError,
     UnknownMessageError,
 )
+from callboard.runtime.near import near
 
 FINGERPRINT_DIGITS = 16
 _KNOWN = "_callboard_type"
@@ -283,9 +283,9 @@ class ActorType:
         names = tuple(sorted(self.handlers))
         if not names:
             return UnknownMessageError(f"{what}; it handles no messages, only times")
-        near = difflib.get_close_matches(said, names, 1) if said is not None else []
-        name = near[0] if near else names[0]
-        known = f"it handles {', '.join(names)}" + (f" - did you mean {name}?" if near else "")
+        meant = near(said, names, count=1) if said is not None else []
+        name = meant[0] if meant else names[0]
+        known = f"it handles {', '.join(names)}" + (f" - did you mean {name}?" if meant else "")
         how = (
             f'Send an object of such a class, or plain values and the name: type="{name}"; in a plain publish '
             f'{{"type": "{name}", "data": ...}} or a header Cb-Type'

@@ -306,6 +306,12 @@ async def partitions(bus: Bus) -> int:
     return int(count[1])
 
 
+async def types(bus: Bus) -> set[str]:
+    """Return the names of the actor types that a worker hosts or has hosted. One request."""
+    kinds = {subject.split(".")[2] for subject in await bus.subject_counts(subjects.ACTORS, "cb.cursor.*.*")}
+    return {kind for kind in kinds if not kind.startswith("~")}
+
+
 async def order(bus: Bus, address: Address, op: Op, *, reason: str = "", seq: int | None = None) -> dict[str, object]:
     """Give an order about an actor to its owner and return what that answers.
 
@@ -344,17 +350,21 @@ async def order(bus: Bus, address: Address, op: Op, *, reason: str = "", seq: in
     return cast("dict[str, object]", said)
 
 
-async def is_hosted(bus: Bus, address: Address) -> bool:
-    """Return whether any worker hosts the actor's type now, as far as we may know: one request of 0.3 s at most."""
+async def standing(bus: Bus, address: Address) -> str | None:
+    """Return an actor's status as its owner says it: one request of 0.3 s at most.
+
+    None when no worker hosts the type now; "" when there is a host and nobody says more, or we may not ask.
+    """
     subject = subjects.ctl_actor(address.type, address.key)
     try:
-        _ = await bus.request(subject, codec.encode({"op": "show"}), timeout_s=_HOSTED_TIMEOUT_S)
+        answer = await bus.request(subject, codec.encode({"op": "show"}), timeout_s=_HOSTED_TIMEOUT_S)
     except NoRespondersError:
-        return False
+        return None
     except (BusTimeoutError, PermissionDeniedError):
         # there are hosts and none of them owns the actor at this moment, or we may not ask
-        return True
-    return True
+        return ""
+    said = msgspec.json.decode(answer.data)
+    return str(said.get("status", "")) if isinstance(said, dict) else ""
 
 
 # --- inside

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -60,6 +61,8 @@ class AskStream:
         self._has_held = False
         self._arrived = asyncio.Event()
         self._subscription: Subscription | None = None
+        self._inbox = ""
+        self._is_call = False
 
     async def __aenter__(self) -> Self:
         """Send the question."""
@@ -110,11 +113,18 @@ class AskStream:
             return
         data, headers = self._question
         data = await payload.stow(BlobStore(self._bus), data, headers)
-        inbox = self._bus.inbox()
+        self._inbox = self._bus.inbox()
         self._give_up_s = self._clock.monotonic() + self._timeout_s
-        self._subscription = await self._bus.subscribe(inbox, self._hear)
-        subject = subjects.ask(self._address.type, self._address.key)
-        await self._bus.publish(subject, data, headers=headers, reply=inbox)
+        self._subscription = await self._bus.subscribe(self._inbox, self._hear)
+        self._question = (data, headers)
+        await self._send(subjects.call if header.CHAIN in headers else subjects.ask)
+
+    async def _send(self, way: Callable[[str, str], str]) -> None:
+        (data, headers), subscription = self._question, self._subscription
+        self._is_call = way is subjects.call
+        if subscription is not None:
+            subject = way(self._address.type, self._address.key)
+            await self._bus.publish(subject, data, headers=headers, reply=self._inbox)
 
     async def _read(self) -> object:
         while (number := _part_of(message := await self._receive())) is not None:
@@ -144,6 +154,10 @@ class AskStream:
                 )
                 raise AskTimeoutError(message)
             await self._wait(left_s)
+            if self._is_call and self._came and is_unheard(self._came[0]):
+                # agents that no worker hosts listen for plain asks alone
+                self._came.clear()
+                await self._send(subjects.ask)
         return self._came.popleft()
 
     async def _wait(self, left_s: float) -> None:

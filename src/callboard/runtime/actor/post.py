@@ -194,8 +194,9 @@ class Carrier:
         """Return the mail of an entry, or its schedule; None for a repeat of one that is scheduled already."""
         _, _, _, token = entry.subject.split(".", 3)
         given = entry.headers or {}
-        # the broker's own would bind the mail: only what the sender says to Callboard goes on
+        # the broker's own would bind the mail: only what the sender says to Callboard goes on, and no turn handed it in
         headers = {name: value for name, value in given.items() if not name.lower().startswith("nats-")}
+        _ = headers.pop(header.CHAIN, None)
         own_id = given.get(header.MAIL_ID) or given.get(header.MSG_ID)
         if own_id:
             headers[header.MAIL_ID] = own_id

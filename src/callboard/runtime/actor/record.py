@@ -8,8 +8,9 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
+from callboard.runtime.actor.address import Address
 from callboard.runtime.blobs import BlobRef
-from callboard.runtime.errors import DecodeError
+from callboard.runtime.errors import AskFailedError, DecodeError
 
 # Replies kept for callers that repeat an ask; the ids of more are kept, so that a late repeat has no second effect.
 REPLIES_KEPT = 16
@@ -42,6 +43,17 @@ class AskOutcome(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     value: Any = None
     error: ReplyError | UnsetType = UNSET
+
+    def given(self, address: Address) -> Any:  # noqa: ANN401 - whatever the other's handler returned
+        """Return the answer of ``address``.
+
+        Raises:
+            AskFailedError: If it is an error.
+        """
+        if self.error is UNSET:
+            return self.value
+        error = self.error
+        raise AskFailedError(error.message, address=str(address), cause_code=error.code, cause_type=error.type)
 
 
 class Timer(Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any, TypeVar, overload
 
@@ -362,8 +363,12 @@ class ActorRef:
         return None
 
     async def _request(self, data: bytes, extra: dict[str, str], timeout_s: float) -> Message:
-        subject = subjects.ask(self.address.type, self.address.key)
-        return await self._bus.request(subject, data, headers=extra, timeout_s=timeout_s)
+        kind, key = self.address.type, self.address.key
+        if header.CHAIN in extra:
+            # who may not host is believed no chain; agents that no worker hosts listen for plain asks alone
+            with suppress(NoRespondersError):
+                return await self._bus.request(subjects.call(kind, key), data, headers=extra, timeout_s=timeout_s)
+        return await self._bus.request(subjects.ask(kind, key), data, headers=extra, timeout_s=timeout_s)
 
 
 def no_host(address: Address) -> NoHostError:

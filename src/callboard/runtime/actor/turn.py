@@ -269,26 +269,27 @@ class Turn:
             return slot.value
 
     async def ask(
-        self, to: str | Address, message: object, *, timeout_s: float = 30.0, idempotency_key: str | None = None
+        self,
+        to: str | Address,
+        message: object,
+        *,
+        timeout_s: float = 30.0,
+        idempotency_key: str | None = None,
+        recorded: bool = True,
     ) -> Any:  # noqa: ANN401 - whatever the other's handler returns
         """See ``TurnApi``. What the other answered is recorded, an error of its handler too."""
         self._check_open()
         target = ref.ActorRef(self._services.bus, _address(to), clock=self._services.clock)
-        name = self._originals.type_name(message)
-        identity = idempotency_key if idempotency_key is not None else [name, _plain(message)]
-        with await self.journal.begin(step.short_name(f"~ask {target.address}"), identity) as slot:
+        if not recorded:
+            return (await self._asked(target, message, key=idempotency_key, timeout_s=timeout_s)).given(target.address)
+        given = [self._originals.type_name(message), _plain(message)] if idempotency_key is None else idempotency_key
+        with await self.journal.begin(step.short_name(f"~ask {target.address}"), given) as slot:
             if not slot.is_recorded:
                 key = idempotency_key or step.short_id(slot.id)
                 _ = await slot.record(await self._asked(target, message, key=key, timeout_s=timeout_s))
-            found = msgspec.convert(slot.value, AskOutcome)
-        if found.error is not UNSET:
-            error = found.error
-            raise AskFailedError(
-                error.message, address=str(target.address), cause_code=error.code, cause_type=error.type
-            )
-        return found.value
+            return msgspec.convert(slot.value, AskOutcome).given(target.address)
 
-    async def _asked(self, target: ref.ActorRef, message: object, *, key: str, timeout_s: float) -> AskOutcome:
+    async def _asked(self, target: ref.ActorRef, message: object, *, key: str | None, timeout_s: float) -> AskOutcome:
         self.asking += 1
         if self.on_ask is not None:
             self.on_ask()

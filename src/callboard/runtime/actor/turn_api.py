@@ -160,7 +160,13 @@ class TurnApi(Protocol):
         ...
 
     async def ask(
-        self, to: str | Address, message: object, *, timeout_s: float = 30.0, idempotency_key: str | None = None
+        self,
+        to: str | Address,
+        message: object,
+        *,
+        timeout_s: float = 30.0,
+        idempotency_key: str | None = None,
+        recorded: bool = True,
     ) -> Any:  # noqa: ANN401 - whatever the other's handler returns, as plain values
         """Send a message to another actor and return its answer. A journaled step; it is sent at once.
 
@@ -172,6 +178,8 @@ class TurnApi(Protocol):
             message: A message of a type that the other handles, or plain values.
             timeout_s: Longest time to wait, in seconds.
             idempotency_key: The other handles messages with one key once; default: one of turn and step.
+            recorded: False where the answer counts for this run of the turn alone, as inside of a step whose own value
+                is recorded: a later run asks again. Without a key it is then asked once, and never repeated.
 
         Raises:
             AskFailedError: If the other's handler failed; its code and type stand in it.

@@ -92,6 +92,7 @@ def judge(  # noqa: PLR0911 - a table
         text = f"{mail.address} is {record.status}: {record.reason or 'no reason given'}; see `callboard agents show`"
         if record.status == "failed":
             text += f", and once the cause is gone `callboard agents restart {mail.address}`"
+        text += "; this was not handled, and what it was told waits"
         return Answer(_error(mail, ActorStoppedError.code, text))
     if mail.problem:
         return Dead(Failure(code=DecodeError.code, message=mail.problem))

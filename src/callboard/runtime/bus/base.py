@@ -288,7 +288,7 @@ class Bus(Protocol):
         ...
 
     async def flush(self, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
-        """Wait until the server has taken everything sent so far (one round trip)."""
+        """Wait until the server has all sent so far, one round trip; raise PermissionDeniedError if it refuses."""
         ...
 
     # --- stored subjects

@@ -47,6 +47,8 @@ TIMER_GENERATION = "Cb-Timer-Generation"
 ERROR = "Cb-Error"
 STORED_AT = "Cb-Stored-At"
 STREAM = "Cb-Stream"
+# On an ask: say whether it would be taken, and do nothing else.
+TRIAL = "Cb-Trial"
 PART = "Cb-Part"
 REPLAY = "Cb-Replay"
 REPLAY_SUBJECT = "Cb-Replay-Subject"

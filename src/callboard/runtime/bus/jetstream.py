@@ -21,7 +21,7 @@ from nats.aio.subscription import Subscription as ClientSubscription
 from callboard.runtime import events
 from callboard.runtime.bus.base import ServerInfo
 from callboard.runtime.bus.header import Headers
-from callboard.runtime.bus.jetstream_address import Address, Credentials, dial_error, tls_advice
+from callboard.runtime.bus.jetstream_address import Address, Credentials, dial_error, is_full, tls_advice
 from callboard.runtime.bus.jetstream_bus import JetStreamBus
 from callboard.runtime.bus.jetstream_client import WatchedClient
 from callboard.runtime.bus.jetstream_link import Listener, Proof, Raw, Sink
@@ -228,7 +228,9 @@ class NatsLink(LinkState):
             if client is self._client:
                 self._failed(error)
             else:
-                last[:] = [error]
+                if not (last and is_full(last[0])):
+                    # what the socket says of being hung up on comes after the reason
+                    last[:] = [error]
                 # one server of several may have a bad certificate; what users it has all of them have
                 is_final = len(self._address.urls) == 1 and tls_advice(str(error)) is not None
                 if (is_final or any(sign in str(error).lower() for sign in _REFUSED_AUTH)) and not refused.done():
@@ -248,7 +250,7 @@ class NatsLink(LinkState):
             raise
         failure = task.exception() if task.done() and not task.cancelled() else None
         await self._abandon(client, task)
-        cause = failure or (last[0] if last else None)
+        cause = last[0] if last and is_full(last[0]) else failure or (last[0] if last else None)
         raise dial_error(self._address.text, cause, deadline_s, is_refused=refused.done())
 
     async def _connect(

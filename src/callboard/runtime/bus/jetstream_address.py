@@ -161,9 +161,20 @@ def tls_advice(text: str) -> str | None:
     return next((advice for sign, advice in _TLS_ADVICE if sign in text.lower()), None)
 
 
+def is_full(error: BaseException | None) -> bool:
+    """Return whether a server refused a connection because it, or the account, has as many as it may have."""
+    text = str(error).lower()
+    return "maximum" in text and "connections exceeded" in text
+
+
 def dial_error(servers: str, error: BaseException | None, deadline_s: float, *, is_refused: bool) -> CallboardError:
     """Return what kept us from connecting, and what to do about it."""
     advice = tls_advice(str(error))
+    if is_full(error):
+        text = (
+            f"the server at {servers} lets no further connection in ({error}): close some, or have an operator raise "
+        )
+        return BusAuthError(f"{text}the limit, a tenant's with `callboard tenant create NAME --max-connections NUMBER`")
     if advice is not None:
         return BusAuthError(f"no secure connection to the server at {servers}: {advice} ({error})")
     if is_refused:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
@@ -13,7 +14,7 @@ from callboard.runtime import events
 from callboard.runtime.bus import muster
 from callboard.runtime.bus.base import PubAck, ServerInfo
 from callboard.runtime.bus.jetstream_call import Calls
-from callboard.runtime.bus.jetstream_core import Core
+from callboard.runtime.bus.jetstream_core import SENT_KEPT, Core
 from callboard.runtime.bus.jetstream_get import Reader, ends
 from callboard.runtime.bus.jetstream_link import WHO, Link, Raw
 from callboard.runtime.bus.jetstream_store import Writer
@@ -81,6 +82,7 @@ class JetStreamBus(Core, Writer, Reader):
         self._name = name
         self._is_guest = is_guest
         self._inboxes = count(1)
+        self._sent = deque(maxlen=SENT_KEPT)
         self._refusal = self._known_stream = ""
         self._is_probing = False
         self._replicas = {}
@@ -171,9 +173,10 @@ class JetStreamBus(Core, Writer, Reader):
             self._link.spawn(self._probe(), "bus-probe")
 
     def denied(self, subject: str, message: str) -> None:
-        """Notice at the start that our own inboxes are refused."""
+        """Notice that our own inboxes, at the start, or plain publishes are refused."""
         if subject.startswith(self._link.base.lower()):
             self._refusal = message
+        self._was_denied(subject, message)
 
     def _stored(self, raw: Raw, subject: str) -> PubAck | BusError | None:
         answer = to_pub_ack(raw, subject)

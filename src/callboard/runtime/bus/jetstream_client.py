@@ -6,6 +6,7 @@ Its behaviour is worked around by public names alone; all was seen with nats-py 
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl
 from typing import Any, cast
 
@@ -20,6 +21,12 @@ from callboard.runtime.clock import SYSTEM_CLOCK
 _PONG_S = 3600
 _QUICK_TURNS = 3
 _ROOM_S = 0.001
+# asyncio warns of the library's TLS streams whenever one ends, which is no news to anybody
+_TLS_NOISE = "returning true from eof_received"
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith(_TLS_NOISE)
 
 
 class WatchedClient(Client):
@@ -37,6 +44,7 @@ class WatchedClient(Client):
     def ssl_context(self) -> ssl.SSLContext:
         """The TLS settings; asked for when a connection is about to be secured."""
         self.is_secure = True
+        logging.getLogger("asyncio").addFilter(_is_news)
         return super().ssl_context
 
     async def flush(self, timeout: float = 10) -> None:  # noqa: ASYNC109 - the client's own signature

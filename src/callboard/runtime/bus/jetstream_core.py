@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
@@ -15,6 +16,8 @@ from callboard.runtime.bus.pattern import is_literal, matches
 from callboard.runtime.errors import BusTimeoutError, PermissionDeniedError
 
 _SUBSCRIBE_TIMEOUT_S = 5.0
+# Subjects of plain publishes that are kept until a flush says what became of them.
+SENT_KEPT = 1024
 
 
 class Core:
@@ -23,6 +26,8 @@ class Core:
     _link: Link
     _requests: Calls[Raw]
     _inboxes: count[int]
+    _sent: deque[str]
+    _denied: PermissionDeniedError | None = None
 
     def inbox(self) -> str:
         """Return a new unique subject below this connection's inbox prefix."""
@@ -36,6 +41,7 @@ class Core:
         if reply:
             check_subject(reply)
         check_size(len(data) + (check_headers(headers) if headers else 0), self._link.max_payload)
+        self._sent.append(subject)
         await self._link.send(subject, data, reply, headers)
 
     async def subscribe(self, subject: str, sink: Callable[[Message], None], *, queue: str = "") -> Subscription:
@@ -83,8 +89,22 @@ class Core:
         return Message(raw.subject, raw.data, raw.headers, raw.reply)
 
     async def flush(self, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
-        """Wait until the server has taken everything sent so far."""
+        """Wait until the server has taken everything sent so far.
+
+        Raises:
+            PermissionDeniedError: If the server's permissions refuse something of the last thousand published.
+        """
         await self._link.flush(timeout_s)
+        self._sent.clear()
+        denied, self._denied = self._denied, None
+        if denied is not None:
+            raise denied
+
+    def _was_denied(self, subject: str, message: str) -> None:
+        """Keep for the next flush that a plain publish was refused; the server names it in lower case."""
+        name = next((sent for sent in self._sent if sent.lower() == subject), None)
+        if name is not None and self._denied is None:
+            self._denied = PermissionDeniedError(message.replace(subject, name), subject=name)
 
 
 class _Refusal:

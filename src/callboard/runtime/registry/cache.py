@@ -21,6 +21,7 @@ from callboard.runtime.bus.base import Bus, KvEntry, Message, Subscription
 from callboard.runtime.bus.kv import Bucket, Watch
 from callboard.runtime.clock import Clock
 from callboard.runtime.errors import BusClosedError, BusError, DecodeError, InputError, NoAgentError
+from callboard.runtime.near import hint
 from callboard.runtime.registry import record as records
 from callboard.runtime.registry.index import Index, Narrowed
 from callboard.runtime.registry.message import (
@@ -40,7 +41,7 @@ from callboard.runtime.registry.message import (
 from callboard.runtime.registry.presence import MAX_ECHO_GAP_S, Presence, Standing
 from callboard.runtime.registry.record import AgentRecord
 from callboard.runtime.registry.reservation import RESERVED_S, Reservations
-from callboard.runtime.registry.select import Candidate, choose
+from callboard.runtime.registry.select import Candidate, choose, choose_pool, fits
 
 # Every worker was heard by then.
 LISTEN_S = 1.3
@@ -187,19 +188,24 @@ class RegistryCache:
                 following = agents[-1].record.address
                 break
             agents.append(self.view(record))
-        workers = [each for each in self.presence.slots(query.capability, now_s) if _fits(each, query)]
+        workers = [each for each in self.presence.slots(query.capability, now_s) if fits(each, query)]
         near: list[str] = []
         if query.capability and not agents and not workers:
             near = self._near(query.capability)
+        elif query.type and not agents:
+            near = self._near_types(query.type)
         return Found(agents=agents, workers=workers, as_of=self._clock.now(), next=following, near=near)
 
     def pick(self, query: Query) -> Picked:
         """Choose the least busy agent that fits, and reserve its place; or the pool, where only plain pools do it.
 
+        Where labels are asked for it is the pool by label, if a worker bears them.
+
         Of more than 256 that fit it looks at the next 256 in turn.
 
         Raises:
             NoAgentError: If nobody fits, or nobody that fits takes work now.
+            InvalidNameError: If only a pool is left and its tasks cannot ask for labels that are spelt so.
             InputError: If the query names no capability and nothing else.
         """
         if not (query.capability or query.all or query.any or query.type):
@@ -211,8 +217,9 @@ class RegistryCache:
         choice = choose(candidates, turn=self._turn, refused=found.refused, able=len(found.able))
         self._turn += 1
         if choice.address is None:
-            if not found.has_capability and query.capability in self.presence.pools(now_s):
-                return self._pool(query.capability)
+            workers = self._pools(query, found, now_s)
+            if workers:
+                return choose_pool(workers, query)
             raise self._nobody(query, found, choice.why)
         record = self.index.get(choice.address)
         assert record is not None  # noqa: S101 - it was in the index a moment ago
@@ -262,12 +269,15 @@ class RegistryCache:
         left = max(0, found.busy + found.waiting - ended)
         return min(found.busy, left), left - min(found.busy, left)
 
-    def _pool(self, capability: str) -> Picked:
-        now_s = self._clock.monotonic()
-        workers = self.presence.slots(capability, now_s)
-        text = f"no agent offers {capability}; its pool does, with {sum(w.slots for w in workers)} slots"
-        why = Why(text=text, able=0, healthy=0, refused={}, load=0.0)
-        return Picked(agent=None, pool=capability, ask=subjects.task(capability), why=why, reserved_s=0.0)
+    def _pools(self, query: Query, found: Narrowed, now_s: float) -> list[PoolWorkerView]:
+        """Return the workers whose pool may do it in an agent's place."""
+        if not found.has_capability:
+            return self.presence.slots(query.capability, now_s)
+        if found.able or not query.labels:
+            return []
+        # no agent bears the labels; slots of an actor type would give it to agents all the same
+        slots = self.presence.slots(query.capability, now_s)
+        return [each for each in slots if not each.type and fits(each, query)]
 
     def _nobody(self, query: Query, found: Narrowed, why: Why) -> NoAgentError:
         refused = {reason: number for reason, number in why.refused.items() if number}
@@ -289,7 +299,8 @@ class RegistryCache:
         for reason, number in found.refused.items():
             label = reason.removeprefix("labels.")
             if label == reason:
-                parts.append(f"{reason} left out {number}")
+                meant = self._near_types(query.type) if reason == "type" else []
+                parts.append(f"{reason} left out {number}{hint(query.type, meant)}")
                 continue
             values = ", ".join(self.index.values(label)[:10]) or "no agent has that label"
             parts.append(f"label {label}={query.labels[label]} left out {number} (there are: {values})")
@@ -297,6 +308,9 @@ class RegistryCache:
 
     def _near(self, name: str) -> list[str]:
         return self.index.near(name, sorted(self.presence.pools(self._clock.monotonic())))
+
+    def _near_types(self, name: str) -> list[str]:
+        return self.index.near_types(name, self.presence.types(self._clock.monotonic()))
 
     def _wall(self, at_s: float, now_s: float) -> datetime | None:
         return None if at_s == -math.inf else self._clock.now() - timedelta(seconds=max(0.0, now_s - at_s))
@@ -383,12 +397,3 @@ class RegistryCache:
                     return
                 except BusError:
                     continue
-
-
-def _fits(worker: PoolWorkerView, query: Query) -> bool:
-    """Return whether a worker bears the labels, runs on the host and has the type that were asked for."""
-    return (
-        worker.labels.items() >= query.labels.items()
-        and query.host in ("", worker.host)
-        and query.type in ("", worker.type)
-    )

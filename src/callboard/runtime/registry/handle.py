@@ -166,7 +166,8 @@ class Finder(ABC):
         """Choose the least busy agent that fits and reserve its place; ask it through the handle, soon.
 
         Least busy is the least of (running + waiting + reserved) / weight; ties go to the faster one, then by turn.
-        Where no agent has the capability and plain pools do, the handle submits a task.
+        Where no agent has the capability and plain pools do, the handle submits a task; with ``labels`` a task that
+        asks for them, if a worker that bears them has slots.
 
         Args:
             capability: What it shall do; "" with a ``type``.

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
+from callboard.runtime.near import near
 from callboard.runtime.registry.message import Query
 from callboard.runtime.registry.record import AgentRecord, CapabilitySpec
 
-NEAR = 3
-_NEAR_ENOUGH = 0.5
 # Fields within fields that schemas are compared in; what lies deeper is not looked at.
 _MAX_DEPTH = 32
 # Agents that have left whose last revision is remembered, at least.
@@ -117,8 +115,11 @@ class Index:
 
     def near(self, name: str, others: Sequence[str] = ()) -> list[str]:
         """Return the names of capabilities that come nearest to ``name``, best first; ``others`` exist as well."""
-        names = sorted({*self.capabilities(), *others})
-        return difflib.get_close_matches(name, names, n=NEAR, cutoff=_NEAR_ENOUGH)
+        return near(name, {*self.capabilities(), *others})
+
+    def near_types(self, name: str, others: Iterable[str] = ()) -> list[str]:
+        """Return the names of agents' types that come nearest to ``name``, as ``near`` does."""
+        return near(name, {*(text for kind, text in self._by if kind == "type"), *others})
 
     def values(self, label: str) -> list[str]:
         """Return the values that a label has, sorted."""

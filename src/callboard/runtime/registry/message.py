@@ -181,7 +181,7 @@ class Found(Struct, frozen=True, kw_only=True):
         agents: By address.
         workers: Workers with slots of the capability, where one was asked for.
         next: What to give as ``after`` for the rest, "" at the end.
-        near: The nearest names that exist, when nobody has the capability.
+        near: The nearest names that exist, when nobody has the capability, or is of the type.
         as_of: When the registry looked.
     """
 
@@ -217,8 +217,8 @@ class Picked(Struct, frozen=True, kw_only=True):
     """Answer to ``cb.registry.pick``.
 
     Attributes:
-        agent: The chosen one; None when no agent has the capability and plain pools do.
-        pool: The capability as a pool's, to be submitted as a task; "" when an agent was chosen.
+        agent: The chosen one; None when no agent fits and a plain pool does.
+        pool: The pool's name, by label where labels were asked for, to submit a task to; "" when an agent was chosen.
         ask: Subject on which to ask the agent, or to submit to the pool.
         reserved_s: For how long its place is kept unless a beat shows the request.
     """

@@ -195,6 +195,10 @@ class Presence:
         """Return the names of the capabilities that live workers have slots for."""
         return {load.name for beat in self.workers(now_s) for load in beat.capabilities}
 
+    def types(self, now_s: float) -> set[str]:
+        """Return the names of the actor types that live workers host."""
+        return {load.kind for beat in self.workers(now_s) for load in beat.actors}
+
     def slots(self, capability: str, now_s: float) -> list[PoolWorkerView]:
         """Return the live workers with slots of a capability, by name."""
         return [

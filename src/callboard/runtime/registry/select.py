@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
 
-from callboard.runtime.registry.message import Status, Why
+from callboard.runtime import subjects
+from callboard.runtime.errors import NoAgentError
+from callboard.runtime.labels import pool_name, told
+from callboard.runtime.registry.message import Picked, PoolWorkerView, Query, Status, Why
 
 # Latencies whose ratio is below this count as equal: noise decides nothing.
 _SAME_RATIO = 1.25
@@ -41,6 +45,39 @@ class Choice(Struct, frozen=True):
 
     address: str | None
     why: Why
+
+
+def choose_pool(workers: Sequence[PoolWorkerView], query: Query) -> Picked:
+    """Choose the pool that does it where no agent does: the one by label, where labels are asked for.
+
+    Args:
+        workers: The live ones with slots of the capability, one at least.
+        query: What was asked for.
+
+    Raises:
+        NoAgentError: If none of them fits; it says who comes nearest. Also for a host, which no task can ask for.
+        InvalidNameError: If no task can ask for labels that are spelt so.
+    """
+    fitting = [each for each in workers if fits(each, query)]
+    if not fitting:
+        raise _misfit(workers, query)
+    if query.host:
+        message = (
+            f"no agent offers {query.capability} on {query.host}, and a task cannot ask for a host: give the workers "
+            "there a label and ask for that"
+        )
+        raise NoAgentError(message, refused={"host": len(workers)})
+    pool = pool_name(query.capability, query.labels)
+    slots = sum(each.slots for each in fitting)
+    why = Why(
+        text=f"no agent offers {told(pool)}; its pool does, with {slots} slots", able=0, healthy=0, refused={}, load=0.0
+    )
+    return Picked(agent=None, pool=pool, ask=subjects.task(pool), why=why, reserved_s=0.0)
+
+
+def fits(worker: PoolWorkerView, query: Query) -> bool:
+    """Return whether a worker bears the labels, runs on the host and has the type that were asked for."""
+    return not _lacks(worker, query)
 
 
 def choose(
@@ -108,3 +145,36 @@ def _why(
         runner_up=second[1].address if second is not None else "",
         runner_up_load=second[1].load if second is not None else None,
     )
+
+
+def _lacks(worker: PoolWorkerView, query: Query) -> dict[str, str]:
+    """Return what was asked for and a worker is not, by reason, each with what it is instead."""
+    found = {
+        f"labels.{name}": worker.labels.get(name, "")
+        for name, value in query.labels.items()
+        if worker.labels.get(name) != value
+    }
+    if query.host not in ("", worker.host):
+        found["host"] = worker.host
+    if query.type not in ("", worker.type):
+        found["type"] = worker.type
+    return found
+
+
+def _misfit(workers: Sequence[PoolWorkerView], query: Query) -> NoAgentError:
+    lacking = [_lacks(each, query) for each in workers]
+    refused = Counter(reason for each in lacking for reason in each)
+    wanted = {f"labels.{name}": value for name, value in query.labels.items()}
+    wanted |= {"host": query.host, "type": query.type}
+    parts = []
+    for reason, number in refused.items():
+        there = ", ".join(sorted({each[reason] for each in lacking if each.get(reason)})[:10])
+        what = f"{reason.replace('labels.', 'label ')}={wanted[reason]}"
+        parts.append(f"{what} left out {number} (there are: {there or 'none'})")
+    nearest = min(zip(workers, lacking, strict=True), key=lambda pair: (len(pair[1]), pair[0].worker))[0]
+    bears = ",".join(f"{name}={value}" for name, value in sorted(nearest.labels.items())) or "no labels"
+    message = (
+        f"no agent offers {query.capability}, and none of the {len(workers)} workers with slots for it fits: "
+        f"{'; '.join(parts)}; the nearest is {nearest.worker} on {nearest.host}, with {bears}"
+    )
+    return NoAgentError(message, refused=dict(refused))

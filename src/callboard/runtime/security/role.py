@@ -26,7 +26,7 @@ PEOPLE_TYPES = ("approval",)
 subjects are denied to every program's user but those that host the type."""
 
 
-_LIMITS = ("cb.ask.budget.*", "cb.mail.budget.*", "cb.tell.budget.*")
+_LIMITS = tuple(f"cb.{way}.budget.*" for way in ("ask", "call", "mail", "tell"))
 """Budgets: who only gives work, or only does tasks, shall not raise its own limits. Hosts of agents ask them to pay."""
 
 
@@ -112,7 +112,7 @@ _SUBMIT = Grant(
 )
 # The server obeys headers that no permission sees: who may write into a stream with schedules may delete all of it.
 _HAND_IN = Grant("ask actors, and hand in mail for them", ("cb.ask.>", "cb.tell.*.*"))
-_TALK = Grant("ask and tell actors", ("cb.ask.>", "cb.mail.*.*"))
+_TALK = Grant("ask and tell actors, and say which turns led to it", ("cb.ask.>", "cb.call.*.*", "cb.mail.*.*"))
 _PLAN = Grant("have the server hold tasks for later", ("cb.later.>",))
 _LOOK_UP = Grant(
     "look agents and workers up, in the registry or in its records",
@@ -215,7 +215,7 @@ _HOST = Grant(
         "cb.dead.mail.{type}.>",
         *_reads("CB_ACTORS"),
     ),
-    ("cb.ask.{type}.*", "cb.ctl.actor.{type}.*", "cb.cursor.*.*", "cb.event.>", "cb.token.>"),
+    ("cb.ask.{type}.*", "cb.call.{type}.*", "cb.ctl.actor.{type}.*", "cb.cursor.*.*", "cb.event.>", "cb.token.>"),
 )
 _TICKETS = Grant("keep tickets", ("cb.event.ticket.*",))
 _SWEEP = Grant(
@@ -424,7 +424,7 @@ def _guarded(role: Role, user: User) -> tuple[str, ...]:
     hosted = set(PEOPLE_TYPES) if ANY in user.types else set(user.types) & set(PEOPLE_TYPES)
     talks = [subject for subject in _TALK.publish if subject in _published(role)]
     kinds = [kind for kind in PEOPLE_TYPES if kind not in hosted] if talks else []
-    return tuple(f"cb.{way}.{kind}.*" for kind in kinds for way in ("ask", "mail", "tell"))
+    return tuple(f"cb.{way}.{kind}.*" for kind in kinds for way in ("ask", "call", "mail", "tell"))
 
 
 def _published(role: Role) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from callboard.runtime.bus import provision, topology
 from callboard.runtime.bus.base import Bus
 from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 from callboard.runtime.config import Settings
-from callboard.runtime.errors import BusError, ConfigError
+from callboard.runtime.errors import BusError, ConfigError, TopologyError
 from callboard.runtime.security import servers
 from callboard.runtime.security.folder import Folder
 from callboard.runtime.security.plan import Tenant
@@ -25,7 +25,8 @@ async def create(folder: Folder, tenant: Tenant, *, connector: Connector, clock:
     """Make a tenant, or bring the one of its name to these limits; return whether its streams were made.
 
     The servers' files are written and checked, the running servers read them, and the streams are made inside the
-    account, as large as its room allows. Doing it twice gives one tenant.
+    account, as large as its room allows. Doing it twice gives one tenant. One that was there keeps its limits when the
+    new ones cannot be: its streams do not fit them, or its own users hold all connections.
 
     Args:
         folder: Where the configuration stands.
@@ -39,13 +40,22 @@ async def create(folder: Folder, tenant: Tenant, *, connector: Connector, clock:
     Raises:
         ConfigError: If the name or a limit is not usable.
         ServerStartError: If a server refuses the configuration.
-        TopologyError: If the streams do not fit the limits.
+        TopologyError: If the streams do not fit the limits, or a known tenant cannot live with them.
     """
-    folder.write(folder.plan().with_tenant(tenant))
+    before = folder.plan()
+    folder.write(before.with_tenant(tenant))
     reloaded = await servers.reload(folder, clock=clock)
     if tenant.is_suspended or not any(server.is_running for server in reloaded):
         return False
-    await _provision(folder, tenant, connector=connector, clock=clock)
+    try:
+        await _provision(folder, tenant, connector=connector, clock=clock)
+    except BusError as error:
+        if tenant.name not in {each.name for each in before.tenants}:
+            raise
+        folder.write(before)
+        await servers.reload(folder, clock=clock)
+        message = f"tenant {tenant.name} keeps the limits that it had, because it cannot live with these: {error}"
+        raise TopologyError(message) from error
     return True
 
 
