@@ -298,37 +298,6 @@ async def test_a_backup_that_fails_leaves_no_folder_and_says_what_is_missing(tmp
         assert await world.bus.stream_info("CB_BACKUP") is None
 
 
-async def test_states_that_are_replaced_meanwhile_are_in_the_backup(tmp_path: Path) -> None:
-    keys = 1500
-    async with running(tmp_path / "server") as world:
-        await provision.apply(world.bus, await provision.plan(world.bus, TOPOLOGY))
-        body = bytes(8000)
-
-        async def write(first: int, count: int) -> None:
-            numbers = [number % keys for number in range(first, first + count)]
-            acks = await world.bus.store_many([Write(f"cb.state.book.{n}", body) for n in numbers])
-            for number, ack in zip(numbers, acks, strict=True):
-                assert not isinstance(ack, BusError)
-                await world.bus.purge("CB_ACTORS", subject=f"cb.state.book.{number}", below_seq=ack.seq)
-
-        is_saved = asyncio.Event()
-
-        async def go_on() -> None:
-            first = 0
-            while not is_saved.is_set():
-                await write(first, 50)
-                first += 50
-
-        await write(0, keys)
-        async with asyncio.TaskGroup() as group:
-            group.create_task(go_on())
-            await save(world.bus, tmp_path / "saved")
-            # its purges go by numbers of this stream, so it must not go on in the restored one
-            is_saved.set()
-        await put_back(world.bus, tmp_path / "saved", overwrite=True)
-        assert len(await world.bus.subject_counts("CB_ACTORS", "cb.state.book.>")) == keys
-
-
 async def test_the_operator_may_and_others_are_told_who_may(tmp_path: Path) -> None:
     async with secured(tmp_path / "nats", planned(has_tls=False), "double") as servers:
         operator = await servers.bus("operator")
