@@ -67,6 +67,7 @@ CODES = {
     "StepUnknownError": "step_unknown",
     "WaitTimeoutError": "wait_timeout",
     "BackpressureError": "backpressure",
+    "BackupError": "backup",
     "BlobCorruptError": "blob_corrupt",
     "ApiError": "bus_api",
     "BusAuthError": "bus_auth",

@@ -127,6 +127,22 @@ class QuotaExceededError(BackpressureError):
     code = "quota_exceeded"
 
 
+class BackupError(CallboardError):
+    """Raised when a backup cannot be made, is damaged or incomplete, or would be restored over what is there.
+
+    Attributes:
+        stream: The stream it is about; empty when about all.
+        err_code: The API's number for the reason, where the server refused.
+    """
+
+    code = "backup"
+
+    def __init__(self, message: str, *, stream: str = "", err_code: int = 0) -> None:
+        super().__init__(message)
+        self.stream = stream
+        self.err_code = err_code
+
+
 class NotFoundError(BusError):
     """Raised when a stream, consumer, bucket, object or message does not exist."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from callboard.runtime.error_base import (
     ApiError,
     BackpressureError,
+    BackupError,
     BlobCorruptError,
     BusAuthError,
     BusClosedError,
@@ -43,6 +44,7 @@ __all__ = [
     "AskFailedError",
     "AskTimeoutError",
     "BackpressureError",
+    "BackupError",
     "BlobCorruptError",
     "BusAuthError",
     "BusClosedError",

@@ -272,6 +272,7 @@ _OPERATE = Grant(
     ("cb.>",),
 )
 
+_BACK_UP = Grant("back streams up and restore them", ("$JS.SNAPSHOT.ACK.>", "$JS.SNAPSHOT.RESTORE.>"))
 _REPLAY = Grant("send history again, onto subjects of their own", ("history.>", "shadow.>"), ("history.>", "shadow.>"))
 
 # Of these roles nobody may write into a stream that holds the mail of others: their settings say so.
@@ -354,7 +355,7 @@ ROLES: dict[str, Role] = {
         Role(
             name="operator",
             about="a person who provisions, gives orders, repairs",
-            grants=(_CONNECT, _OPERATE, _REPLAY),
+            grants=(_CONNECT, _OPERATE, _BACK_UP, _REPLAY),
             # results it may write: a waiting task is cancelled by one
             deny=("cb.beat.>", "cb.group.>", "cb.attempt.>", "cb.state.>", "cb.step.>", "cb.cursor.>"),
             is_person=True,
