@@ -15,6 +15,7 @@ from callboard.runtime import events
 from callboard.runtime.bus import header, muster
 from callboard.runtime.bus.base import Bus, ConsumerConfig, Delivery, StreamConfig, Write
 from callboard.runtime.bus.jetstream import JetStreamBus, connect
+from callboard.runtime.bus.jetstream_admin import API_TIMEOUT_S
 from callboard.runtime.bus.jetstream_state import LinkState
 from callboard.runtime.errors import BusConnectError, BusError, TopologyError
 from tests.support.cluster import Servers
@@ -257,3 +258,13 @@ async def test_a_lost_majority_is_named(servers: Servers) -> None:
     assert [(each.name, each.state) for each in found] == [("cb0", "answers"), ("cb1", "away"), ("cb2", "silent")]
     assert not muster.has_majority(found)
     servers.all[2].resume()
+
+
+async def test_the_leader_is_asked_for_nothing_at_once(servers: Servers) -> None:
+    """Where no subject fits nobody answers, and nobody is waited for: each turn taken over asks so."""
+    bus = await _prepare(servers)
+    await _store(bus, "l.a", b"1")
+    async with asyncio.timeout(API_TIMEOUT_S / 2):
+        assert await bus.get_many("L", ["l.b.>"], from_leader=True) == []
+    assert [stored.data for stored in await bus.get_many("L", ["l.>"], from_leader=True)] == [b"1"]
+    await bus.close()

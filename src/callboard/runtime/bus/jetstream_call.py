@@ -137,6 +137,10 @@ class Calls(Generic[A]):
         self._next = first + len(subjects)
         call: Call[A] = Call(first, subjects, self._link.loop.create_future(), is_whole=is_whole)
         call.asked_s = call.again_s = self._link.clock.monotonic()
+        if not subjects:
+            # nobody owes an answer
+            call.finish()
+            return call
         call.timer = self._link.loop.call_later(timeout_s, self._expire, call, timeout_s)
         for number in range(first, self._next):
             self._open[number] = call
