@@ -177,7 +177,7 @@ async def test_inside_a_turn_each_reaches_the_turn() -> None:
         ("step", ("size", "abc"), {"key": "k", "once": False, "retry": None}),
         ("step", ("a", ""), {"key": None, "once": False, "retry": None}),
         ("step", ("b", "x"), {"key": None, "once": False, "retry": None}),
-        ("ask", ("a/b", 1), {"timeout_s": 2, "idempotency_key": None}),
+        ("ask", ("a/b", 1), {"timeout_s": 2, "idempotency_key": None, "recorded": True}),
         ("call", ("find", 1), {"timeout_s": None, "key": "k"}),
         ("wait_for", ("Ask",), {"timeout": "3d", "where": None, "hold": True}),
         ("tell", ("a/b", 1), {"delay_s": 3}),

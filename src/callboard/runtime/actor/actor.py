@@ -254,10 +254,17 @@ class Actor:
         return self._running("call").call(capability, value, timeout_s=timeout_s, key=key)
 
     def ask(
-        self, to: str | Address, message: object, *, timeout_s: float = 30.0, idempotency_key: str | None = None
+        self,
+        to: str | Address,
+        message: object,
+        *,
+        timeout_s: float = 30.0,
+        idempotency_key: str | None = None,
+        recorded: bool = True,
     ) -> Coroutine[Any, Any, Any]:
-        """Send a message to another actor at once and return its answer, journaled."""
-        return self._running("ask").ask(to, message, timeout_s=timeout_s, idempotency_key=idempotency_key)
+        """Send a message to another actor at once and return its answer, journaled unless ``recorded`` is False."""
+        turn = self._running("ask")
+        return turn.ask(to, message, timeout_s=timeout_s, idempotency_key=idempotency_key, recorded=recorded)
 
     async def find(self, capability: str | Capability[..., Any] = "", **what: Any) -> Found:  # noqa: ANN401 - a query
         """Return agents as the registry sees them now; see ``Client.find``. Not journaled: a later run sees others."""
