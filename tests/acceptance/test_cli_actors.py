@@ -132,6 +132,8 @@ def test_mail_waits_for_a_paused_actor_and_runs_when_it_is_resumed(console: Cons
     assert (waiting["seq"], waiting["type"], waiting["id"], waiting["is_ask"]) == (told["seq"], "Ask", "one", False)
     shown = console.run("agents", "show", actor)
     assert "paused: look" in shown.out
+    assert "none is over yet" in shown.out
+    assert "none yet" in shown.out
     assert "1 waiting, the oldest (Ask)" in shown.out
     assert console.run("agents", "resume", actor).status == 0
     eventually(lambda: console.run("agents", "mailbox", actor, "--json").json == [])

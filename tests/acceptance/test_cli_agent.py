@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -35,6 +36,8 @@ def test_a_new_agent_is_written_tested_listed_and_asked(console: Console) -> Non
     again = console.run("new", "agent", "paint-estimator", "--dir", "crew")
     assert "left crew/paint_estimator.py as it is" in again.out
     assert "callboard ask paint-estimator/ann Task" in again.out
+    steps = re.findall(r"^  .*  (?:it needs no key|in one terminal|in another)$", again.out, flags=re.MULTILINE)
+    assert len({line.rindex("  ") for line in steps}) == 1
     wrong = console.run("new", "agent", "Paint Estimator")
     assert wrong.status == 2
     assert "error[" in wrong.err

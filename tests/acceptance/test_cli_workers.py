@@ -285,10 +285,21 @@ def test_a_task_that_asks_for_labels_nobody_bears_is_told_of_and_runs_when_someb
     run = console.run("submit", "echo", "1", "--labels", "zone=b", "--id", "echo/b")
     assert (run.status, "no worker that offers 'echo on zone=b' is alive" in run.err) == (0, True), run.err
     report = console.run("doctor", "--json")
+    (disk,) = [finding for finding in report.json["findings"] if finding["check"] == "disk"]
+    assert disk["text"].endswith("free for .callboard/data")
     (found,) = [finding for finding in report.json["findings"] if finding["check"] == "unoffered"]
     assert (found["level"], "echo on zone=b (1 waiting)" in found["text"]) == ("problem", True)
+    # from a folder that is not the server's
+    (line,) = console.run("config", "show", "nats.url", "--json").json
+    assert line["origin"] == "the server of this folder"
+    away = console.run("doctor", "--json", "--nats", line["value"], CALLBOARD_SERVER__DATA_DIR="none").json["findings"]
+    told = {finding["check"]: finding["text"] for finding in away}
+    assert ("disk" in told, "profile fast" in told["sync"]) == (False, True)
     here = console.run("submit", "echo", "2", "--labels", "zone=a", "--wait", "--timeout", "20s")
     assert (here.out, "warning" in here.err) == ("2\n", False), here.err
+    lacks = console.run("find", "echo", "--label", "zone=q")
+    assert (lacks.status, "label zone=q left out 1 (there are: a)" in lacks.err) == (5, True), lacks.err
+    assert "silent" not in lacks.err
     wrong = console.run("submit", "echo", "1", "--labels", "zone")
     assert (wrong.status, "gpu=yes" in wrong.err) == (2, True)
     assert worker.stop() == 0

@@ -158,7 +158,7 @@ def test_an_unknown_name_is_answered_with_those_that_exist() -> None:
 
 
 def test_a_name_that_is_nearly_right_is_told_which_was_meant() -> None:
-    with pytest.raises(UnknownMessageError, match=r"no handler for 'Jmup'; .* - did you mean Jump\?"):
+    with pytest.raises(UnknownMessageError, match=r"no handler for 'Jmup'; .* - did you mean Jump\? Send"):
         _pick(Typed, {"x": 1}, name="Jmup")
     with pytest.raises(UnknownMessageError, match=r"Model, .*, stop\.v2\. Send"):
         _pick(Typed, {"x": 1}, name="Quite-Another")

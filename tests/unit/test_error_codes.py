@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
+from pathlib import Path
 
 import pytest
 
 import callboard
 from callboard.agents import errors as agent_errors
+from callboard.cli.main import FAILED, status_of
 from callboard.runtime import errors
 from callboard.runtime.errors import CallboardError
 
@@ -160,3 +163,13 @@ def test_the_docstring_says_when_it_is_raised(error: type[CallboardError]) -> No
 @pytest.mark.parametrize("error", ALL)
 def test_it_can_be_raised_with_a_message_alone(error: type[CallboardError]) -> None:
     assert str(error("what, which and what to do next")) == "what, which and what to do next"
+
+
+def test_every_exit_status_is_documented_with_all_its_codes() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d) \|.*\| (.*) \|$", page, flags=re.MULTILINE)
+    documented = {(int(status), code) for status, codes in rows for code in re.findall(r"`([a-z_]+)`", codes)}
+    codes = {(status_of(error("x")), error.code) for error in ALL}
+    assert {each for each in codes if each[0] != FAILED} == {each for each in documented if each[0] != FAILED}
+    # what has no status of its own need not be listed, but what is listed must be so
+    assert {each for each in documented if each[0] == FAILED} - {(FAILED, "internal")} <= codes

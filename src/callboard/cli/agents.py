@@ -34,33 +34,37 @@ command.add_command(types)
 @command.command("ls", epilog=example("callboard agents ls", "callboard agents ls greeter --json"))
 @click.argument("kind", metavar="[TYPE]", required=False)
 @click.option("--limit", type=click.IntRange(1, 100_000), default=1000, show_default=True)
+@click.option("--all", "all_", is_flag=True, help="Also Callboard's own actors and runs that have ended.")
 @click.option("--quick", is_flag=True, help="Do not listen for hosts that run different code.")
 @json_option
 @global_options
 @pass_session
-def ls(session: Session, /, kind: str | None, *, limit: int, quick: bool) -> None:
+def ls(session: Session, /, kind: str | None, *, limit: int, all_: bool, quick: bool) -> None:
     """List who is there, by address: actors that have run or have mail, and all registered agents.
 
     LOAD is what runs and waits against the agent's weight. WORKER hosts it; an agent in another language runs by
-    itself, and its host stands there in brackets. Only of TYPE when it is given. It listens to the workers for a
-    little over a second: a * marks the types that hosts run with different code.
+    itself, and its host stands there in brackets. Only of TYPE when it is given; without it the actors that keep
+    budgets, approvals and shared context for others, and runs that have ended, are left out (--all shows them). It
+    listens to the workers for a little over a second: a * marks the types that hosts run with different code.
     """
     from callboard.runtime import census, roster
     from callboard.runtime.actor import fleet
     from callboard.runtime.clock import SYSTEM_CLOCK
 
+    is_own = _own_types()
+
     async def work() -> tuple[list[Member], dict[str, dict[str, list[str]]]]:
         async with session.bus("agents-ls") as bus:
             if quick:
-                return await census.members(bus, kind=kind, limit=limit), {}
+                return await census.members(bus, kind=kind, limit=limit, is_late=is_own), {}
             async with roster.listening(bus) as heard:
                 until_s = SYSTEM_CLOCK.monotonic() + roster.LISTEN_S
-                members = await census.members(bus, kind=kind, limit=limit)
+                members = await census.members(bus, kind=kind, limit=limit, is_late=is_own)
                 await SYSTEM_CLOCK.sleep(max(0.0, until_s - SYSTEM_CLOCK.monotonic()))
             return members, fleet.differing(heard.alive)
 
     members, mixed = session.run(work())
-    found = [_marked(each, mixed) for each in members]
+    found = [_marked(each, mixed) for each in members if all_ or kind or not _is_aside(each, is_own)]
     if session.json:
         emit(found)
         return
@@ -72,6 +76,27 @@ def ls(session: Session, /, kind: str | None, *, limit: int, quick: bool) -> Non
     for name, codes in mixed.items():
         if kind in (None, name):
             note(f"* {fleet.mixture(name, codes)}; {fleet.ONE_CODE}")
+    if len(found) < len(members):
+        count = len(members) - len(found)
+        note(f"{count} of Callboard's own actors and ended runs not shown: `callboard agents ls --all`")
+
+
+def _own_types() -> Callable[[str], bool]:
+    """Return what tells types of Callboard's own, which work for others, and those of flows."""
+    from callboard.agents import petition, run_record, shared, stopper
+    from callboard.agents.llm import scope
+
+    own = {petition.TYPE, petition.DOOR, shared.TYPE, scope.TYPE, stopper.STOPPER}
+    return lambda kind: kind in own or kind.startswith(run_record.PREFIX)
+
+
+def _is_aside(found: Member, is_own: Callable[[str], bool]) -> bool:
+    """Return whether nobody need see it: it is Callboard's own, all well, or a run that has ended."""
+    from callboard.agents.run_record import PREFIX
+
+    if found.is_registered or found.status not in ("active", "new") or not is_own(found.address.partition("/")[0]):
+        return False
+    return not found.address.startswith(PREFIX) or (found.turns > 0 and not found.parked)
 
 
 def _member(found: Member) -> tuple[str, ...]:
@@ -115,10 +140,11 @@ def show(session: Session, /, address: str) -> None:
 
     Of a registered one also what the registry knows: what it can do, its load, who hosts it, when it was last heard.
     """
-    from msgspec.structs import asdict
+    from msgspec.structs import asdict, replace
 
     from callboard.runtime import census
     from callboard.runtime.actor import inspection
+    from callboard.runtime.actor.inspection import Line
     from callboard.runtime.errors import NotFoundError
 
     actor = _parse(address)
@@ -136,14 +162,16 @@ def show(session: Session, /, address: str) -> None:
                 return None, agent
 
     found, agent = session.run(work())
+    line = None if found is None else Line(address=found.address, status=found.status, reason=found.reason)
+    seen = census.member(str(actor), line, agent)
     if session.json:
-        alone = {"address": str(actor), "status": agent.status if agent else ""}
-        emit({**(alone if found is None else asdict(found)), "registry": agent})
+        alone = {"address": str(actor)}
+        emit({**(alone if found is None else asdict(found)), "status": seen.status, "registry": agent})
         return
     if found is None:
-        _tell_lines([("agent", str(actor))])
+        _tell_lines([("agent", str(actor)), ("status", _status(seen.status, seen.reason))])
     else:
-        _show(found)
+        _show(replace(found, status=seen.status, reason=seen.reason))
     if agent is not None:
         _tell_lines(_registry_lines(agent))
 
@@ -160,9 +188,8 @@ def _registry_lines(agent: AgentView) -> list[tuple[str, str]]:
     load = (
         f"{agent.load:.2f}: {agent.busy} run, {agent.waiting} wait, {agent.reserved} reserved, weight {record.weight}"
     )
-    status = f"{agent.status}: {agent.problem}" if agent.problem else agent.status
     lines = [
-        ("registered", f"{status}, since {stamp(record.registered_at)}"),
+        ("registered", f"since {stamp(record.registered_at)}"),
         ("can do", ", ".join(specs) or "nothing"),
     ]
     lines.append(("load", load))
@@ -179,8 +206,8 @@ def _registry_lines(agent: AgentView) -> list[tuple[str, str]]:
 
 
 def _show(found: View) -> None:
-    status = f"{found.status}: {found.reason}" if found.reason else found.status
-    lines = [("actor", found.address), ("status", status), ("turns", f"{found.turns}, the last at {stamp(found.at)}")]
+    status = _status(found.status, found.reason)
+    lines = [("actor", found.address), ("status", status), ("turns", _turns(found))]
     lines += [("owner", _owner(found)), ("handled to", _applied(found)), ("mailbox", _depth(found))]
     if found.problem:
         lines[1:] = [
@@ -239,9 +266,19 @@ def _owner(found: View) -> str:
     return f"{found.owner}{answering} (partition {found.partition}, epoch {found.epoch})"
 
 
+def _status(status: str, reason: str) -> str:
+    return f"{status}: {reason}" if reason else status
+
+
+def _turns(found: View) -> str:
+    # a record is written by orders, and when a turn is parked, too
+    written = f"; last written {stamp(found.at)}" if found.at is not None else ""
+    return f"{found.turns or 'none is over yet'}{written}"
+
+
 def _applied(found: View) -> str:
     ahead = f", and {', '.join(map(str, found.ahead[:10]))} ahead of that" if found.ahead else ""
-    return f"mail {found.applied}{ahead}"
+    return f"mail {found.applied}{ahead}" if found.applied else f"none yet{ahead}"
 
 
 def _depth(found: View) -> str:

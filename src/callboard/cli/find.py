@@ -87,20 +87,50 @@ def _find(session: Session, /, query: Query) -> None:
     elif found.agents or found.workers:
         show(found)
     if not (found.agents or found.workers):
-        raise NoAgentError(_nobody(query, found), near=tuple(found.near))
+        misfit = session.run(_misfit(session, query)) if _has_more(query) and query.capability in found.near else ""
+        raise NoAgentError(misfit or _nobody(query, found), near=tuple(found.near))
+
+
+def _has_more(query: Query) -> bool:
+    """Return whether it asks for more than a capability that somebody offers now."""
+    from callboard.runtime.registry.message import Query
+
+    return not query.status and query != Query(capability=query.capability, limit=query.limit)
+
+
+async def _misfit(session: Session, /, query: Query) -> str:
+    """Return what somebody who offers the capability lacks, as a pick says it; "" when those who fit are silent."""
+    from callboard.runtime import census, labels, roster
+    from callboard.runtime.errors import NoAgentError
+
+    async with session.bus("find") as bus:
+        try:
+            # nobody fits, so that no place is reserved
+            _ = await census.pick(bus, query)
+        except NoAgentError as error:
+            if set(error.refused) <= set(_STATUSES):
+                return ""
+            text = str(error)
+        else:
+            return ""
+        groups = (await roster.heard(bus)).groups.values() if query.labels else ()
+    empty = [
+        group.group
+        for group in groups
+        if not group.processes and query.capability in group.capabilities and labels.fits(group.labels, query.labels)
+    ]
+    return f"{text}; group {', '.join(empty)} bears the labels and runs no process now" if empty else text
 
 
 def _nobody(query: Query, found: Found) -> str:
     from callboard.runtime.near import hint
-    from callboard.runtime.registry.message import Query
 
     if not query.capability:
         return f"no agent fits{hint(query.type, found.near)}"
     if query.capability in found.near:
         if query.status:
             return f"nobody who offers {query.capability!r} fits what else was asked for"
-        is_plain = query == Query(capability=query.capability, limit=query.limit)
-        also = "" if is_plain else " and fits what else was asked for"
+        also = " and fits what else was asked for" if _has_more(query) else ""
         text = f"nobody who offers {query.capability!r} is heard now{also}"
         return f"{text}; `callboard find {query.capability} --status offline` shows who fell silent"
     if found.near:

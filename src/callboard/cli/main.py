@@ -158,7 +158,7 @@ class Commands(click.Group):
 @click.command(
     cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Begin with `callboard init`, then `callboard dev hello.py`.",
+    epilog="Begin with `callboard init`, which says what to do next.",
 )
 @global_options
 @click.version_option(None, "-V", "--version", package_name="callboard", prog_name="callboard")

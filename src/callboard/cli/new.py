@@ -43,10 +43,15 @@ def agent(session: Session, /, name: str, *, folder: Path) -> None:
         click.echo(f"left {path} as it is")
     task = shlex.quote('{"text": "A wall of 3 by 4 metres"}')
     click.echo("\nNext:" + (f"\n  cd {shlex.quote(str(folder))}" if folder != Path() else ""))
+    steps = [
+        (f"python -m pytest {made.test.name}", "it needs no key"),
+        (f"callboard dev {made.agent.name}", "in one terminal"),
+        (f"callboard ask {name}/ann Task {task}", "in another"),
+    ]
     if importlib.util.find_spec("pytest") is None:
-        click.echo("  pip install pytest                              once, for the test")
-    click.echo(f"  python -m pytest {made.test.name}{' ' * max(1, 33 - len(made.test.name))}it needs no key")
-    click.echo(f"  callboard dev {made.agent.name}{' ' * max(1, 36 - len(made.agent.name))}in one terminal")
-    click.echo(f"  callboard ask {name}/ann Task {task}   in another")
+        steps.insert(0, ("pip install pytest", "once, for the test"))
+    width = max(len(line) for line, _ in steps)
+    for line, why in steps:
+        click.echo(f"  {line:<{width}}   {why}")
     click.echo("\nIt thinks with your model once one is configured, for example:")
     click.echo("  export OPENAI_API_KEY=...  CALLBOARD_AGENTS__MODEL=openai/gpt-4o-mini")

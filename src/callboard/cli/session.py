@@ -102,7 +102,7 @@ class Session:
                 # the cluster that `up` runs here has its streams on every server
                 found["topology.replicas"] = len(here.members)
         self._urls = here.url
-        return Settings.load(file=self.files or None, flags=given | found)
+        return Settings.load(file=self.files or None, flags=given, here=found)
 
     def command_settings(self) -> Settings:
         """Return the settings with the patience of a person: three seconds to connect, unless it was set.

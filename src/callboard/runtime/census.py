@@ -5,7 +5,7 @@ For people and tools. The leader of the registry answers; without one the record
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 
@@ -121,20 +121,28 @@ async def agent(bus: Bus, address: Address, *, clock: Clock = SYSTEM_CLOCK) -> A
         after = found.next
 
 
-async def members(bus: Bus, *, kind: str | None = None, limit: int = 1000, clock: Clock = SYSTEM_CLOCK) -> list[Member]:
+async def members(
+    bus: Bus,
+    *,
+    kind: str | None = None,
+    limit: int = 1000,
+    is_late: Callable[[str], bool] | None = None,
+    clock: Clock = SYSTEM_CLOCK,
+) -> list[Member]:
     """Return all actors and agents, by address. A request for each 1,000 agents and those of ``inspection.actors``.
 
     Args:
         bus: Where.
         kind: Only this type.
         limit: How many at most.
+        is_late: Whether actors of a type are left out first, where there are more.
         clock: Time.
 
     Raises:
         InvalidNameError: If the type cannot be one.
         NotFoundError: If there is no stream of actors.
     """
-    lines = {line.address: line for line in await inspection.actors(bus, kind=kind, limit=limit)}
+    lines = {line.address: line for line in await inspection.actors(bus, kind=kind, limit=limit, is_late=is_late)}
     query = Query(type=kind or "", status=list(EVERYWHERE), limit=limit)
     try:
         views = {view.record.address: view for view in (await find(bus, query, clock=clock)).agents}
@@ -142,7 +150,9 @@ async def members(bus: Bus, *, kind: str | None = None, limit: int = 1000, clock
         # no worker has ever led one here: actors are listed all the same
         views = {}
     everybody = sorted(lines.keys() | views.keys())
-    found = [member(name, lines.get(name), views.get(name)) for name in everybody[:limit]]
+    if is_late is not None and len(everybody) > limit:
+        everybody.sort(key=lambda name: is_late(name.partition("/")[0]))
+    found = [member(name, lines.get(name), views.get(name)) for name in sorted(everybody[:limit])]
     return [each for each in found if not _is_ours(each)]
 
 

@@ -39,6 +39,7 @@ from callboard.runtime.config_field import (
 from callboard.runtime.errors import ConfigError
 
 DEFAULT_FILE = Path("callboard.yaml")
+HERE = "the server of this folder"
 DAY_S = 86_400.0
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
@@ -390,6 +391,7 @@ class Settings(Section):
         file: Path | str | Sequence[Path | str] | None = None,
         env: Mapping[str, str] = os.environ,
         flags: Mapping[str, object] | None = None,
+        here: Mapping[str, object] | None = None,
     ) -> Self:
         """Read and check all sources.
 
@@ -398,6 +400,7 @@ class Settings(Section):
                 joined like PATH), else ``callboard.yaml`` in the working directory if there is one.
             env: Environment; variables like ``CALLBOARD_WORK__RETRY__ATTEMPTS``, secrets also as ``…_FILE``.
             flags: Dotted keys from the command line; a value of None counts as not given.
+            here: Dotted keys learnt from the server that runs on this folder; all else wins over them.
 
         Raises:
             ConfigError: If anything is unknown, malformed or contradictory; one line for each, with source and key.
@@ -405,7 +408,8 @@ class Settings(Section):
         known = [key for key, _ in leaves(cls)]
         secrets = [key for key, field in leaves(cls) if field is SecretStr]
         sections = [*cls.model_fields, *BLOCKS]
-        layers = [config_source.read_file(path, env=env, sections=sections) for path in _files(file, env)]
+        layers = [config_source.read_flags(here or {}, origin=HERE)]
+        layers += [config_source.read_file(path, env=env, sections=sections) for path in _files(file, env)]
         layers.append(config_source.read_env(env, secrets=secrets, known=known, blocks=BLOCKS))
         layers.append(config_source.read_flags(flags or {}))
         values, foreign = split(config_source.merge(layers))
@@ -434,7 +438,7 @@ class Settings(Section):
         return self._blocks.read(name, kind, variables=variables or {})
 
     def origins(self) -> dict[str, str]:
-        """Return where each setting came from: ``default``, a file's path, ``env NAME`` or ``flag``."""
+        """Return where each setting came from: ``default``, a file's path, ``env NAME``, ``flag`` or ``HERE``."""
         return {key: self._origin(key) for key, _ in leaves(type(self))}
 
     def shown(self) -> list[Shown]:

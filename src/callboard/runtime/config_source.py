@@ -120,9 +120,9 @@ def read_variables(env: Mapping[str, str], keys: Mapping[str, str]) -> Values:
     return {key: Value(env[name], f"env {name}") for name, key in keys.items() if env.get(name)}
 
 
-def read_flags(flags: Mapping[str, object]) -> Values:
+def read_flags(flags: Mapping[str, object], *, origin: str = "flag") -> Values:
     """Take dotted keys as given on the command line; None means that the flag was not used."""
-    return {key: Value(value, "flag") for key, value in flags.items() if value is not None}
+    return {key: Value(value, origin) for key, value in flags.items() if value is not None}
 
 
 def merge(layers: Iterable[Values]) -> Values:

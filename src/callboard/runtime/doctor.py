@@ -9,6 +9,7 @@ import shutil
 import socket
 import urllib.request
 from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from callboard.runtime import actor_doctor, dead, deep_doctor, lookup, roster, server_binary, subjects
@@ -24,7 +25,7 @@ from callboard.runtime.errors import BusError, CallboardError
 from callboard.runtime.finding import Finding, count
 from callboard.runtime.host import Connect
 from callboard.runtime.labels import told
-from callboard.runtime.server_folder import running
+from callboard.runtime.server_folder import RunningServer, profile_of, running
 from callboard.runtime.version import VERSION
 
 MIN_PAYLOAD_BYTES = 1 << 20
@@ -45,10 +46,14 @@ async def examine(
     also what ``deep_doctor`` writes and takes away again.
     """
     yield _binary(settings)
-    yield _disk(settings)
+    if _here(settings) is not None:
+        yield _disk(settings.server.data_dir)
     try:
         bus = await connect("doctor")
     except CallboardError as error:
+        if settings.server.data_dir.is_dir() and running(settings.server.data_dir) is None:
+            # a full disk may be why it is away
+            yield _disk(settings.server.data_dir)
         yield await _unreachable(settings, error)
         return
     try:
@@ -61,7 +66,7 @@ async def examine(
 async def _examine_broker(bus: Bus, settings: Settings, clock: Clock, *, is_deep: bool) -> AsyncIterator[Finding]:
     yield _server(bus)
     yield _payload(bus)
-    yield await _sync(settings)
+    yield await _sync(bus, settings)
     try:
         for finding in await _streams(bus, settings, clock):
             yield finding
@@ -102,16 +107,19 @@ def _binary(settings: Settings) -> Finding:
     return Finding(check="server_binary", level="ok", text=f"nats-server {found.version_text} ({found.origin})")
 
 
-def _disk(settings: Settings) -> Finding:
-    folder = settings.server.data_dir.absolute()
-    while not folder.exists():
-        folder = folder.parent
+def _disk(folder: Path) -> Finding:
     free = shutil.disk_usage(folder).free
-    text = f"{free >> 20} MiB free for {settings.server.data_dir}"
+    text = f"{free >> 20} MiB free for {folder}"
     if free < MIN_FREE_BYTES:
         fix = "free some space, or set server.data_dir to another disk: at its limit the server refuses writes"
         return Finding(check="disk", level="problem", text=text, fix=fix)
     return Finding(check="disk", level="ok", text=text)
+
+
+def _here(settings: Settings) -> RunningServer | None:
+    """Return the server that runs on our data folder, when it is the one that the settings lead to."""
+    found = running(settings.server.data_dir)
+    return found if found is not None and found.url == settings.nats.url else None
 
 
 async def _unreachable(settings: Settings, error: CallboardError) -> Finding:
@@ -156,10 +164,11 @@ def _payload(bus: Bus) -> Finding:
     return Finding(check="max_payload", level="ok", text=f"max_payload is {limit >> 10} KiB")
 
 
-async def _sync(settings: Settings) -> Finding:
-    here = running(settings.server.data_dir)
-    if here is not None and here.url == settings.nats.url:
-        if here.profile == "durable":
+async def _sync(bus: Bus, settings: Settings) -> Finding:
+    here = _here(settings)
+    profile = here.profile if here is not None else profile_of(bus.server.name)
+    if profile:
+        if profile == "durable":
             return Finding(check="sync", level="ok", text="every write is synced to disk (profile durable)")
         fix = "start it with --profile durable, unless two minutes of work may be lost"
         return Finding(

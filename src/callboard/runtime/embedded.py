@@ -6,7 +6,6 @@ import asyncio
 import atexit
 import json
 import os
-import secrets
 import socket
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from callboard.runtime.clock import SYSTEM_CLOCK, Clock
 from callboard.runtime.config import ServerSettings
 from callboard.runtime.errors import DataFolderInUseError, PortInUseError, ServerStartError
 from callboard.runtime.server_binary import ServerBinary
-from callboard.runtime.server_folder import DataFolder, Membership, RunningServer
+from callboard.runtime.server_folder import DataFolder, Membership, RunningServer, new_name
 
 HOST = "127.0.0.1"
 
@@ -156,7 +155,7 @@ class EmbeddedServer:
         for attempt in range(_FREE_PORT_ATTEMPTS):
             port = settings.port or free_port()
             check_port(port, setting="server.port")
-            name = self._membership.name if self._membership is not None else f"callboard-{secrets.token_hex(6)}"
+            name = self._membership.name if self._membership is not None else new_name(settings.profile)
             self._folder.write_config(
                 settings, port=port, http_port=settings.http_port, server_name=name, membership=self._membership
             )

@@ -274,7 +274,7 @@ def _absent(target: str, missing: str) -> str:
     if target != missing:
         hint = f" (there is no {missing!r})"
     elif not as_file.exists() and Path(f"{target}.py").exists():
-        hint = f"; did you mean {target}.py?"
+        return f"there is no module {target!r} here; did you mean {target}.py?"
     return f"there is no module {target!r} here{hint}: run from the folder that holds it, or give the path of its file"
 
 

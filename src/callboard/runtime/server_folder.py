@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
+import secrets
 import shutil
 import sys
 from pathlib import Path
@@ -26,6 +28,7 @@ MIN_FILE_BYTES = 64 << 20
 CLUSTER = "callboard"
 MEMBER = "cb"
 
+_OUR_NAME = re.compile(r"callboard-(durable|fast)-[0-9a-f]{12}")
 _RESERVE_BYTES = 512 << 20
 _RESERVE_SHARE = 10
 # Quoted: a bare 2m is two million in this format, and seconds here.
@@ -235,6 +238,17 @@ def running(data_dir: Path) -> RunningServer | None:
     """Return the server that runs on a data folder now, or None. Costs two small file reads."""
     folder = DataFolder(data_dir)
     return folder.read_state() if folder.is_locked() else None
+
+
+def new_name(profile: str) -> str:
+    """Return a name for a single server that no other one has; clients read from it how it syncs."""
+    return f"callboard-{profile}-{secrets.token_hex(6)}"
+
+
+def profile_of(server_name: str) -> str:
+    """Return the profile of a server with a name of ``new_name``, "" for any other."""
+    found = _OUR_NAME.fullmatch(server_name)
+    return found[1] if found is not None else ""
 
 
 def store_limit(*, free_bytes: int, total_bytes: int, stored_bytes: int) -> int:

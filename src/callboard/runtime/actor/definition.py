@@ -285,12 +285,12 @@ class ActorType:
             return UnknownMessageError(f"{what}; it handles no messages, only times")
         meant = near(said, names, count=1) if said is not None else []
         name = meant[0] if meant else names[0]
-        known = f"it handles {', '.join(names)}" + (f" - did you mean {name}?" if meant else "")
+        known = f"it handles {', '.join(names)}" + (f" - did you mean {name}?" if meant else ".")
         how = (
             f'Send an object of such a class, or plain values and the name: type="{name}"; in a plain publish '
             f'{{"type": "{name}", "data": ...}} or a header Cb-Type'
         )
-        return UnknownMessageError(f"{what}; {known}. {how}", handlers=names)
+        return UnknownMessageError(f"{what}; {known} {how}", handlers=names)
 
     def _migrated(self, state: Shape, data: bytes, schema: int) -> object:
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator, Callable, Collection
 from contextlib import aclosing
 from datetime import datetime
 from typing import Literal, cast
@@ -179,13 +179,16 @@ class _Said(Struct, frozen=True):
 _said = msgspec.json.Decoder(_Said)
 
 
-async def actors(bus: Bus, *, kind: str | None = None, limit: int = 1000) -> list[Line]:
+async def actors(
+    bus: Bus, *, kind: str | None = None, limit: int = 1000, is_late: Callable[[str], bool] | None = None
+) -> list[Line]:
     """Return the actors that have a record or mail, by address. Two requests and one more for each 500 shown.
 
     Args:
         bus: Where.
         kind: Only this type.
         limit: How many at most.
+        is_late: Whether actors of a type are left out first, where there are more.
 
     Raises:
         InvalidNameError: If the type cannot be one.
@@ -196,7 +199,10 @@ async def actors(bus: Bus, *, kind: str | None = None, limit: int = 1000) -> lis
     mails = await bus.subject_counts(subjects.ACTORS, f"cb.mbox.{wanted}.*.*")
     stored = {_addressee(subject): count for subject, count in mails.items()}
     known = {Address(*subjects.actor_of(subject)) for subject in with_record}
-    chosen = sorted(known | set(stored))[:limit]
+    everybody = sorted(known | set(stored))
+    if is_late is not None and len(everybody) > limit:
+        everybody.sort(key=lambda address: is_late(address.type))
+    chosen = sorted(everybody[:limit])
     states = await bus.get_many(subjects.ACTORS, [subjects.state(a.type, a.key) for a in chosen if a in known])
     found = {Address(*subjects.actor_of(s.subject)): _read(s) for s in states}
     return [_line(address, found.get(address), stored.get(address, 0)) for address in chosen]
