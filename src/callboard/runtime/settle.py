@@ -24,6 +24,7 @@ from callboard.runtime.commit import Committer, Refused, Result, Stands
 from callboard.runtime.errors import BusClosedError, BusError, CallboardError, ConflictError
 from callboard.runtime.lease import LeaseKeeper
 from callboard.runtime.outcome import Cancelled, Completed, Expired, Failed, Outcome, Retry, Returned
+from callboard.runtime.patience import outlast
 from callboard.runtime.record import (
     AttemptKind,
     AttemptRecord,
@@ -40,7 +41,6 @@ SCHEDULE_LEAD_S = 0.12
 # Beyond it payload and history of a dead letter are cut, so that with its headers it stays below the message limit.
 LETTER_BYTES = 512 * 1024
 _log = logs.get_logger(__name__)
-_STORE_RETRY_S = (0.05, 0.2, 0.5, 1.0, 2.0)
 
 
 class Told(Protocol):
@@ -258,7 +258,7 @@ class Settler:
         try:
             blob: object = UNSET
             if len(data) > self._rules.claim_check_bytes:
-                ref = await self._patiently(lambda: self._blobs.put(data))
+                ref = await outlast(lambda: self._blobs.put(data), clock=self._clock)
                 blob = BlobPointer(name=ref.name, sha256=ref.sha256, size_bytes=ref.size_bytes)
             if len(claim.delivery.data) > self._rules.claim_check_bytes:
                 await self._offload_payload(claim)
@@ -270,7 +270,7 @@ class Settler:
         """Move the copy of a large inline payload into a blob, so that the record stays below the message limit."""
         if not claim.delivery.data:
             return
-        ref = await self._patiently(lambda: self._blobs.put(claim.delivery.data))
+        ref = await outlast(lambda: self._blobs.put(claim.delivery.data), clock=self._clock)
         headers = dict(claim.delivery.headers or {})
         headers[header.CLAIM_CHECK] = f"{ref.name} {ref.sha256} {ref.size_bytes}"
         old = claim.delivery
@@ -304,7 +304,7 @@ class Settler:
         kept.pop(header.NOT_BEFORE, None)
         target = subjects.due(claim.capability)
         write = Write(subjects.later(claim.task_id), claim.delivery.data, kept | header.at(due, target))
-        await self._patiently(lambda: self._bus.store(write))
+        await outlast(lambda: self._bus.store(write), clock=self._clock)
 
     async def _return(self, claim: Claim, delay_s: float) -> None:
         is_unknown = claim.number == 1 and (claim.delivery.delivered > 1 or claim.is_doubtful)
@@ -329,7 +329,7 @@ class Settler:
             history = record.shortened(history, limit_bytes=LETTER_BYTES // 4)
             data = record.encode(self._letter(claim, failure, history))
         subject = subjects.dead(claim.capability, claim.task_id)
-        await self._patiently(lambda: self._bus.store(Write(subject, data)))
+        await outlast(lambda: self._bus.store(Write(subject, data)), clock=self._clock)
         attempts = claim.attempt if claim.started_at is not None else claim.attempt - 1
         log = _log.bind(**_who(claim), **_why(failure))
         log.error(events.TASK_DEAD_LETTERED, attempts=attempts, crashes=claim.crashes)
@@ -392,10 +392,13 @@ class Settler:
         subject = subjects.attempt(claim.capability, claim.task_id, claim.number)
         claim.number += 1
         try:
-            await self._patiently(lambda: self._bus.store(Write(subject, data, again=True)))
+            # the lease is held meanwhile: it never gives a claim up
+            await outlast(lambda: self._bus.store(Write(subject, data, again=True)), clock=self._clock)
         except ConflictError:
             # perhaps our own write, whose answer got lost
-            standing = await self._patiently(lambda: self._bus.get_last(subjects.LEDGER, subject, from_leader=True))
+            standing = await outlast(
+                lambda: self._bus.get_last(subjects.LEDGER, subject, from_leader=True), clock=self._clock
+            )
             return standing is not None and standing.data == data
         return True
 
@@ -403,21 +406,8 @@ class Settler:
         if claim.number == 1:
             return []
         wildcard = subjects.attempts(claim.capability, claim.task_id)
-        return read_history(
-            await self._patiently(lambda: self._bus.get_many(subjects.LEDGER, [wildcard], from_leader=True))
-        )
-
-    async def _patiently(self, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:  # noqa: ANN401 - whatever call returns
-        """Repeat a write or read that may succeed later, with the lease held; it never gives a claim up."""
-        tries = 0
-        while True:
-            try:
-                return await call()
-            except BusError as error:
-                if not error.retryable:
-                    raise
-                await self._clock.sleep(_STORE_RETRY_S[min(tries, len(_STORE_RETRY_S) - 1)])
-                tries += 1
+        read = partial(self._bus.get_many, subjects.LEDGER, [wildcard], from_leader=True)
+        return read_history(await outlast(read, clock=self._clock))
 
     # --- answers
 
