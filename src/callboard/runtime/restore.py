@@ -49,7 +49,8 @@ async def restore(
 ) -> list[Restored]:
     """Make every stream of a checked backup anew, then the others that this version wants.
 
-    Listens for 1.3 s whether workers run. They refuse to start before the last stream is back. When it fails half-way, do it again with ``overwrite``.
+    Listens for 1.3 s whether workers run. They refuse to start before the last stream is back. When it fails half-way,
+    do it again with ``overwrite``.
 
     Args:
         bus: A connection whose user may do it: the role ``operator``.
@@ -72,7 +73,7 @@ async def restore(
     present = [name for name in await bus.stream_names() if name in copies]
     used = [] if overwrite else [name for name in present if await _was_used(bus, name)]
     if used:
-        message = f"{', '.join(used)} held messages here, which would be lost: restore onto an empty server, or say --overwrite"
+        message = f"{', '.join(used)} held messages here, to be lost: restore onto an empty server, or say --overwrite"
         raise BackupError(message, stream=used[0])
     for name in present:
         await bus.delete_stream(name)
