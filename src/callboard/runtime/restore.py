@@ -73,7 +73,7 @@ async def restore(
     present = [name for name in await bus.stream_names() if name in copies]
     used = [] if overwrite else [name for name in present if await _was_used(bus, name)]
     if used:
-        message = f"{', '.join(used)} held messages here, to be lost: restore onto an empty server, or say --overwrite"
+        message = f"{', '.join(used)} held messages here: restore onto an empty server, or say --overwrite to lose them"
         raise BackupError(message, stream=used[0])
     for name in present:
         await bus.delete_stream(name)
