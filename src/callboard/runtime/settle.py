@@ -107,7 +107,7 @@ class Settler:
             if len(outcome.data) + len(claim.payload) <= self._rules.claim_check_bytes:
                 self._commit(claim, self._completed(claim, Raw(outcome.data), UNSET), "completed")
             else:
-                self._run(claim, self._complete_large(claim, outcome.data), "settle-large")
+                self._run(claim, partial(self._complete_large, claim, outcome.data), "settle-large")
             return
         if self._keeper.has_lapsed(claim):
             # somebody else may be running it by now; an answer from us would disturb that run
@@ -115,9 +115,9 @@ class Settler:
             return
         match outcome:
             case Retry(failure, delay_s):
-                self._run(claim, self._retry(claim, failure, delay_s), "settle-retry")
+                self._run(claim, partial(self._retry, claim, failure, delay_s), "settle-retry")
             case Failed(failure):
-                self._run(claim, self._bury(claim, failure), "settle-failed")
+                self._run(claim, partial(self._bury, claim, failure), "settle-failed")
             case Cancelled(failure):
                 _log.info(events.TASK_CANCELLED, **_who(claim), was_running=claim.started_at is not None)
                 self._end(claim, "cancelled", failure)
@@ -127,7 +127,7 @@ class Settler:
             case Returned(delay_s):
                 if claim.started_at is not None:
                     _log.info(events.TASK_HANDED_BACK, **_who(claim))
-                self._run(claim, self._return(claim, delay_s), "settle-returned")
+                self._run(claim, partial(self._return, claim, delay_s), "settle-returned")
 
     def skip(self, claim: Claim) -> None:
         """Ack a claim whose record was found: it ran before."""
@@ -148,7 +148,7 @@ class Settler:
     def defer(self, claim: Claim, due: datetime) -> None:
         """Have the server hold a claim that is not wanted before ``due``, then ack it. It takes no attempt."""
         delay_s = max(0.0, (due - self._clock.now()).total_seconds())
-        self._run(claim, self._defer(claim, delay_s), "settle-deferred")
+        self._run(claim, partial(self._defer, claim, delay_s), "settle-deferred")
 
     async def _defer(self, claim: Claim, delay_s: float) -> None:
         await self._schedule(claim, delay_s, attempt=claim.attempt)
@@ -212,7 +212,7 @@ class Settler:
 
         def done(result: Result) -> None:
             if isinstance(result, Refused):
-                self._run(claim, self._unstorable(claim, result.error), "settle-unstorable")
+                self._run(claim, partial(self._unstorable, claim, result.error), "settle-unstorable")
                 return
             self._answered(claim, result, data, name, term_reason)
 
@@ -222,7 +222,7 @@ class Settler:
         if crash.point:
             crash.at("after-result-puback")
         if term_reason and result.is_ours:
-            self._run(claim, self._bus.term(claim.token, term_reason), "settle-term")
+            self._run(claim, partial(self._bus.term, claim.token, term_reason), "settle-term")
         else:
             self._acks.append(claim.token)
         if claim.reply_to is not None and result.is_ours:
@@ -232,12 +232,13 @@ class Settler:
 
     # --- the slower endings
 
-    def _run(self, claim: Claim, ending: Coroutine[Any, Any, None], name: str) -> None:
+    def _run(self, claim: Claim, ending: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
         self._spawn(self._guarded(claim, ending), name)
 
-    async def _guarded(self, claim: Claim, ending: Coroutine[Any, Any, None]) -> None:
+    async def _guarded(self, claim: Claim, ending: Callable[[], Coroutine[Any, Any, None]]) -> None:
         try:
-            await ending
+            # made here: a worker that goes down closes this before it begins, and would leave the ending behind
+            await ending()
         except CallboardError as error:
             # what no patience mends (closed, no permission) ends this claim alone: redelivery brings it again
             _log.bind(**_who(claim)).error(events.TASK_UNCOMMITTED, code=error.code, message=str(error))
@@ -247,7 +248,7 @@ class Settler:
         if len(claim.delivery.data) <= self._rules.claim_check_bytes:
             self._commit(claim, self._ended(claim, status, failure), status)
         else:
-            self._run(claim, self._end_large(claim, status, failure), "settle-large")
+            self._run(claim, partial(self._end_large, claim, status, failure), "settle-large")
 
     async def _end_large(self, claim: Claim, status: Literal["cancelled", "expired"], failure: Failure) -> None:
         await self._offload_payload(claim)
