@@ -268,7 +268,7 @@ async def test_a_backup_takes_nothing_from_the_server(tmp_path: Path) -> None:
 
 async def test_nothing_is_overwritten_unless_told(tmp_path: Path) -> None:
     async with saved(tmp_path) as world:
-        with pytest.raises(BackupError, match=r"CB_ACTORS.* exist here.*--overwrite"):
+        with pytest.raises(BackupError, match=r"CB_WORK.* held messages here.*--overwrite"):
             await put_back(world.bus, tmp_path / "saved")
         with pytest.raises(BackupError, match="saved exists"):
             await save(world.bus, tmp_path / "saved")
@@ -277,6 +277,20 @@ async def test_nothing_is_overwritten_unless_told(tmp_path: Path) -> None:
         info = await world.bus.stream_info("CB_WORK")
         assert info is not None
         assert info.messages == 1
+
+
+async def test_new_streams_make_room_and_running_workers_do_not(tmp_path: Path) -> None:
+    async with saved(tmp_path) as world:
+        for name in await world.bus.stream_names():
+            await world.bus.delete_stream(name)
+        await provision.apply(world.bus, await provision.plan(world.bus, TOPOLOGY))
+        assert (await put_back(world.bus, tmp_path / "saved"))["CB_WORK"].messages == 1
+        worker = (await world.start(Book, double)).worker
+        with pytest.raises(BackupError, match=rf"{worker.id} run here.*stop them first"):
+            await put_back(world.bus, tmp_path / "saved", overwrite=True)
+        task = await world.client.submit("double", 4)
+        assert await world.client.wait(task, timeout_s=20) == 8
+        assert await world.client.actor("book/a").ask(1, timeout_s=20) == []
 
 
 async def test_a_backup_that_fails_leaves_no_folder_and_says_what_is_missing(tmp_path: Path) -> None:

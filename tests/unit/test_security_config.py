@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,14 @@ from callboard.cli.main import cli
 from callboard.cli.session import Session
 from callboard.runtime.bus.pattern import matches
 from callboard.runtime.config import Settings
-from callboard.runtime.errors import CallboardError, ConfigError, InvalidNameError, NotFoundError, ServerStartError
+from callboard.runtime.errors import (
+    CallboardError,
+    ConfigError,
+    InvalidNameError,
+    MissingExtraError,
+    NotFoundError,
+    ServerStartError,
+)
 from callboard.runtime.security import role
 from callboard.runtime.security.folder import Folder
 from callboard.runtime.security.plan import MAIN, Tenant, layout, read, unit
@@ -46,6 +54,17 @@ def test_writing_again_changes_nothing_and_rotating_changes_every_key(tmp_path: 
     changed = {name for name, data in contents(tmp_path).items() if data != first[name]}
     assert changed >= {name for name in first if name.startswith("tls/") or name.endswith(("seed", ".secret"))}
     assert "accounts.conf" in changed
+
+
+@pytest.mark.parametrize("package", ["nkeys", "cryptography"])
+def test_without_the_extra_it_is_named_and_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(sys.modules, "callboard.runtime.security.certificate", raising=False)
+    with pytest.raises(MissingExtraError, match=r"pip install 'callboard\[security\]'"):
+        Folder(tmp_path / "nats").write(planned())
+    assert not (tmp_path / "nats").exists()
 
 
 def test_what_is_secret_only_its_owner_may_read(tmp_path: Path) -> None:

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 @global_options
 @pass_session
 def command(session: Session, /, *, folder: Path, overwrite: bool) -> None:
-    """Make the streams of a backup anew. Stop the workers before.
+    """Make the streams of a backup anew. Stop the workers before: it refuses while it hears one.
 
-    Every checksum is compared before anything is changed. Streams that exist are left alone without --overwrite.
+    Every checksum is compared before anything is changed. Streams that ever held a message are left alone without
+    --overwrite.
     """
     restored = session.run(_restore(session, folder, overwrite=overwrite))
     if session.json:

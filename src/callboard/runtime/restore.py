@@ -1,4 +1,4 @@
-"""A backup put back: onto an empty server, or in place of the streams that are there."""
+"""A backup put back: onto a server whose streams never held anything, or in place of those that are there."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from callboard.runtime import snapshot
+from callboard.runtime import roster, snapshot
 from callboard.runtime.backup import NUMBERED, ORDER, Manifest, StreamCopy
 from callboard.runtime.bus import topology
 from callboard.runtime.bus.base import Bus, PubAck, StreamInfo, Write
@@ -49,7 +49,8 @@ async def restore(
 ) -> list[Restored]:
     """Make every stream of a checked backup anew, then the others that this version wants.
 
-    Workers refuse to start before the last stream is back. When it fails half-way, do it again with ``overwrite``.
+    Listens for 1.3 s whether workers run. They refuse to start before the last stream is back. When it fails half-way,
+    do it again with ``overwrite``.
 
     Args:
         bus: A connection whose user may do it: the role ``operator``.
@@ -58,19 +59,22 @@ async def restore(
         wanted: The streams as they shall be: their number of copies is taken from here.
         clock: Paces the wait for leaders.
         progress: Told of each piece.
-        overwrite: Delete streams of the backup that exist, with all they hold.
+        overwrite: Delete streams of the backup that exist, with all they hold. Those that never held a message, which
+            `callboard up` and `callboard provision` make, are replaced without it.
 
     Raises:
-        BackupError: If streams exist, the server is older than the backup's, or refused one.
+        BackupError: If workers run, streams were used, the server is older than the backup's, or refused one.
         PermissionDeniedError: If the user may not.
         BusTimeoutError: If the server fell silent.
     """
     _check_version(bus.server.version, manifest.server)
     copies = {copy.stream: copy for copy in manifest.streams}
+    await _check_stopped(bus, clock)
     present = [name for name in await bus.stream_names() if name in copies]
-    if present and not overwrite:
-        message = f"{', '.join(present)} exist here and would be lost: restore onto an empty server, or say --overwrite"
-        raise BackupError(message, stream=present[0])
+    used = [] if overwrite else [name for name in present if await _was_used(bus, name)]
+    if used:
+        message = f"{', '.join(used)} held messages here: restore onto an empty server, or say --overwrite to lose them"
+        raise BackupError(message, stream=used[0])
     for name in present:
         await bus.delete_stream(name)
     replicas = {config.name: config.replicas for config in wanted.streams}
@@ -87,6 +91,23 @@ async def restore(
         if each.name not in copies and await bus.stream_info(each.name) is None:
             await bus.create_stream(each)
     return restored
+
+
+async def _check_stopped(bus: Bus, clock: Clock) -> None:
+    """Refuse while workers, or groups that would start some, stand on the streams that are deleted."""
+    found = (await roster.heard(bus, clock=clock)).fleet.names
+    if found:
+        message = (
+            f"{', '.join(found)} run here, and would fail on streams of another time: stop them first, "
+            "with `callboard workers drain NAME --wait`"
+        )
+        raise BackupError(message)
+
+
+async def _was_used(bus: Bus, stream: str) -> bool:
+    """Return whether it ever held a message; one that does not say so counts as used."""
+    info = await bus.stream_info(stream)
+    return info is not None and (info.leader is None or info.messages > 0 or info.last_seq > 0)
 
 
 def _settings(copy: StreamCopy, *, replicas: int | None) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Coroutine
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Literal, Protocol
 
 from msgspec import UNSET, Raw, Struct
@@ -23,6 +24,7 @@ from callboard.runtime.commit import Committer, Refused, Result, Stands
 from callboard.runtime.errors import BusClosedError, BusError, CallboardError, ConflictError
 from callboard.runtime.lease import LeaseKeeper
 from callboard.runtime.outcome import Cancelled, Completed, Expired, Failed, Outcome, Retry, Returned
+from callboard.runtime.patience import outlast
 from callboard.runtime.record import (
     AttemptKind,
     AttemptRecord,
@@ -39,7 +41,6 @@ SCHEDULE_LEAD_S = 0.12
 # Beyond it payload and history of a dead letter are cut, so that with its headers it stays below the message limit.
 LETTER_BYTES = 512 * 1024
 _log = logs.get_logger(__name__)
-_STORE_RETRY_S = (0.05, 0.2, 0.5, 1.0, 2.0)
 
 
 class Told(Protocol):
@@ -106,7 +107,7 @@ class Settler:
             if len(outcome.data) + len(claim.payload) <= self._rules.claim_check_bytes:
                 self._commit(claim, self._completed(claim, Raw(outcome.data), UNSET), "completed")
             else:
-                self._run(claim, self._complete_large(claim, outcome.data), "settle-large")
+                self._run(claim, partial(self._complete_large, claim, outcome.data), "settle-large")
             return
         if self._keeper.has_lapsed(claim):
             # somebody else may be running it by now; an answer from us would disturb that run
@@ -114,9 +115,9 @@ class Settler:
             return
         match outcome:
             case Retry(failure, delay_s):
-                self._run(claim, self._retry(claim, failure, delay_s), "settle-retry")
+                self._run(claim, partial(self._retry, claim, failure, delay_s), "settle-retry")
             case Failed(failure):
-                self._run(claim, self._bury(claim, failure), "settle-failed")
+                self._run(claim, partial(self._bury, claim, failure), "settle-failed")
             case Cancelled(failure):
                 _log.info(events.TASK_CANCELLED, **_who(claim), was_running=claim.started_at is not None)
                 self._end(claim, "cancelled", failure)
@@ -126,7 +127,7 @@ class Settler:
             case Returned(delay_s):
                 if claim.started_at is not None:
                     _log.info(events.TASK_HANDED_BACK, **_who(claim))
-                self._run(claim, self._return(claim, delay_s), "settle-returned")
+                self._run(claim, partial(self._return, claim, delay_s), "settle-returned")
 
     def skip(self, claim: Claim) -> None:
         """Ack a claim whose record was found: it ran before."""
@@ -147,7 +148,7 @@ class Settler:
     def defer(self, claim: Claim, due: datetime) -> None:
         """Have the server hold a claim that is not wanted before ``due``, then ack it. It takes no attempt."""
         delay_s = max(0.0, (due - self._clock.now()).total_seconds())
-        self._run(claim, self._defer(claim, delay_s), "settle-deferred")
+        self._run(claim, partial(self._defer, claim, delay_s), "settle-deferred")
 
     async def _defer(self, claim: Claim, delay_s: float) -> None:
         await self._schedule(claim, delay_s, attempt=claim.attempt)
@@ -211,7 +212,7 @@ class Settler:
 
         def done(result: Result) -> None:
             if isinstance(result, Refused):
-                self._run(claim, self._unstorable(claim, result.error), "settle-unstorable")
+                self._run(claim, partial(self._unstorable, claim, result.error), "settle-unstorable")
                 return
             self._answered(claim, result, data, name, term_reason)
 
@@ -221,7 +222,7 @@ class Settler:
         if crash.point:
             crash.at("after-result-puback")
         if term_reason and result.is_ours:
-            self._run(claim, self._bus.term(claim.token, term_reason), "settle-term")
+            self._run(claim, partial(self._bus.term, claim.token, term_reason), "settle-term")
         else:
             self._acks.append(claim.token)
         if claim.reply_to is not None and result.is_ours:
@@ -231,12 +232,13 @@ class Settler:
 
     # --- the slower endings
 
-    def _run(self, claim: Claim, ending: Coroutine[Any, Any, None], name: str) -> None:
+    def _run(self, claim: Claim, ending: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
         self._spawn(self._guarded(claim, ending), name)
 
-    async def _guarded(self, claim: Claim, ending: Coroutine[Any, Any, None]) -> None:
+    async def _guarded(self, claim: Claim, ending: Callable[[], Coroutine[Any, Any, None]]) -> None:
         try:
-            await ending
+            # made here: a worker that goes down closes this before it begins, and would leave the ending behind
+            await ending()
         except CallboardError as error:
             # what no patience mends (closed, no permission) ends this claim alone: redelivery brings it again
             _log.bind(**_who(claim)).error(events.TASK_UNCOMMITTED, code=error.code, message=str(error))
@@ -246,7 +248,7 @@ class Settler:
         if len(claim.delivery.data) <= self._rules.claim_check_bytes:
             self._commit(claim, self._ended(claim, status, failure), status)
         else:
-            self._run(claim, self._end_large(claim, status, failure), "settle-large")
+            self._run(claim, partial(self._end_large, claim, status, failure), "settle-large")
 
     async def _end_large(self, claim: Claim, status: Literal["cancelled", "expired"], failure: Failure) -> None:
         await self._offload_payload(claim)
@@ -256,7 +258,7 @@ class Settler:
         try:
             blob: object = UNSET
             if len(data) > self._rules.claim_check_bytes:
-                ref = await self._patiently(lambda: self._blobs.put(data))
+                ref = await outlast(lambda: self._blobs.put(data), clock=self._clock)
                 blob = BlobPointer(name=ref.name, sha256=ref.sha256, size_bytes=ref.size_bytes)
             if len(claim.delivery.data) > self._rules.claim_check_bytes:
                 await self._offload_payload(claim)
@@ -268,7 +270,7 @@ class Settler:
         """Move the copy of a large inline payload into a blob, so that the record stays below the message limit."""
         if not claim.delivery.data:
             return
-        ref = await self._patiently(lambda: self._blobs.put(claim.delivery.data))
+        ref = await outlast(lambda: self._blobs.put(claim.delivery.data), clock=self._clock)
         headers = dict(claim.delivery.headers or {})
         headers[header.CLAIM_CHECK] = f"{ref.name} {ref.sha256} {ref.size_bytes}"
         old = claim.delivery
@@ -302,7 +304,7 @@ class Settler:
         kept.pop(header.NOT_BEFORE, None)
         target = subjects.due(claim.capability)
         write = Write(subjects.later(claim.task_id), claim.delivery.data, kept | header.at(due, target))
-        await self._patiently(lambda: self._bus.store(write))
+        await outlast(lambda: self._bus.store(write), clock=self._clock)
 
     async def _return(self, claim: Claim, delay_s: float) -> None:
         is_unknown = claim.number == 1 and (claim.delivery.delivered > 1 or claim.is_doubtful)
@@ -327,7 +329,7 @@ class Settler:
             history = record.shortened(history, limit_bytes=LETTER_BYTES // 4)
             data = record.encode(self._letter(claim, failure, history))
         subject = subjects.dead(claim.capability, claim.task_id)
-        await self._patiently(lambda: self._bus.store(Write(subject, data)))
+        await outlast(lambda: self._bus.store(Write(subject, data)), clock=self._clock)
         attempts = claim.attempt if claim.started_at is not None else claim.attempt - 1
         log = _log.bind(**_who(claim), **_why(failure))
         log.error(events.TASK_DEAD_LETTERED, attempts=attempts, crashes=claim.crashes)
@@ -390,10 +392,13 @@ class Settler:
         subject = subjects.attempt(claim.capability, claim.task_id, claim.number)
         claim.number += 1
         try:
-            await self._patiently(lambda: self._bus.store(Write(subject, data, again=True)))
+            # the lease is held meanwhile: it never gives a claim up
+            await outlast(lambda: self._bus.store(Write(subject, data, again=True)), clock=self._clock)
         except ConflictError:
             # perhaps our own write, whose answer got lost
-            standing = await self._patiently(lambda: self._bus.get_last(subjects.LEDGER, subject, from_leader=True))
+            standing = await outlast(
+                lambda: self._bus.get_last(subjects.LEDGER, subject, from_leader=True), clock=self._clock
+            )
             return standing is not None and standing.data == data
         return True
 
@@ -401,21 +406,8 @@ class Settler:
         if claim.number == 1:
             return []
         wildcard = subjects.attempts(claim.capability, claim.task_id)
-        return read_history(
-            await self._patiently(lambda: self._bus.get_many(subjects.LEDGER, [wildcard], from_leader=True))
-        )
-
-    async def _patiently(self, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:  # noqa: ANN401 - whatever call returns
-        """Repeat a write or read that may succeed later, with the lease held; it never gives a claim up."""
-        tries = 0
-        while True:
-            try:
-                return await call()
-            except BusError as error:
-                if not error.retryable:
-                    raise
-                await self._clock.sleep(_STORE_RETRY_S[min(tries, len(_STORE_RETRY_S) - 1)])
-                tries += 1
+        read = partial(self._bus.get_many, subjects.LEDGER, [wildcard], from_leader=True)
+        return read_history(await outlast(read, clock=self._clock))
 
     # --- answers
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from callboard.runtime import crash, ids, subjects
+from callboard.runtime import crash, ids, patience, subjects
 from callboard.runtime.actor.actor import Actor
 from callboard.runtime.actor.definition import ActorType, with_companions
 from callboard.runtime.actor.hosting import ActorHost
@@ -354,10 +354,10 @@ class Worker:
         self._subscriptions.append(await bus.subscribe(subjects.ctl_worker(self.id), lambda m: self._on_order(bus, m)))
         self._subscriptions.append(await micro.serve(bus, self._services, self._fire))
         self._listening_s = self._clock.monotonic()
-        config = Bucket(bus, CONFIG_BUCKET)
+        follow = partial(Bucket(bus, CONFIG_BUCKET).watch, PAUSE_PREFIX, self._on_pause)
         if self._pool_set is not None:
-            await self._pool_set.read_pauses()
-        self._subscriptions.append(await config.watch(PAUSE_PREFIX, self._on_pause))
+            await patience.outlast(self._pool_set.read_pauses, clock=self._clock, within_s=patience.START_S)
+        self._subscriptions.append(await patience.outlast(follow, clock=self._clock, within_s=patience.START_S))
 
     def _on_pause(self, entry: KvEntry) -> None:
         pools = self._pool_set

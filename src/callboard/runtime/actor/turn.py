@@ -25,7 +25,7 @@ from callboard.runtime.actor.seat import Seat
 from callboard.runtime.actor.services import Services
 from callboard.runtime.actor.span import every_rule, span_s
 from callboard.runtime.bus import header
-from callboard.runtime.bus.base import Write
+from callboard.runtime.bus.base import Bus, Write
 from callboard.runtime.capability import Capability
 from callboard.runtime.client import TaskHandle
 from callboard.runtime.errors import (
@@ -477,16 +477,16 @@ class Turn:
         subject = f"{PROGRESS}.{self.address.type}.{self.address.token}"
 
         def send() -> None:
-            _ = services.spawn(_quietly(services.bus.publish(subject, body)), "actor-progress")
+            _ = services.spawn(_quietly(services.bus, subject, body), "actor-progress")
 
         # a handler in a thread calls this too
         self._loop.call_soon_threadsafe(send)
         return True
 
 
-async def _quietly(call: Awaitable[None]) -> None:
+async def _quietly(bus: Bus, subject: str, body: bytes) -> None:
     with contextlib.suppress(BusError):
-        await call
+        await bus.publish(subject, body)
 
 
 def _plain(value: object) -> object:

@@ -262,6 +262,10 @@ class NatsLink(LinkState):
                 client.hang_up()
                 raise nats.errors.SecureConnRequiredError
 
+        def choose(servers: list[Server], info: dict[str, Any]) -> tuple[Server | None, float]:
+            client.hang_up()
+            return self._choose(servers, info)
+
         async def on_down() -> None:
             client.is_secure = False
             if client is self._client:
@@ -283,7 +287,7 @@ class NatsLink(LinkState):
             disconnected_cb=on_down,
             reconnected_cb=on_up,
             closed_cb=on_closed,
-            reconnect_to_server_handler=self._choose,
+            reconnect_to_server_handler=choose,
             max_reconnect_attempts=-1,
             reconnect_time_wait=cast("int", _RECONNECT_S),
             ping_interval=_PING_S,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from msgspec import json
 
-from callboard.runtime.bus.base import ConsumerConfig, ConsumerInfo, StreamConfig, StreamInfo
+from callboard.runtime.bus.base import ConsumerConfig, ConsumerInfo, ServerInfo, StreamConfig, StreamInfo
 from callboard.runtime.bus.check import changed_settings, check_filter, check_name
 from callboard.runtime.bus.jetstream_call import Calls
 from callboard.runtime.bus.jetstream_link import Link, Proof, Raw
@@ -30,6 +30,8 @@ API_PREFIX = "$JS.API."
 
 _NAME_TAKEN = 10058
 _DETAILS_LIMIT = 10_000
+# What only reads may be asked again.
+_READS = ("STREAM.MSG.GET.", "STREAM.INFO.", "CONSUMER.INFO.")
 
 
 class Administration:
@@ -38,16 +40,17 @@ class Administration:
     _link: Link
     _api_calls: Calls[Raw]
     _known_stream: str
+    _server: ServerInfo
 
     async def _api(self, path: str, body: Json | None = None, *, timeout_s: float = API_TIMEOUT_S) -> Json:
-        """Ask the API and return its answer.
+        """Ask the API and return its answer. What only reads is asked again while a stream has no leader to answer.
 
         Raises:
             BusError: If it refused, or nobody answered.
         """
-        subject = API_PREFIX + path
+        subject, data = API_PREFIX + path, json.encode(body) if body else b""
         try:
-            raw, _ = await self._api_calls.one(subject, json.encode(body) if body else b"", timeout_s)
+            raw, _ = await self._api_calls.one(subject, data, timeout_s, repeats=self._is_repeated(path))
         except NoRespondersError as error:
             raise _silent(subject) from error
         return self._heard(raw, path)
@@ -60,9 +63,16 @@ class Administration:
         """
         subject = API_PREFIX + path
         call = self._api_calls.open([subject] * len(bodies), API_TIMEOUT_S)
+
+        async def send() -> None:
+            for index, (body, reply) in enumerate(zip(bodies, self._api_calls.reply_subjects(call), strict=True)):
+                if self._api_calls.is_open(call, index):
+                    await self._link.send(subject, json.encode(body), reply, None)
+
+        if self._is_repeated(path):
+            call.again = send
         try:
-            for body, reply in zip(bodies, self._api_calls.reply_subjects(call), strict=True):
-                await self._link.send(subject, json.encode(body), reply, None)
+            await send()
         except BaseException:
             self._api_calls.forget(call)
             raise
@@ -77,6 +87,10 @@ class Administration:
             except NotFoundError as error:
                 answers.append(error)
         return answers
+
+    def _is_repeated(self, path: str) -> bool:
+        """Return whether a question is asked again: a cluster loses what it is sent during an election."""
+        return path.startswith(_READS) and bool(self._server.cluster)
 
     def _heard(self, raw: Raw, path: str) -> Json:
         """Return an answer of the API, and note whether it came from one that reaches a leader.

@@ -76,7 +76,8 @@ class Reader(Work):
         check_name(stream, what="stream")
         subject = subject or f"{API_PREFIX}DIRECT.GET.{stream}"
         try:
-            raw, _ = await self._api_calls.one(subject, json.encode(ask) if data is None else data, API_TIMEOUT_S)
+            body = json.encode(ask) if data is None else data
+            raw, _ = await self._api_calls.one(subject, body, API_TIMEOUT_S, repeats=bool(self._server.cluster))
         except NoRespondersError:
             # Direct gets are off for this stream, or it does not exist: its leader tells.
             return await self._get_from_leader(stream, ask)

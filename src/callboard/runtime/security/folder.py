@@ -97,6 +97,9 @@ class Folder:
         if far and not plan.has_tls:
             message = f"clients of {', '.join(far)} would send their work in the clear: add --tls"
             raise ConfigError(message)
+        nkey.need()
+        if plan.has_tls:
+            _ = self.authority  # before anything is written: it may need a package
         self.path.mkdir(parents=True, exist_ok=True, mode=nkey.FOLDER_MODE)
         with self._locked():
             if plan.has_tls:

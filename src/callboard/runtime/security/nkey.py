@@ -81,6 +81,18 @@ def write_secret(path: Path, data: bytes) -> None:
     temporary.replace(path)
 
 
+def need() -> None:
+    """Look whether keys can be made at all.
+
+    Raises:
+        MissingExtraError: If the package ``nkeys`` is not installed.
+    """
+    try:
+        import nkeys  # noqa: F401, PLC0415 - an extra
+    except ImportError as error:
+        raise missing() from error
+
+
 def missing() -> MissingExtraError:
     """Return the error for a machine without the extra."""
     return MissingExtraError("keys and certificates need two more packages: pip install 'callboard[security]'")
