@@ -166,7 +166,9 @@ def test_a_broker_without_the_streams_is_refused_with_the_remedy(tmp_path: Path,
     url, user = f"nats://127.0.0.1:{port}", {"CALLBOARD_NATS__USER": "u"}
     try:
         right = user | {"CALLBOARD_NATS__PASSWORD": "right"}
-        eventually(lambda: '"check":"server","level":"ok"' in console.run("doctor", "--json", "--nats", url, **right).out)
+        eventually(
+            lambda: '"check":"server","level":"ok"' in console.run("doctor", "--json", "--nats", url, **right).out
+        )
         wrong = console.run("tasks", "ls", "--nats", url, **user, CALLBOARD_NATS__PASSWORD="wrong")
         assert (wrong.status, "error[bus_auth]" in wrong.err) == (3, True), wrong.err
         assert "wrong" not in wrong.err

@@ -302,8 +302,9 @@ def test_a_task_that_asks_for_labels_nobody_bears_is_told_of_and_runs_when_someb
     assert "silent" not in lacks.err
     wrong = console.run("submit", "echo", "1", "--labels", "zone")
     assert (wrong.status, "gpu=yes" in wrong.err) == (2, True)
-    assert worker.stop() == 0
     # a group at nothing starts a process for it
     group = _scaling(console, "--max", "1", "--labels", "zone=b")
     soon(lambda: console.run("tasks", "show", "echo/b", "--json").json["state"] == "completed", group.err)
-    assert group.stop() == 0
+    # and is told of when it has let that go
+    soon(lambda: "bears the labels and runs no process now" in console.run("find", "echo", "--label", "zone=b").err)
+    assert (group.stop(), worker.stop()) == (0, 0)

@@ -101,7 +101,7 @@ def _has_more(query: Query) -> bool:
 async def _misfit(session: Session, /, query: Query) -> str:
     """Return what somebody who offers the capability lacks, as a pick says it; "" when those who fit are silent."""
     from callboard.runtime import census, labels, roster
-    from callboard.runtime.errors import NoAgentError
+    from callboard.runtime.errors import BusError, NoAgentError, RegistryAwayError
 
     async with session.bus("find") as bus:
         try:
@@ -111,6 +111,9 @@ async def _misfit(session: Session, /, query: Query) -> str:
             if set(error.refused) <= set(_STATUSES):
                 return ""
             text = str(error)
+        except (BusError, RegistryAwayError):
+            # we may not pick, or nobody leads any more: the answer of the find stands
+            return ""
         else:
             return ""
         groups = (await roster.heard(bus)).groups.values() if query.labels else ()
@@ -130,9 +133,11 @@ def _nobody(query: Query, found: Found) -> str:
     if query.capability in found.near:
         if query.status:
             return f"nobody who offers {query.capability!r} fits what else was asked for"
-        also = " and fits what else was asked for" if _has_more(query) else ""
-        text = f"nobody who offers {query.capability!r} is heard now{also}"
-        return f"{text}; `callboard find {query.capability} --status offline` shows who fell silent"
+        here = f"`callboard find {query.capability}"
+        if _has_more(query):
+            what = f"nobody who offers {query.capability!r} is heard now and fits what else was asked for"
+            return f"{what}; {here}` shows who is heard, {here} --status offline` who fell silent"
+        return f"nobody who offers {query.capability!r} is heard now; {here} --status offline` shows who fell silent"
     if found.near:
         return f"nobody offers {query.capability!r}; near it: {', '.join(found.near)}"
     return f"nobody offers {query.capability!r}, and no capability has a name like it; see `callboard agents ls`"
