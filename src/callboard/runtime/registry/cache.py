@@ -302,7 +302,7 @@ class RegistryCache:
                 meant = self._near_types(query.type) if reason == "type" else []
                 parts.append(f"{reason} left out {number}{hint(query.type, meant)}")
                 continue
-            values = ", ".join(self.index.values(label)[:10]) or "no agent has that label"
+            values = ", ".join(self.index.values(label)[:10]) or "none"
             parts.append(f"label {label}={query.labels[label]} left out {number} (there are: {values})")
         return "; ".join(parts)
 
