@@ -91,7 +91,8 @@ def test_it_is_shown_and_granted(console: Console, dev: Background) -> None:
     assert console.run("agents", "state", "till/t", "--json").json == {"paid": ["a 3 by bob"]}
     second = console.run("approvals", "deny", id_, "--as", "ops")
     assert second.status == 4
-    assert "it was used by bob at" in second.err
+    assert "it was granted by bob at" in second.err
+    assert "and the grant was used: nothing was changed" in second.err
     used = console.run("approvals", "ls", "--status", "used", "--json").json
     assert [each["id"] for each in used] == [id_]
     events = [each["body"].get("by") for each in console.run("log", "--subject", "cb.event.approval.>", "--json").lines]

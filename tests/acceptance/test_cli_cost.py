@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.acceptance.console import Background, Console
+from tests.acceptance.console import Background, Console, eventually
 
 THINKER = """
 from decimal import Decimal
@@ -72,6 +72,19 @@ def test_a_budget_is_set_spent_shown_and_holds(console: Console, dev: Background
 
     console.run("budget", "set", "run/r1", "--usd", "none")
     assert ask(console) == "fine"
+
+
+def test_the_budget_of_an_agents_days_names_the_present_one(console: Console, dev: Background) -> None:
+    misspelt = console.run("budget", "set", "agent-day/thinkr", "--usd", "1", "--json")
+    assert (misspelt.status, misspelt.json["limits"]["usd"]) == (0, "1")
+    assert "; did you mean agent-day/thinker?" in misspelt.err
+    done = console.run("budget", "set", "agent-day/thinker", "--usd", "2")
+    assert (done.status, done.err) == (0, "")
+    eventually(lambda: "today" in console.run("budget", "show", "agent-day/thinker", "--json").json)
+    shown = console.run("budget", "show", "agent-day/thinker")
+    kind, day = (line.split()[0] for line in shown.out.splitlines()[1:])
+    assert (kind, day.rpartition("/")[0]) == ("agent-day/thinker", "agent-day/thinker")
+    assert f"today's scope is {day}" in shown.err
 
 
 def test_costs_are_added_up(console: Console, dev: Background) -> None:

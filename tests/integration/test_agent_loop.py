@@ -334,8 +334,13 @@ async def test_without_any_model_the_extractive_one_answers_and_the_result_says_
     class Plain(Agent, name="plain"):
         """You summarise."""
 
-    await callboard_world.start(Plain)
+    class Poor(Agent, name="poor", budget={"tokens": 1}):
+        """You summarise."""
+
+    await callboard_world.start(Plain, Poor)
     found = await ask(callboard_world, "plain/a", "The sea is wide. The sea is blue.")
     assert (found.status, found.model) == ("done", "extractive")
     assert "no model is configured" in found.note
     assert "sea" in found.text
+    refused = await ask(callboard_world, "poor/a", "The sea is wide.")
+    assert (refused.status, refused.turns, refused.note) == ("budget", 0, "")

@@ -163,7 +163,29 @@ async def test_a_day_of_an_agent_has_the_limits_of_its_kind(callboard_world: Wor
     await callboard_world.start(Spender, Budget)
     await set_budget(callboard_world, "agent-day/spender", tokens=10)
     today = agent_day("spender", callboard_world.clock.now())
-    assert (await spend(callboard_world, "a", today))["scope"] == today
+    refused = await spend(callboard_world, "a", today)
+    assert refused["scope"] == today
+    assert "`callboard budget set agent-day/spender --tokens N`" in refused["message"]
+
+
+async def test_a_limit_that_a_day_was_given_itself_stays_when_its_kind_changes(callboard_world: World) -> None:
+    Spender.model = Scripted(["never"])
+    await callboard_world.start(Spender, Budget)
+    today = agent_day("spender", callboard_world.clock.now())
+    await set_budget(callboard_world, today, tokens=10)
+    await set_budget(callboard_world, "agent-day/spender", tokens=None, seconds=60.0)
+
+    async def has(tokens: int | None, seconds: float) -> bool:
+        found = (await view_of(callboard_world, today)).limits
+        return (found.tokens, found.seconds) == (tokens, seconds)
+
+    await eventually(lambda: has(10, 60.0))
+    refused = await spend(callboard_world, "a", today)
+    assert f"`callboard budget set {today} --tokens N`" in refused["message"]
+    # what was taken away from it is its kind's to give again
+    await set_budget(callboard_world, today, tokens=None)
+    await set_budget(callboard_world, "agent-day/spender", tokens=500)
+    await eventually(lambda: has(500, 60.0))
 
 
 async def test_the_settings_limit_runs_that_nobody_did(callboard_world: World, monkeypatch: pytest.MonkeyPatch) -> None:

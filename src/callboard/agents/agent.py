@@ -155,7 +155,7 @@ class Agent(Actor, abstract=True):
         ended = await self._react(begun.task, mind_.model, history=begun.messages)
         if ended.error is not None and ended.status == "failed":
             raise ended.error
-        result = _result(ended, note=mind_.note)
+        result = _result(ended, note=mind_.note if ended.turns else "")
         result = await self.finish(begun.task, result) or result
         self.state.tasks += 1
         self.state.messages = window.remember(self.state.messages, ended.messages, limit=self.profile.memory)

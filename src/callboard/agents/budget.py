@@ -29,8 +29,11 @@ from callboard.agents.llm.scope import (
     Settle,
     ShowBudget,
     Unit,
+    agent_day,
+    agent_of,
     check_amount,
     check_scope,
+    every_day,
 )
 from callboard.agents.settings import AgentSettings
 from callboard.runtime import subjects
@@ -49,7 +52,6 @@ LOST_KEPT = 512
 MAX_ABOVE = 16
 """Scopes above one another."""
 
-_AGENT_DAY_PARTS = 3
 _LEVELS: tuple[Level, ...] = ("ok", "warn", "critical", "spent")
 
 
@@ -67,6 +69,7 @@ class Ledger(Struct, kw_only=True, omit_defaults=True):
 
     Attributes:
         limits: What it may spend.
+        own: Names of the limits that it was given itself; the others are those of its kind.
         parent: Scope that pays as well.
         spent: What settled and interrupted calls have spent.
         open: Calls that run, by id.
@@ -80,6 +83,7 @@ class Ledger(Struct, kw_only=True, omit_defaults=True):
     """
 
     limits: Limits = Limits()
+    own: tuple[str, ...] = ()
     parent: str = ""
     spent: Amount = Amount()
     open: dict[str, Open] = field(default_factory=dict)
@@ -142,14 +146,18 @@ class Budget(Actor, name=TYPE, restart_budget=1000, poison_limit=100):
     async def change(self, m: SetBudget) -> BudgetView:
         """Change limits and parent; what was spent stays."""
         await self._know()
+        if m.is_of_kind:
+            m = msgspec.structs.replace(m, **dict.fromkeys(self.state.own, UNSET))
         self.state.limits = changed(self.state.limits, m)
-        self.state.is_set = True
+        if not m.is_of_kind:
+            self.state.own = owned(self.state.own, m)
+            self.state.is_set = True
         if m.parent is not UNSET:
             self.state.parent = await self._found_parent(m.parent)
-        if _is_every_day(self.key):
+        if self.key == every_day(self.key):
             # today's scope took over the limits when its first call came
-            today = f"{self.key}/{current_turn().clock.now():%Y-%m-%d}"
-            self.tell(f"{TYPE}/{today}", msgspec.structs.replace(m, parent=UNSET))
+            today = agent_day(agent_of(self.key), current_turn().clock.now())
+            self.tell(f"{TYPE}/{today}", msgspec.structs.replace(m, parent=UNSET, is_of_kind=True))
         self.state.told = "ok"
         self._tell_level()
         return view(self.state, self.key)
@@ -269,7 +277,9 @@ def grant(ledger: Ledger, m: Reserve, *, scope: str) -> Grant:
         left = limit - taken
         # what costs nothing is free also where nothing is left, but not where nothing was ever given
         if not limit or left < least or (unit == "seconds" and left <= 0):
-            return Grant(ok=False, scope=scope, unit=unit, message=_used_up(scope, unit, limit, taken, least))
+            advice = f"raise it with `callboard budget set {_setter(ledger, scope, unit)} --{unit} N`"
+            message = f"{_used_up(scope, unit, limit, taken, least)}: {advice}{', or stop here' if limit else ''}"
+            return Grant(ok=False, scope=scope, unit=unit, message=message)
         if unit == "tokens":
             amount = msgspec.structs.replace(amount, tokens=int(min(left, want)))
         elif unit == "usd":
@@ -315,6 +325,19 @@ def changed(limits: Limits, m: SetBudget) -> Limits:
         text = f"warn {made.warn:g} and critical {made.critical:g} are shares of a limit: 0 < warn <= critical <= 1"
         raise InputError(text)
     return made
+
+
+def owned(own: tuple[str, ...], m: SetBudget) -> tuple[str, ...]:
+    """Return the names of the limits that a scope has itself; one that was taken away is its kind's to give again."""
+    kept = dict.fromkeys(own)
+    for name in Limits.__struct_fields__:
+        value = getattr(m, name)
+        if value is None:
+            kept.pop(name, None)
+        elif value is not UNSET:
+            # the shares stand in an order, which those of two scopes together may not
+            kept |= dict.fromkeys(("warn", "critical") if name in ("warn", "critical") else (name,))
+    return tuple(kept)
 
 
 def level_of(limits: Limits, spent: Amount) -> tuple[Level, Unit | None]:
@@ -374,14 +397,16 @@ def _used_up(scope: str, unit: Unit, limit: Decimal, taken: Decimal, least: Deci
     shown = "$" if unit == "usd" else ""
     word = "" if unit == "usd" else f" {unit}"
     if not limit:
-        return (
-            f"budget {scope} is {shown}0{word}, which lets no call begin: raise it with `callboard budget set {scope} "
-            f"--{unit} N`"
-        )
+        return f"budget {scope} is {shown}0{word}, which lets no call begin"
     return (
         f"budget {scope} has {shown}{max(limit - taken, Decimal(0)):.6g} of {shown}{limit:.6g}{word} left, the call "
-        f"needs {shown}{least:.6g} at least: raise it with `callboard budget set {scope} --{unit} N`, or stop here"
+        f"needs {shown}{least:.6g} at least"
     )
+
+
+def _setter(ledger: Ledger, scope: str, unit: Unit) -> str:
+    """Return the scope to set for another limit: the one of all days, for a day that was given none of its own."""
+    return scope if unit in ledger.own else every_day(scope) or scope
 
 
 def _check(m: Reserve) -> None:
@@ -407,8 +432,3 @@ def _parent(parent: str, scope: str) -> str:
         text = f"budget {scope} cannot be its own parent"
         raise InputError(text)
     return check_scope(parent) if parent else ""
-
-
-def _is_every_day(scope: str) -> bool:
-    parts = scope.split("/")
-    return parts[0] == "agent-day" and len(parts) == _AGENT_DAY_PARTS - 1

@@ -225,7 +225,11 @@ def refusal(entry: Entry, *, by: str, role: str, given_hash: str | None) -> Refu
         return Refusal("unknown", "there is no such approval: `callboard approvals ls` lists those that wait")
     if entry.status != "pending":
         when = "" if entry.at is None else f" at {entry.at:%Y-%m-%d %H:%M:%S} UTC"
-        return Refusal("decided", f"it was {entry.status} by {entry.by or 'its requester'}{when}: nothing was changed")
+        # a grant is used, or lapses, by no doing of whoever gave it
+        after = {"used": "granted", "expired": "granted"}.get(entry.status, entry.status)
+        since = {"used": ", and the grant was used", "expired": ", and the grant has lapsed"}.get(entry.status, "")
+        who = entry.by or "its requester"
+        return Refusal("decided", f"it was {after} by {who}{when}{since}: nothing was changed")
     if not by:
         return Refusal("not_allowed", "a decision needs the name of who decides: `by`")
     if not may_decide(entry.to, by, role):

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from callboard.cli.output import SPAN, emit, table
+from callboard.cli.output import SPAN, emit, note, table
 from callboard.cli.session import Session, example, global_options, json_option, pass_session
 
 if TYPE_CHECKING:
     from callboard.agents.llm.scope import Amount, BudgetView, Limits
+    from callboard.runtime.bus.base import Bus
 
 NONE = "none"
 
@@ -92,6 +93,9 @@ def set_(session: Session, /, scope: str, **given: Any) -> None:  # noqa: ANN401
     async def work() -> BudgetView:
         async with session.bus("budget") as bus:
             answer = await Client(bus).actor(f"{TYPE}/{check_scope(scope)}").ask(wanted)
+            meant = await _meant(bus, scope)
+            if meant:
+                note(f"{scope} is set, though no agents of this type are known{meant}")
             return msgspec.convert(answer, BudgetView)
 
     _show(session, [session.run(work())])
@@ -103,14 +107,22 @@ def set_(session: Session, /, scope: str, **given: Any) -> None:  # noqa: ANN401
 @global_options
 @pass_session
 def show(session: Session, /, scope: str) -> None:
-    """Show what SCOPE has spent, and what is left."""
+    """Show what SCOPE has spent, and what is left; of agent-day/<type> the present day as well."""
+    from callboard.agents.llm.scope import agent_day, agent_of, every_day
+    from callboard.runtime.clock import SYSTEM_CLOCK
     from callboard.runtime.errors import NotFoundError
 
     found = session.run(_find(session, scope))
+    # calls of an agent are charged to its days
+    today = agent_day(agent_of(scope), SYSTEM_CLOCK.now()) if scope == every_day(scope) else ""
+    if today:
+        found += session.run(_find(session, today))
     if not found:
         message = f"budget {scope} was never set or used; `callboard budget ls` shows those that were"
         raise NotFoundError(message)
     _show(session, found)
+    if today and not session.json:
+        note(f"each day is charged by itself; today's scope is {today}")
 
 
 @command.command("ls", epilog=example("callboard budget ls", "callboard budget ls --json | jq '.[].scope'"))
@@ -133,9 +145,22 @@ async def _find(session: Session, /, scope: str | None) -> list[BudgetView]:
         return await find_budgets(bus, scope)
 
 
+async def _meant(bus: Bus, scope: str) -> str:
+    """Return ``; did you mean …?`` for the days of a type of agent that nobody knows, "" for all else."""
+    from callboard.agents.llm.scope import agent_of
+    from callboard.runtime import census
+    from callboard.runtime.near import hint
+
+    kind = agent_of(scope)
+    return hint(kind, await census.near_types(bus, kind), before="agent-day/") if kind else ""
+
+
 def _show(session: Session, /, found: list[BudgetView]) -> None:
+    """Show one scope; the second, if there is one, is its present day."""
+    import msgspec
+
     if session.json:
-        emit(found[0])
+        emit(msgspec.structs.replace(found[0], today=found[1]) if found[1:] else found[0])
     else:
         _table(found)
 

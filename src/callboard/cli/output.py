@@ -69,6 +69,11 @@ def note(text: str) -> None:
     click.echo(visible(text) if sys.stderr.isatty() else text, err=True)
 
 
+def ended(status: str, why: str, *, between: str = ": ") -> str:
+    """Return how something ended and why, without saying one word twice: a reason may begin with the status."""
+    return why if why.startswith(status) else f"{status}{between}{why}" if why else status
+
+
 def stamp(moment: datetime | None) -> str:
     """Return a time as people read it here: local, to the second."""
     return "-" if moment is None else moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")

@@ -108,7 +108,10 @@ def _actors(modules: Sequence[str]) -> Actors:
     except ModuleLoadError as error:
         if modules:
             raise
-        message = f"say where today's code is: --module FILE, a folder or a module; {error}"
+        message = "say where today's code is: --module FILE, a folder or a module"
+        if error.__cause__ is not None:
+            # an installed package has agents, and cannot be imported
+            message += f"; {error}"
         raise ModuleLoadError(message) from error
     for each in parts.skipped:
         note(f"left out {each.name}: {each.error}")

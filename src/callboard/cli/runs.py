@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from callboard.cli.output import SPAN, UNTIL, emit, note, shorten, stamp, table, tell
+from callboard.cli.output import SPAN, UNTIL, emit, ended, note, shorten, stamp, table, tell
 from callboard.cli.session import Session, example, global_options, json_option, pass_session
 from callboard.cli.submit import read_payload
 
@@ -110,7 +110,8 @@ def _finish(session: Session, /, found: RunView) -> None:
         note(f"partial: without {', '.join(found.missing)}; `callboard runs retry {found.run}` asks these again")
     if found.status in ("failed", "cancelled"):
         if not session.json:
-            note(f"{found.run} {found.status}: {found.code}: {found.error}")
+            why = found.error if found.status == "cancelled" else f"{found.code}: {found.error}"
+            note(f"{found.run} {ended(found.status, why)}")
         click.get_current_context().exit(1)
 
 
@@ -185,7 +186,7 @@ async def _view(session: Session, /, run: str) -> RunView:
 
 
 def _lines(found: RunView) -> list[tuple[str, str]]:
-    lines = [("run", found.run), ("status", f"{found.status}: {found.error}" if found.error else found.status)]
+    lines = [("run", found.run), ("status", ended(found.status, found.error))]
     if found.attempt > 1:
         lines.append(("attempt", str(found.attempt)))
     if found.parent:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from callboard.cli.output import emit, note, shorten, tell
+from callboard.cli.output import emit, ended, note, shorten, tell
 from callboard.cli.session import Session, example, global_options, json_option, pass_session
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Screen:
                 self._line(f"{part.name} {part.status}  {who}  {shorten(part.error, 80)}".rstrip())
         if view.status != self._status:
             self._status = view.status
-            self._line(f"{view.run} {view.status}  {shorten(view.error, 100)}".rstrip())
+            self._line(f"{view.run} {ended(view.status, shorten(view.error, 100), between='  ')}")
 
     def chunk(self, chunk: Chunk) -> None:
         """Print what follows; a call that another host has begun again is said so, and printed from its beginning."""
@@ -80,6 +80,9 @@ class Screen:
             return
         self._numbers[speaker] = chunk.number + 1
         if speaker != self._speaker:
+            if not chunk.text and (chunk.end is None or not chunk.end.error):
+                # an answer without words, such as one that calls tools
+                return
             self.close()
             again = f" (again, {chunk.attempt})" if chunk.attempt > 1 else ""
             tell(f"[{chunk.agent or 'model'}{again}] ", end="")

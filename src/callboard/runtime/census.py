@@ -41,7 +41,8 @@ class Member(Struct, frozen=True, kw_only=True):
             else as the registry sees it (``idle``, ``busy``, ``draining``, ``suspect``, ``offline``); of an actor that
             is not registered ``active``, or ``new`` when it has mail and has never run.
         is_registered: Whether it can be found and picked.
-        is_hosted: Whether it is an actor of workers; False for an agent that runs by itself.
+        is_hosted: Whether it is an actor of workers, also while none of them hosts it; False for an agent that runs
+            by itself.
         worker: Worker that hosts it now, "" when none does or it is not known.
         host: Where an agent runs that hosts itself.
         busy: Requests under way.

@@ -18,6 +18,8 @@ LONGEST_CALL_S = 900.0
 # Nothing that is asked for or spent is more; sums of them stay exact and have a form in JSON.
 MOST_TOKENS, MOST_USD, MOST_SECONDS = 10**12, Decimal(10**12), 1e10
 MAX_LASTS_S = 30 * 86_400.0
+_DAYS = "agent-day"
+_EVERY_DAY_PARTS = 2
 
 
 class Limits(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -110,7 +112,11 @@ class Grant(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class SetBudget(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Change limits and parent of a scope; what is left out stays, None takes a limit away, "" the parent."""
+    """Change limits and parent of a scope; what is left out stays, None takes a limit away, "" the parent.
+
+    Attributes:
+        is_of_kind: Whether these are the limits of the scope's kind: limits that it was given itself stay.
+    """
 
     tokens: int | UnsetType | None = UNSET
     usd: Decimal | UnsetType | None = UNSET
@@ -118,6 +124,7 @@ class SetBudget(Struct, frozen=True, kw_only=True, omit_defaults=True):
     warn: float | UnsetType = UNSET
     critical: float | UnsetType = UNSET
     parent: str | UnsetType = UNSET
+    is_of_kind: bool = False
 
 
 class ShowBudget(Struct, frozen=True):
@@ -140,6 +147,8 @@ class BudgetView(Struct, frozen=True, kw_only=True, omit_defaults=True):
         level: The worst of its units.
         since: When its first call came.
         is_set: Whether it was given limits or a parent of its own.
+        today: Of ``agent-day/<type>``, where it is shown: the scope of the present day, which is what calls are
+            charged to; None where nobody set or used it.
     """
 
     scope: str
@@ -154,6 +163,7 @@ class BudgetView(Struct, frozen=True, kw_only=True, omit_defaults=True):
     level: Level = "ok"
     since: datetime | None = None
     is_set: bool = False
+    today: BudgetView | None = None
 
 
 def check_amount(amount: Amount) -> Amount:
@@ -189,7 +199,19 @@ def possible(amount: Amount) -> Amount:
 
 def agent_day(kind: str, now: datetime) -> str:
     """Return the scope of one type of agent on one day (UTC)."""
-    return f"agent-day/{kind}/{now:%Y-%m-%d}"
+    return f"{_DAYS}/{kind}/{now:%Y-%m-%d}"
+
+
+def agent_of(scope: str) -> str:
+    """Return the type of agent whose days, or one of whose days, a scope is; "" for other scopes."""
+    parts = scope.split("/")
+    return parts[1] if parts[0] == _DAYS and len(parts) in (_EVERY_DAY_PARTS, _EVERY_DAY_PARTS + 1) else ""
+
+
+def every_day(scope: str) -> str:
+    """Return the scope that limits each day of a type of agent, for itself and for one of the days; "" for others."""
+    kind = agent_of(scope)
+    return f"{_DAYS}/{kind}" if kind else ""
 
 
 def check_scope(scope: str) -> str:

@@ -199,9 +199,7 @@ async def actors(
     mails = await bus.subject_counts(subjects.ACTORS, f"cb.mbox.{wanted}.*.*")
     stored = {_addressee(subject): count for subject, count in mails.items()}
     known = {Address(*subjects.actor_of(subject)) for subject in with_record}
-    everybody = sorted(known | set(stored))
-    if is_late is not None and len(everybody) > limit:
-        everybody.sort(key=lambda address: is_late(address.type))
+    everybody = sorted(known | set(stored), key=lambda each: (is_late is not None and is_late(each.type), each))
     chosen = sorted(everybody[:limit])
     states = await bus.get_many(subjects.ACTORS, [subjects.state(a.type, a.key) for a in chosen if a in known])
     found = {Address(*subjects.actor_of(s.subject)): _read(s) for s in states}
