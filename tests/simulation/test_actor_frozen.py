@@ -131,6 +131,32 @@ def test_a_host_whose_step_another_has_recorded_begins_no_further_one() -> None:
     play(scene)
 
 
+@pytest.mark.parametrize("frozen_s", FROZEN_S[::4])
+def test_a_host_that_stood_still_begins_no_turn_that_waited_for_a_place(frozen_s: float) -> None:
+    """The turn before it ends the moment that the host comes back, so there is a place: but the mail is another's."""
+
+    async def scene(fleet: Fleet) -> None:
+        usual = fleet.options
+        fleet.options = msgspec.structs.replace(usual, actor_rules=msgspec.structs.replace(usual.actor_rules, turns=1))
+        await fleet.start("a")
+        await fleet.owned_by("a")
+        await fleet.tell("ann", "first", 3.0)
+        await fleet.begun("first")
+        await fleet.tell("bob", "second", 30.0)
+        await asyncio.sleep(0.5)
+        assert Stage.begun == ["first"]
+        fleet.world.pause("a")
+        fleet.options = usual
+        await fleet.start("b")
+        await asyncio.sleep(frozen_s)
+        fleet.world.resume("a")
+        await fleet.world.eventually(lambda: true("second" in Stage.ended), within_s=90.0)
+        await asyncio.sleep(5.0)
+        assert Stage.begun.count("second") == 1
+
+    play(scene)
+
+
 def _hold_record(fleet: Fleet, name: str, of: str, held: list[Write], *, is_let_go: bool = False) -> None:
     """Keep back what a host records of a step: for ever, or until ``held`` is empty again."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 
 from msgspec import Struct
@@ -68,8 +68,18 @@ class Attempts:
         self._seating: asyncio.Task[None] | None = None
         self._outcome: asyncio.Future[Ending] | None = None
 
-    async def make(self, turn: Turn, job: Job, *, order: Callable[[], tuple[str, str] | None]) -> Ending:
+    async def make(
+        self,
+        turn: Turn,
+        job: Job,
+        *,
+        order: Callable[[], tuple[str, str] | None],
+        is_ours: Callable[[], Awaitable[bool]],
+    ) -> Ending:
         """Make one attempt, unless ``order`` returns a stop that came before it could begin.
+
+        Waiting for a place takes as long as others' turns, and the process may have stood still meanwhile: ``is_ours``
+        says at the last moment whether the turn is another's by now.
 
         Raises:
             CallboardError: If the state cannot be loaded: the mail stays.
@@ -91,6 +101,9 @@ class Attempts:
             refused = await self._instance.start(actor, turn)
             if refused is not None:
                 return Raised(refused)
+            if not await is_ours():
+                stop = order()
+                return Abandoned() if stop is None else ended(stop)
             if crash.point:
                 crash.at("before-effect")
             self._inner.begin(turn, actor)

@@ -143,7 +143,7 @@ class Runner:
             attempt += 1
             turn = self._turn(job, attempt, found)
             found = None
-            ending = await self._attempt.make(turn, job, order=lambda: self._cancel)
+            ending = await self._attempt.make(turn, job, order=lambda: self._cancel, is_ours=self._is_still_ours)
             self._count(turn, ending)
             if isinstance(ending, Abandoned):
                 await self._leave(turn)
@@ -207,7 +207,10 @@ class Runner:
         return False
 
     async def _is_still_ours(self) -> bool:
-        """Return whether nobody else has begun the turn meanwhile; asks until that is known, or a stop comes."""
+        """Return whether nobody else has begun the turn meanwhile; asks until that is known, or a stop comes.
+
+        Costs nothing while our own beats come back and nothing else gave us doubts.
+        """
         while self._cancel is None:
             try:
                 return await self._activation.may_go_on()
