@@ -171,9 +171,9 @@ def dial_error(servers: str, error: BaseException | None, deadline_s: float, *, 
     """Return what kept us from connecting, and what to do about it."""
     advice = tls_advice(str(error))
     if is_full(error):
-        text = (
-            f"the server at {servers} lets no further connection in ({error}): close some, or have an operator raise "
-        )
+        text = f"the server at {servers} lets no further connection in ({error}): close some, or have somebody raise "
+        if "account" not in str(error).lower():
+            return BusConnectError(f"{text}`max_connections` in its configuration")
         return BusAuthError(f"{text}the limit, a tenant's with `callboard tenant create NAME --max-connections NUMBER`")
     if advice is not None:
         return BusAuthError(f"no secure connection to the server at {servers}: {advice} ({error})")
