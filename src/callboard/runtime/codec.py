@@ -96,6 +96,20 @@ def canonical(value: object) -> bytes:
     raise EncodeError(message) from reason
 
 
+def foreign_schema(kind: Any) -> dict[str, Any]:  # noqa: ANN401 - the hook's contract is untyped
+    """Return the JSON Schema of a type that msgspec does not know, a pydantic model; a hook of ``msgspec.json.schema``.
+
+    Raises:
+        NotImplementedError: If it has none; by the hook's contract.
+    """
+    make = getattr(kind, "model_json_schema", None)
+    if make is None:
+        message = f"{kind!r}"
+        raise NotImplementedError(message)
+    found: dict[str, Any] = make()
+    return found
+
+
 def _from_builtins(kind: Any, value: Any) -> Any:  # noqa: ANN401 - the hook's contract is untyped
     validate = getattr(kind, "model_validate", None)
     if validate is None:

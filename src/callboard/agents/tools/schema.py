@@ -158,18 +158,11 @@ def _made(name: str, fields: list[tuple[str, Any, Any]], contexts: tuple[str, ..
 
 def _schema(struct: type[Struct]) -> dict[str, Any]:
     """Return a struct's schema as one object, with the types it refers to below it."""
-    (_,), components = msgspec.json.schema_components([struct], schema_hook=_hooked, ref_template="#/$defs/{name}")
+    (_,), components = msgspec.json.schema_components(
+        [struct], schema_hook=codec.foreign_schema, ref_template="#/$defs/{name}"
+    )
     root = dict(components.pop(_ROOT))
     root.pop("title", None)
     if components:
         root["$defs"] = components
     return root
-
-
-def _hooked(kind: type[Any]) -> dict[str, Any]:
-    schema = getattr(kind, "model_json_schema", None)
-    if schema is None:
-        message = f"{kind!r}"
-        raise NotImplementedError(message)
-    found: dict[str, Any] = schema()
-    return found

@@ -92,7 +92,7 @@ class Shape:
     def schema(self) -> dict[str, Any]:
         """Return its JSON schema; of a type that has none, its name as title."""
         try:
-            return msgspec.json.schema(self.kind, schema_hook=_foreign_schema)
+            return msgspec.json.schema(self.kind, schema_hook=codec.foreign_schema)
         except (TypeError, ValueError, NotImplementedError):
             return {"title": self.name}
 
@@ -243,14 +243,6 @@ def _check_strangers(kind: Any) -> None:  # noqa: ANN401 - as above
             message = f"{item.cls.__qualname__} is no Struct, dataclass, TypedDict or pydantic model"
             raise TypeError(message)
         waiting.extend(getattr(item, name) for name in item.__struct_fields__)
-
-
-def _foreign_schema(kind: Any) -> dict[str, Any]:  # noqa: ANN401 - as above
-    make = getattr(kind, "model_json_schema", None)
-    if make is None:
-        raise NotImplementedError(kind)
-    found: dict[str, Any] = make()
-    return found
 
 
 def _with_unknown(data: bytes, original: bytes, known: frozenset[str]) -> bytes:
